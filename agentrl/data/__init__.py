@@ -1,0 +1,1 @@
+"""Question files: read, check, mix, and write the demo's."""

@@ -1,0 +1,1 @@
+"""Rollouts: Ray actors that run episodes on their own engine, and the pool that hands them questions."""

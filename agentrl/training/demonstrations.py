@@ -1,0 +1,146 @@
+"""Demonstrations: episodes that follow a script instead of a model, through the real protocol and the real retriever.
+
+A script is written from a question's gold passages and kept only when the passages that came back hold the answer, so a
+demonstration never claims what it did not read. Several structures are written (one search, two, a wasted one, a direct
+answer), so that a policy trained on them occupies several strata.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from agentrl.agent.codec import Codec
+from agentrl.agent.episode import Agent
+from agentrl.config import AgentConfig
+from agentrl.engines.base import Generation, Sampling
+from agentrl.metrics import normalize_answer
+from agentrl.types import End, Question, Trajectory
+from retrievers.base import Retriever
+
+# How often each structure is tried; a structure that the passages do not support is not written.
+_SINGLE_HOP = {"by question": 0.36, "by title": 0.27, "wasted first": 0.22, "direct": 0.15}
+_TWO_HOP = {"by titles": 0.55, "question, then title": 0.18, "question, then titles": 0.12, "direct": 0.15}
+
+
+class _Script:
+    """An engine that says the turns of a script, one after another, with probability 1."""
+
+    def __init__(self, turns: Sequence[str], codec: Codec):
+        self._turns = iter(turns)
+        self._codec = codec
+
+    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
+        ids = tuple(self._codec.encode(next(self._turns)))
+        return Generation(ids, (0.0,) * len(ids), "stop", 0)
+
+    async def load_adapter(self, version: int, files: Mapping[str, bytes]) -> None:
+        raise NotImplementedError("a script has no weights")
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    structure: str
+    queries: tuple[str, ...]
+
+
+async def write_demonstrations(
+    questions: Sequence[Question],
+    count: int,
+    *,
+    config: AgentConfig,
+    codec: Codec,
+    retriever: Retriever,
+    k: int,
+    seed: int,
+    on_done: Callable[[int], None] = lambda done: None,
+) -> list[Trajectory]:
+    """Write up to `count` demonstrations, at most one for each question, in an order drawn from `seed`.
+
+    Questions need `metadata["supporting_titles"]` in hop order for more than a search by the question itself.
+    """
+    rng = random.Random(seed)
+    order = list(questions)
+    rng.shuffle(order)
+    demonstrations: list[Trajectory] = []
+    for question in order:
+        if len(demonstrations) == count:
+            break
+        plan = _plan(question, rng)
+        if plan is None:
+            continue
+        trajectory = await _perform(question, plan, rng, config, codec, retriever, k)
+        if trajectory is not None:
+            demonstrations.append(trajectory)
+            on_done(len(demonstrations))
+    return demonstrations
+
+
+def _plan(question: Question, rng: random.Random) -> _Plan | None:
+    titles = tuple(question.metadata.get("supporting_titles") or ())
+    as_query = question.text.rstrip("?").strip()
+    two_hop = int(question.metadata.get("hops", 1)) > 1
+    table = _TWO_HOP if two_hop else _SINGLE_HOP
+    structure = rng.choices(list(table), weights=list(table.values()))[0]
+    if structure == "direct":
+        return _Plan(structure, ())
+    if structure == "by question":
+        return _Plan(structure, (as_query,))
+    if not titles or (two_hop and len(titles) < 2):
+        return None if two_hop else _Plan("by question", (as_query,))
+    if structure == "by title":
+        return _Plan(structure, titles[:1])
+    if structure == "wasted first":
+        return _Plan(structure, (as_query, titles[0]))
+    if structure == "by titles":
+        return _Plan(structure, titles[:2])
+    if structure == "question, then title":
+        return _Plan(structure, (as_query, titles[1]))
+    return _Plan(structure, (as_query, *titles[:2]))
+
+
+async def _perform(
+    question: Question,
+    plan: _Plan,
+    rng: random.Random,
+    config: AgentConfig,
+    codec: Codec,
+    retriever: Retriever,
+    k: int,
+) -> Trajectory | None:
+    """Play a plan; return None if its passages do not support the answer."""
+    answer = question.golden_answers[0]
+    turns = [f"<think> {_thought(n, query, question, rng)} </think>\n<search> {query} </search>" for n, query in enumerate(plan.queries)]
+    last = rng.choice(("Now I can answer.", "The passages say it.", "This answers the question."))
+    thought = last if plan.queries else rng.choice(("I know this.", "I can answer this without searching."))
+    # The dry run shows which of the accepted answers stands in the passages, so that the demonstration copies that one.
+    if plan.queries:
+        rehearsal = await _play(question, [*turns, f"<answer> {answer} </answer>"], config, codec, retriever, k)
+        if rehearsal.end is not End.ANSWERED:
+            return None
+        read = normalize_answer(" ".join(turn.observation for turn in rehearsal.turns))
+        found = [gold for gold in question.golden_answers if normalize_answer(gold) and f" {normalize_answer(gold)} " in f" {read} "]
+        if found:
+            answer = found[0]
+        elif normalize_answer(answer) not in ("yes", "no"):
+            return None
+    turns.append(f"<think> {thought} </think>\n<answer> {answer} </answer>")
+    trajectory = await _play(question, turns, config, codec, retriever, k)
+    return trajectory if trajectory.end is End.ANSWERED else None
+
+
+def _thought(position: int, query: str, question: Question, rng: random.Random) -> str:
+    by_title = query in (question.metadata.get("supporting_titles") or ())
+    if position == 0 and not by_title:
+        return rng.choice(("I should look this up.", "I search for the question itself."))
+    if position == 0:
+        return f"I need to know about {query}."
+    return rng.choice((f"Next I need {query}.", f"Now I look up {query}."))
+
+
+async def _play(
+    question: Question, turns: Sequence[str], config: AgentConfig, codec: Codec, retriever: Retriever, k: int
+) -> Trajectory:
+    agent = Agent(config, codec, _Script(turns, codec), retriever, k)
+    return await agent.run(question, f"demonstration/{question.id}", temperature=1.0, seed=0, timeout=120.0)

@@ -1,0 +1,265 @@
+"""Edge cases, errors, the report and the speed of `agentrl.advantages.compute`."""
+
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agentrl.advantages import AdvantageError, compute
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+def one_group(rewards, strata, **options):
+    return compute(rewards, ["q"] * len(rewards), strata, **{"alpha": 1.0, "eps": 0.0, **options}).values
+
+
+@pytest.mark.parametrize("ddof", [0, 1])
+@pytest.mark.parametrize("degenerate", ["zero", "global", "merge"])
+def test_a_stratum_of_one_never_gives_nan(ddof, degenerate):
+    """std(ddof=1) of a single reward is NaN, and one NaN in a batch ends the training run."""
+    values = one_group([1.0, 0.0, 1.0, 0.5], [0, 0, 0, 1], ddof=ddof, degenerate=degenerate)
+    assert np.isfinite(values).all()
+
+
+@pytest.mark.parametrize("ddof", [0, 1])
+@pytest.mark.parametrize("estimator", ["grpo", "stratified"])
+def test_a_rollout_alone_does_not_get_its_raw_reward(ddof, estimator):
+    """GRPO code that takes mean 0 and std 1 for a group of one turns the reward itself into the advantage."""
+    result = compute([7.0, 1.0, 0.0], ["alone", "q", "q"], [0, 0, 0], estimator, ddof=ddof)
+    assert result.values[0] == 0
+    assert one_group([7.0, 1.0, 0.0], [2, 0, 0], ddof=ddof)[0] == 0
+
+
+def test_zero_leaves_the_global_part_and_global_uses_it_whole():
+    rewards, strata = [1.0, 0.0, 1.0, 0.0, 4.0], [0, 0, 0, 0, 1]
+    gn = one_group(rewards, strata, alpha=0.0)
+    zero = one_group(rewards, strata, alpha=0.75)
+    whole = one_group(rewards, strata, alpha=0.75, degenerate="global")
+    assert zero[4] == 0.25 * gn[4]
+    assert whole[4] == pytest.approx(gn[4], rel=1e-15)
+    np.testing.assert_array_equal(zero[:4], whole[:4])
+
+
+@pytest.mark.parametrize(
+    ("strata", "joined"),
+    [
+        ([0, 0, 4, 4, 1], [0, 0, 4, 4, 0]),
+        ([0, 0, 4, 4, 3], [0, 0, 4, 4, 4]),
+        ([0, 0, 4, 4, 2], [0, 0, 4, 4, 0]),
+        ([0, 0, 4, 4, 9], [0, 0, 4, 4, 4]),
+        ([2, 2, 2, 2, -1.5], [2, 2, 2, 2, 2]),
+        ([0, 1, 2, 3, 4], [0, 0, 0, 0, 0]),
+        ([0, 1, 5, 5, 2], [5, 5, 5, 5, 5]),
+    ],
+    ids=[
+        "below",
+        "above",
+        "tie to the smaller",
+        "beyond the last",
+        "before the first",
+        "all alone",
+        "several join one",
+    ],
+)
+def test_merge_joins_the_nearest_stratum_with_variance(strata, joined):
+    rewards = [1.0, 0.0, 3.0, 0.0, 2.0]
+    expected = one_group(rewards, joined)
+    assert expected.any()
+    np.testing.assert_allclose(one_group(rewards, strata, degenerate="merge"), expected, rtol=0, atol=1e-12)
+
+
+def test_merge_stays_within_the_group():
+    rewards, groups = [1.0, 0.0, 5.0, 1.0, 0.0, 2.0], [0, 0, 0, 1, 1, 1]
+    values = compute(rewards, groups, [9, 9, 1, 1, 1, 8], alpha=1.0, degenerate="merge").values
+    expected = compute(rewards, groups, [0, 0, 0, 0, 0, 0], "grpo").values
+    np.testing.assert_allclose(values, expected, rtol=0, atol=1e-12)
+
+
+ROLLOUT = st.tuples(st.integers(-8, 8), st.integers(0, 2), st.integers(-3, 6))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(ROLLOUT, min_size=1, max_size=30))
+def test_merge_agrees_with_a_plain_reference(rollouts):
+    rewards, groups, strata = (np.array(column) for column in zip(*rollouts, strict=True))
+    joined = strata.copy()
+    for g in set(groups):
+        keys = sorted(set(strata[groups == g]))
+        sound = [k for k in keys if len(set(rewards[(groups == g) & (strata == k)])) > 1]
+        for k in set(keys) - set(sound):
+            to = min(sound, key=lambda other: (abs(other - k), other)) if sound else keys[0]
+            joined[(groups == g) & (strata == k)] = to
+    values = compute(rewards, groups, strata, alpha=1.0, degenerate="merge").values
+    np.testing.assert_allclose(values, compute(rewards, groups, joined, alpha=1.0).values, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("key", ["two", (1, 2), float("nan"), None])
+def test_merge_needs_numbers_as_keys(key):
+    with pytest.raises(AdvantageError, match="finite numbers, got"):
+        one_group([1.0, 0.0], [1, key], degenerate="merge")
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 1 / 3, -7.3, 1e-12, 1e12])
+@pytest.mark.parametrize("options", [{}, {"degenerate": "global"}, {"degenerate": "merge"}, {"ddof": 1}])
+def test_constant_rewards_give_exactly_zero(value, options):
+    assert not one_group([value] * 1001, [i % 3 for i in range(1001)], alpha=0.5, **options).any()
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_small_and_large_rewards_give_the_same_advantages(scale, offset):
+    rewards, strata = np.array([0, 1, 1, 0, 2, 5, 2, 3.0]), [0, 0, 0, 1, 1, 1, 2, 3]
+    for alpha in (0.0, 0.6, 1.0):
+        expected = one_group(rewards, strata, alpha=alpha)
+        np.testing.assert_allclose(one_group(scale * (rewards + offset), strata, alpha=alpha), expected, rtol=1e-10)
+
+
+def test_a_small_difference_on_a_large_offset_is_variance():
+    np.testing.assert_array_equal(one_group([1e12, 1e12 + 1, 1e12, 1e12 + 1], [0] * 4), [-1, 1, -1, 1])
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12, -1.0])
+def test_rounding_noise_of_equal_rewards_is_not_variance(scale):
+    noisy = np.array([0.1 + 0.2, 0.3, 0.1 * 3, 0.6 / 2]) * scale
+    assert len(set(noisy.tolist())) > 1
+    assert not one_group(noisy, [0] * 4, alpha=0.5).any()
+
+
+def test_ties_share_an_advantage():
+    values = one_group([1.0, 1.0, 0.0, 0.0, 1.0], [0, 0, 0, 0, 0])
+    assert values[0] == values[1] == values[4] > 0 > values[2] == values[3]
+
+
+def test_excluded_rollouts_take_no_part_and_are_counted():
+    rewards, groups, strata = [1.0, np.nan, 0.0, 1.0, np.nan], ["a", "a", "a", "a", "b"], [0, 0, 0, 1, 7]
+    result = compute(rewards, groups, strata)
+    kept = compute([1.0, 0.0, 1.0], ["a"] * 3, [0, 0, 1])
+    np.testing.assert_array_equal(result.values[[0, 2, 3]], kept.values)
+    assert result.values[1] == result.values[4] == 0
+    assert result.valid.tolist() == [True, False, True, True, False]
+    assert result.report == {**kept.report, "excluded": 2.0}
+
+
+def test_no_rollout_and_only_excluded_rollouts():
+    assert compute([], [], []).values.shape == (0,)
+    result = compute([None, np.nan], ["a", "b"], [0, 1], degenerate="merge")
+    assert result.values.tolist() == [0, 0]
+    assert result.report["excluded"] == 2
+    assert result.report["groups"] == 0
+
+
+def test_report():
+    rewards = [0.0, 0.0, 1.0, 1.0, 0.0, 1.0, 0.0, 1.0, 1.0, 1.0, np.nan]
+    groups = ["constant in strata"] * 4 + ["one stratum"] * 4 + ["constant"] * 2 + ["failed"]
+    strata = [0, 0, 1, 1, 0, 0, 0, 0, 0, 1, 0]
+    result = compute(rewards, groups, strata, alpha=1.0)
+    assert result.report == {
+        "groups": 3.0,
+        "strata": 5.0,
+        "degenerate_share": pytest.approx(0.6),
+        "groups_without_signal_global": 1.0,
+        "groups_without_signal": 2.0,
+        "between_strata_share": pytest.approx(0.5),
+        "excluded": 1.0,
+    }
+
+
+def test_keys_of_any_hashable_type_and_integer_arrays_agree():
+    rng = np.random.default_rng(0)
+    rewards, groups, strata = rng.normal(size=60), rng.integers(0, 6, 60), rng.integers(0, 3, 60)
+    expected = compute(rewards, groups, strata).values
+    tuples = compute(rewards, [("set", int(g)) for g in groups], [(int(s), "x") for s in strata]).values
+    strings = compute(rewards, groups.astype(str), strata.astype(str)).values
+    np.testing.assert_allclose(tuples, expected, rtol=0, atol=1e-10)
+    np.testing.assert_allclose(strings, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        (([1.0, 0.0], ["a"], [0, 0]), {}, "got 2, 1 and 2"),
+        (([1.0, 0.0], ["a", "a"], [0]), {}, "got 2, 2 and 1"),
+        (([[1.0]], ["a"], [0]), {}, "one-dimensional"),
+        ((["good"], ["a"], [0]), {}, "must be numbers"),
+        (([1.0, -np.inf], ["a", "a"], [0, 0]), {}, r"rewards\[1\] is -inf"),
+        (([1.0], [["a"]], [0]), {}, "groups must be hashable"),
+        (([1.0], ["a"], [{}]), {}, "strata must be hashable"),
+        (([1.0], ["a"], [0], "stratifed"), {}, "unknown estimator 'stratifed'.*did you mean stratified"),
+        (([1.0], ["a"], [0], "no.such.module:f"), {}, "cannot be imported"),
+        (([1.0], ["a"], [0], "math:no_such"), {}, "cannot be imported"),
+        (([1.0], ["a"], [0], ":f"), {}, "cannot be imported"),
+        (([1.0], ["a"], [0], "math:pi"), {}, "is a float, not a function"),
+        (([1.0], ["a"], [0]), {"alhpa": 1}, "no option 'alhpa'.*alpha, eps, ddof, degenerate.*did you mean alpha"),
+        (([1.0], ["a"], [0], "grpo"), {"alpha": 1}, r"'grpo' has no option 'alpha' \(it has: eps, ddof\)"),
+        (([1.0], ["a"], [0]), {"alpha": 1.5}, "alpha must be from 0"),
+        (([1.0], ["a"], [0]), {"alpha": float("nan")}, "alpha must be from 0"),
+        (([1.0], ["a"], [0]), {"eps": -1e-6}, "eps must be"),
+        (([1.0], ["a"], [0]), {"ddof": 2}, "ddof must be"),
+        (([1.0], ["a"], [0]), {"degenerate": "drop"}, "degenerate must be zero, global or merge"),
+    ],
+)
+def test_errors_name_what_is_wrong(arguments, options, message):
+    with pytest.raises(AdvantageError, match=message):
+        compute(*arguments, **options)
+
+
+USER_MODULE = """
+import numpy as np
+
+def centred(batch, *, scale=1.0):
+    means = np.bincount(batch.groups, batch.rewards) / np.bincount(batch.groups)
+    return scale * (batch.rewards - means[batch.groups])
+
+def anything(batch, **options):
+    return np.full(len(batch.rewards), options["value"])
+"""
+
+
+@pytest.fixture
+def user_module(tmp_path, monkeypatch):
+    (tmp_path / "my_estimators.py").write_text(USER_MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "my_estimators"
+    sys.modules.pop("my_estimators", None)
+
+
+def test_an_estimator_by_import_path(user_module):
+    result = compute([1.0, np.nan, 0.0], ["a"] * 3, [0, 0, 0], f"{user_module}:centred", scale=4.0)
+    assert result.values.tolist() == [2, 0, -2]
+    with pytest.raises(AdvantageError, match=r"no option 'alpha' \(it has: scale\)"):
+        compute([1.0], ["a"], [0], f"{user_module}:centred", alpha=1.0)
+    assert compute([1.0], ["a"], [0], f"{user_module}:anything", value=3).values.tolist() == [3]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, [1, 2]])
+def test_an_estimator_must_return_one_finite_number_for_each_rollout(user_module, value, monkeypatch):
+    import my_estimators
+
+    monkeypatch.setattr(my_estimators, "anything", lambda batch, **options: np.array(value, ndmin=1))
+    with pytest.raises(AdvantageError, match="must return 1 finite numbers"):
+        compute([1.0], ["a"], [0], f"{user_module}:anything")
+
+
+def test_importing_loads_nothing_heavy():
+    code = (
+        "import sys, agentrl.advantages; "
+        "print([m for m in ('torch', 'ray', 'jnius', 'pyserini', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_million_rollouts():
+    """About a third of a second; the bound leaves room for a busy machine and still fails a loop over groups."""
+    n = 1_000_000
+    rng = np.random.default_rng(0)
+    rewards, groups, strata = rng.integers(0, 2, n), np.arange(n) // 8, rng.integers(0, 4, n)
+    start = time.perf_counter()
+    result = compute(rewards, groups, strata, degenerate="merge")
+    assert time.perf_counter() - start < 3
+    assert np.isfinite(result.values).all()
