@@ -129,7 +129,9 @@ class AgentConfig(Section):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.max_turn_tokens >= self.max_episode_tokens:
-            raise ValueError(f"max_turn_tokens {self.max_turn_tokens} must be below max_episode_tokens {self.max_episode_tokens}")
+            raise ValueError(
+                f"max_turn_tokens {self.max_turn_tokens} must be below max_episode_tokens {self.max_episode_tokens}"
+            )
         if self.max_observation_tokens >= self.max_episode_tokens:
             raise ValueError(
                 f"max_observation_tokens {self.max_observation_tokens} must be below max_episode_tokens {self.max_episode_tokens}"
@@ -149,12 +151,16 @@ class EngineConfig(Section):
 
 
 class RolloutConfig(Section):
-    """Groups of `group_size` episodes for each of `questions_per_step` questions, on `workers` engines."""
+    """Groups of `group_size` episodes for each of `questions_per_step` questions, on `workers` engines.
+
+    A run stops when more than `max_failed_share` of a step's episodes end because engine or retriever failed.
+    """
 
     workers: int = Field(1, ge=1)
     group_size: int = Field(8, ge=2)
     questions_per_step: int = Field(2, ge=1)
     episode_timeout_seconds: float = Field(300.0, gt=0)
+    max_failed_share: float = Field(0.5, ge=0, lt=1)
 
 
 class RewardConfig(Section):
@@ -162,14 +168,14 @@ class RewardConfig(Section):
 
 
 class AdvantagesConfig(Section):
-    """A = alpha * stratified + (1 - alpha) * global (arXiv 2510.06214); see agentrl.advantages for each setting."""
+    """The estimator by name or import path, its own options, and what sorts episodes into strata.
+
+    `stratified` with `alpha` is alpha * stratified + (1 - alpha) * global (arXiv 2510.06214); see agentrl.advantages.
+    """
 
     estimator: str = "stratified"
     stratum: str = "searches"
-    alpha: float = Field(0.8, ge=0, le=1)
-    eps: float = Field(1e-6, ge=0)
-    ddof: Literal[0, 1] = 0
-    degenerate: Literal["zero", "global", "merge"] = "zero"
+    options: dict[str, float | int | str] = {}
 
 
 class TrainingConfig(Section):
@@ -251,7 +257,9 @@ class Config(Section):
     @model_validator(mode="after")
     def _possible(self) -> Self:
         if self.device == "cpu" and self.model.dtype != "float32":
-            raise ValueError("model.dtype must be float32 on device cpu: bfloat16 is many times slower on CPUs without AMX")
+            raise ValueError(
+                "model.dtype must be float32 on device cpu: bfloat16 is many times slower on CPUs without AMX"
+            )
         if self.training is not None:
             episodes = self.rollout.group_size * self.rollout.questions_per_step
             if episodes % self.training.micro_batch:
@@ -259,8 +267,6 @@ class Config(Section):
                     f"training.micro_batch {self.training.micro_batch} must divide the {episodes} episodes of a step "
                     "(rollout.group_size x rollout.questions_per_step)"
                 )
-        if self.advantages.ddof >= self.rollout.group_size:
-            raise ValueError("advantages.ddof must be below rollout.group_size")
         return self
 
     @property
@@ -303,7 +309,9 @@ def find_config(name: str) -> Path:
             return packaged[candidate]
     near = difflib.get_close_matches(name, packaged, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
-    raise ConfigError(f"no config file {name!r}, and no packaged one of that name (there are: {', '.join(packaged)}){hint}")
+    raise ConfigError(
+        f"no config file {name!r}, and no packaged one of that name (there are: {', '.join(packaged)}){hint}"
+    )
 
 
 def load_config(name: str, overrides: Sequence[str] = ()) -> Config:

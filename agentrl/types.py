@@ -177,7 +177,9 @@ class TrajectoryGroup:
             raise GroupError(f"{name}: expected {self.size} episodes (at least 2), got {len(self.trajectories)}")
         for trajectory in self.trajectories:
             if trajectory.question != self.question:
-                raise GroupError(f"{name}: episode {trajectory.id} answers another question, {trajectory.question.id!r}")
+                raise GroupError(
+                    f"{name}: episode {trajectory.id} answers another question, {trajectory.question.id!r}"
+                )
         ids = [trajectory.id for trajectory in self.trajectories]
         repeated = sorted({i for i in ids if ids.count(i) > 1})
         if repeated:

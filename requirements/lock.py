@@ -36,7 +36,8 @@ def resolve(source: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    header = f"# Written by requirements/lock.py with Python {sys.version_info.major}.{sys.version_info.minor}; edit cpu.in instead.\n"
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    header = f"# Written by requirements/lock.py with Python {python}; edit cpu.in instead.\n"
     lock = HERE / "cpu.lock"
     lock.write_text(header + "\n".join(resolve(HERE / "cpu.in")) + "\n")
     print(f"wrote {lock} with {len(lock.read_text().splitlines()) - 1} packages")

@@ -28,10 +28,15 @@ def main() -> None:
     status = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     jvm.start(jvm.JvmOptions(heap, threads))
-    jvm.submit(_index, work, threads, status, os.getppid()).result()
+    try:
+        jvm.submit(_index, work, threads, status).result()
+    except BrokenPipeError:
+        # Nobody reads the status: the parent was killed and cannot clean up.
+        _remove(work)
+        os._exit(1)
 
 
-def _index(work: Path, threads: int, status: IO[str], parent: int) -> None:
+def _index(work: Path, threads: int, status: IO[str]) -> None:
     arguments = jvm.autoclass("io.anserini.index.IndexCollection$Args")()
     arguments.collectionClass = "JsonCollection"
     arguments.generatorClass = "DefaultLuceneDocumentGenerator"
@@ -45,10 +50,6 @@ def _index(work: Path, threads: int, status: IO[str], parent: int) -> None:
     run = jvm.autoclass("java.util.concurrent.CompletableFuture").runAsync(indexer)
     while not run.isDone():
         print(json.dumps({"indexed": counters.indexed.get()}), file=status)
-        if os.getppid() != parent:
-            # The parent was killed and cannot clean up.
-            shutil.rmtree(work, ignore_errors=True)
-            os._exit(1)
         time.sleep(_POLL_SECONDS)
     run.join()
     reader = jvm.autoclass("io.anserini.index.IndexReaderUtils").getReader(str(work / "index"))
@@ -59,6 +60,15 @@ def _index(work: Path, threads: int, status: IO[str], parent: int) -> None:
         "lucene": jvm.autoclass("org.apache.lucene.util.Version").LATEST.toString(),
     }
     print(json.dumps(end), file=status)
+
+
+def _remove(work: Path) -> None:
+    """Remove the folder under the hands of Java, which may create one more file between two steps of a removal."""
+    for _ in range(50):
+        shutil.rmtree(work, ignore_errors=True)
+        if not work.exists():
+            return
+        time.sleep(_POLL_SECONDS)
 
 
 if __name__ == "__main__":

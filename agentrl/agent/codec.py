@@ -9,7 +9,7 @@ from typing import Any
 class Codec:
     """A tokenizer seen by an episode. Texts are encoded alone and without special tokens."""
 
-    def __init__(self, tokenizer: Any):
+    def __init__(self, tokenizer: Any) -> None:
         """`tokenizer` is a fast Hugging Face tokenizer, whose character offsets make exact cuts possible."""
         self.tokenizer = tokenizer
 

@@ -15,7 +15,17 @@ from agentrl.agent.codec import Codec
 from agentrl.agent.protocols import PROTOCOLS, Protocol
 from agentrl.config import AgentConfig, ConfigError
 from agentrl.engines.base import Engine, Sampling
-from agentrl.types import Action, ActionKind, AgentRLError, End, EnvironmentFailure, Question, SearchCall, Trajectory, Turn
+from agentrl.types import (
+    Action,
+    ActionKind,
+    AgentRLError,
+    End,
+    EnvironmentFailure,
+    Question,
+    SearchCall,
+    Trajectory,
+    Turn,
+)
 from retrievers.base import Retriever, RetrieverError
 
 # An observation leaves at least this many tokens for an answer, and is not worth a search when it gets fewer.

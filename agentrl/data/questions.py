@@ -195,12 +195,20 @@ def _answers_problem(row: Mapping[str, Any]) -> str | None:
         return f"`golden_answers` is {_kind(answers)}; write a list of texts"
     if not answers:
         return "`golden_answers` is empty; list at least one accepted answer or remove the row"
+    if _taken_apart(answers):
+        return "`golden_answers` is a text taken apart into letters; write the answers as a list or remove the row"
     for answer in answers:
         if not isinstance(answer, str):
             return f"`golden_answers` holds {_kind(answer)}; write every answer as text"
         if not answer.strip():
             return "`golden_answers` holds an empty text; remove it"
     return None
+
+
+def _taken_apart(answers: list[Any]) -> bool:
+    """Return whether the list holds the letters of a list that was written as text, such as '["a", "b"]'."""
+    letters = all(isinstance(answer, str) and len(answer) == 1 for answer in answers)
+    return letters and len(answers) > 4 and not all(answer.isalnum() for answer in answers)
 
 
 def _metadata_problem(row: Mapping[str, Any]) -> str | None:

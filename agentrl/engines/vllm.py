@@ -48,7 +48,7 @@ class VllmEngine:
 
     def __init__(
         self, model: str, settings: EngineConfig, *, device: str, dtype: str, max_tokens: int, lora_rank: int, seed: int
-    ):
+    ) -> None:
         """`max_tokens` bounds prompt and completion of a request together."""
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM

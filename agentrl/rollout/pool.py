@@ -15,7 +15,7 @@ from agentrl.types import EnvironmentFailure, Question, Trajectory
 class RolloutPool:
     """A view on the workers of a run; it pickles, so that trainer and evaluation each hold one."""
 
-    def __init__(self, workers: Sequence[Any], deadline_seconds: float):
+    def __init__(self, workers: Sequence[Any], deadline_seconds: float) -> None:
         """`deadline_seconds` bounds the wait for any one group after the one before it was done."""
         self._workers = list(workers)
         self._deadline = deadline_seconds

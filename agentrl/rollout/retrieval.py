@@ -16,7 +16,7 @@ from retrievers.base import Hit, RetrieverError
 class ActorRetriever:
     """Calls `search` of a Ray actor. A dead actor that Ray restarts is found again by the next attempt."""
 
-    def __init__(self, actor: Any, settings: RetrieverConfig):
+    def __init__(self, actor: Any, settings: RetrieverConfig) -> None:
         self._actor = actor
         self._timeout = settings.timeout_seconds
         self._attempts = settings.retries + 1

@@ -15,15 +15,21 @@ from agentrl.rewards import REWARDS
 from agentrl.rollout.retrieval import ActorRetriever
 from agentrl.types import Question, Trajectory
 from retrievers.base import Retriever
+from retrievers.remote import HttpRetriever
 
 
 class RolloutWorker:
     """Made through `ray.remote(RolloutWorker)`; every method runs in the actor's event loop."""
 
-    def __init__(self, config: Config, retriever: Any):
-        """`retriever` is a Ray actor with `search`."""
+    def __init__(self, config: Config, retriever: Any) -> None:
+        """`retriever` is a Ray actor with `search`, or None where the config names a server."""
         self._config = config
-        self._retriever: Retriever = ActorRetriever(retriever, config.retriever)
+        settings = config.retriever
+        self._retriever: Retriever = (
+            HttpRetriever(settings.url, settings.timeout_seconds, settings.retries)
+            if settings.kind == "http"
+            else ActorRetriever(retriever, settings)
+        )
         self._agent: Agent | None = None
 
     async def start(self) -> int:
@@ -43,17 +49,13 @@ class RolloutWorker:
             seed=config.seed,
         )
         self._engine = engine
-        self._agent = Agent(
-            config.agent, Codec(load_tokenizer(model)), engine, self._retriever, config.retriever.k
-        )
+        self._agent = Agent(config.agent, Codec(load_tokenizer(model)), engine, self._retriever, config.retriever.k)
         return os.getpid()
 
     async def load_adapter(self, version: int, files: Mapping[str, bytes]) -> None:
         await self._engine.load_adapter(version, files)
 
-    async def rollout(
-        self, question: Question, episode_ids: Sequence[str], temperature: float
-    ) -> list[Trajectory]:
+    async def rollout(self, question: Question, episode_ids: Sequence[str], temperature: float) -> list[Trajectory]:
         """Run one episode for each id, concurrently, and score them."""
         if self._agent is None:
             raise RuntimeError("call start() before rollout()")

@@ -27,7 +27,7 @@ _TWO_HOP = {"by titles": 0.55, "question, then title": 0.18, "question, then tit
 class _Script:
     """An engine that says the turns of a script, one after another, with probability 1."""
 
-    def __init__(self, turns: Sequence[str], codec: Codec):
+    def __init__(self, turns: Sequence[str], codec: Codec) -> None:
         self._turns = iter(turns)
         self._codec = codec
 
@@ -111,7 +111,10 @@ async def _perform(
 ) -> Trajectory | None:
     """Play a plan; return None if its passages do not support the answer."""
     answer = question.golden_answers[0]
-    turns = [f"<think> {_thought(n, query, question, rng)} </think>\n<search> {query} </search>" for n, query in enumerate(plan.queries)]
+    turns = [
+        f"<think> {_thought(n, query, question, rng)} </think>\n<search> {query} </search>"
+        for n, query in enumerate(plan.queries)
+    ]
     last = rng.choice(("Now I can answer.", "The passages say it.", "This answers the question."))
     thought = last if plan.queries else rng.choice(("I know this.", "I can answer this without searching."))
     # The dry run shows which of the accepted answers stands in the passages, so that the demonstration copies that one.
@@ -120,7 +123,11 @@ async def _perform(
         if rehearsal.end is not End.ANSWERED:
             return None
         read = normalize_answer(" ".join(turn.observation for turn in rehearsal.turns))
-        found = [gold for gold in question.golden_answers if normalize_answer(gold) and f" {normalize_answer(gold)} " in f" {read} "]
+        found = [
+            gold
+            for gold in question.golden_answers
+            if normalize_answer(gold) and f" {normalize_answer(gold)} " in f" {read} "
+        ]
         if found:
             answer = found[0]
         elif normalize_answer(answer) not in ("yes", "no"):

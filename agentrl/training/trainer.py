@@ -43,7 +43,7 @@ class StratifiedTrainer(GRPOTrainer):
     Loss and gradients equal those of TRL's padded pass (a test holds them to 1e-5) at a fraction of time and memory.
     """
 
-    def __init__(self, *args: Any, sample: Callable[[list[int]], ScoredBatch], questions: int, **kwargs: Any):
+    def __init__(self, *args: Any, sample: Callable[[list[int]], ScoredBatch], questions: int, **kwargs: Any) -> None:
         """`sample` turns the positions of a step's questions in the data order, each repeated group-size times, into a
         batch in that order; `questions` is the length of the data order, which TRL walks from first to last."""
         super().__init__(
@@ -95,7 +95,9 @@ class StratifiedTrainer(GRPOTrainer):
     ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
         """Return log-probabilities and entropies [B, C] at the model's own tokens of the completions, 0 elsewhere."""
         rows = [
-            _episode_logps(model, ids[attended], torch.nonzero(scored).squeeze(1), self.temperature, logits_to_keep, tail)
+            _episode_logps(
+                model, ids[attended], torch.nonzero(scored).squeeze(1), self.temperature, logits_to_keep, tail
+            )
             for ids, attended, scored, tail in zip(
                 input_ids,
                 attention_mask.bool(),

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import json
+import multiprocessing
+import random
 import shutil
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from queue import Empty
 from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from agentrl.agent.codec import Codec
 from agentrl.config import Config, ConfigError, RetrieverConfig
 from agentrl.data.questions import read_questions
 from agentrl.models import load_tokenizer, resolve_model
+from agentrl.runs import read_trajectories, write_trajectories
 from agentrl.training.demonstrations import write_demonstrations
-from agentrl.types import Trajectory
+from agentrl.types import AgentRLError, Trajectory
+from retrievers.base import RetrieverError
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +34,74 @@ class WarmStartResult:
     """What `warm_start` did; written as card.json beside the adapter."""
 
     demonstrations: int
-    searches: dict[int, int]
+    searches: dict[str, int]
     tokens: int
     trained_tokens: int
     final_loss: float
     minutes: float
+
+
+def warm_start(config: Config, console: Console) -> WarmStartResult:
+    """Write demonstrations, train the adapter and save both in `warmstart.out`, showing progress.
+
+    Raises:
+        ConfigError: if `warmstart.out` exists, or a source yields too few demonstrations.
+        RetrieverError: if an index is missing.
+    """
+    config.require("warmstart")
+    out = Path(config.warmstart.out)
+    if out.exists():
+        raise ConfigError(f"warmstart.out {out}: exists already; remove it or choose another folder")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console) as bars:
+        tasks = {
+            s.name or s.questions: bars.add_task(f"demonstrations {s.name or s.questions}", total=s.count)
+            for s in config.warmstart.sources
+        }
+        demonstrations = _collect_apart(config, lambda name, done, total: bars.update(tasks[name], completed=done))
+        # Sources come one after another; training should meet them mixed.
+        random.Random(config.seed).shuffle(demonstrations)
+        task = bars.add_task("training", total=None)
+        result = train_adapter(
+            config,
+            demonstrations,
+            lambda step, steps, loss: bars.update(
+                task, completed=step, total=steps, description=f"training, loss {loss:.3f}"
+            ),
+        )
+    console.print(
+        f"adapter of {result.demonstrations} demonstrations in {result.minutes:.1f} minutes: {out}", highlight=False
+    )
+    return result
+
+
+def _collect_apart(config: Config, on_done: Callable[[str, int, int], None]) -> list[Trajectory]:
+    """Collect demonstrations in a process of their own: Java stays out of the one that trains."""
+    context = multiprocessing.get_context("spawn")
+    events = context.Queue()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "demonstrations.jsonl.zst"
+        process = context.Process(target=_collect_into, args=(config, file, events), daemon=True)
+        process.start()
+        while process.is_alive() or not events.empty():
+            try:
+                event = events.get(timeout=0.5)
+            except Empty:
+                continue
+            if isinstance(event, BaseException):
+                raise event
+            on_done(*event)
+        process.join()
+        if not file.exists():
+            raise AgentRLError(f"the process that writes demonstrations ended with status {process.exitcode}")
+        return list(read_trajectories(file))
+
+
+def _collect_into(config: Config, file: Path, events: Any) -> None:
+    try:
+        write_trajectories(file, collect_demonstrations(config, lambda *event: events.put(event)))
+    except (AgentRLError, RetrieverError, OSError) as error:
+        events.put(error)
 
 
 def collect_demonstrations(config: Config, on_done: Callable[[str, int, int], None]) -> list[Trajectory]:
@@ -75,7 +146,9 @@ def collect_demonstrations(config: Config, on_done: Callable[[str, int, int], No
     return written
 
 
-def train_adapter(config: Config, demonstrations: list[Trajectory], on_step: Callable[[int, int, float], None]) -> WarmStartResult:
+def train_adapter(
+    config: Config, demonstrations: list[Trajectory], on_step: Callable[[int, int, float], None]
+) -> WarmStartResult:
     """Train the adapter of `config.model.lora` on demonstrations with TRL's SFTTrainer and save it in `warmstart.out`.
 
     Only the model's tokens are trained. Batches are made of single episodes, so nothing is padded. The adapter is saved
@@ -101,13 +174,27 @@ def train_adapter(config: Config, demonstrations: list[Trajectory], on_step: Cal
     model_path = resolve_model(config.model.path)
     rows = [_row(trajectory) for trajectory in demonstrations]
 
-    class Progress(TrainerCallback):
+    class OwnTokens(SFTTrainer):
+        """SFTTrainer's loss on single episodes, with logits at the trained tokens only."""
+
+        def compute_loss(
+            self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
+            labels = inputs["labels"][0]
+            # The logits that predict a token stand one position before it.
+            before = torch.nonzero(labels[1:] != -100).squeeze(1)
+            outputs = model(input_ids=inputs["input_ids"], logits_to_keep=before, use_cache=False)
+            loss = torch.nn.functional.cross_entropy(outputs.logits[0].float(), labels[before + 1], reduction="sum")
+            loss = loss / num_items_in_batch
+            return (loss, outputs) if return_outputs else loss
+
+    class Report(TrainerCallback):
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
             if "loss" in logs:
                 on_step(state.global_step, state.max_steps, logs["loss"])
 
     with tempfile.TemporaryDirectory() as scratch:
-        trainer = SFTTrainer(
+        trainer = OwnTokens(
             model=AutoModelForCausalLM.from_pretrained(model_path, dtype=getattr(torch, config.model.dtype)),
             args=SFTConfig(
                 output_dir=scratch,
@@ -136,7 +223,7 @@ def train_adapter(config: Config, demonstrations: list[Trajectory], on_step: Cal
                 target_modules=lora.target_modules,
                 task_type="CAUSAL_LM",
             ),
-            callbacks=[Progress()],
+            callbacks=[Report()],
         )
         # TRL logs through the console as well; the caller shows progress.
         from transformers.trainer_callback import PrinterCallback
@@ -146,16 +233,16 @@ def train_adapter(config: Config, demonstrations: list[Trajectory], on_step: Cal
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         result = WarmStartResult(
             demonstrations=len(demonstrations),
-            searches=dict(sorted(Counter(len(t.searches) for t in demonstrations).items())),
+            searches={str(n): c for n, c in sorted(Counter(len(t.searches) for t in demonstrations).items())},
             tokens=sum(len(row["input_ids"]) for row in rows),
             trained_tokens=sum(label != -100 for row in rows for label in row["labels"]),
-            final_loss=sum(losses[-10:]) / len(losses[-10:]),
-            minutes=(time.monotonic() - started) / 60,
+            final_loss=round(sum(losses[-10:]) / len(losses[-10:]), 4),
+            minutes=round((time.monotonic() - started) / 60, 1),
         )
         saved = Path(scratch) / "adapter"
         trainer.model.half().save_pretrained(saved)
         _portable_adapter_config(saved, config.model.path)
-        card = {"config": config.model_dump(mode="json"), "result": _as_dict(result)}
+        card = {"config": config.model_dump(mode="json"), "result": asdict(result)}
         (saved / "card.json").write_text(json.dumps(card, indent=2) + "\n")
         shutil.copytree(saved, out)
     return result
@@ -176,14 +263,3 @@ def _portable_adapter_config(folder: Path, model: str) -> None:
     settings = json.loads(path.read_text())
     settings["base_model_name_or_path"] = model
     path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
-
-
-def _as_dict(result: WarmStartResult) -> dict[str, Any]:
-    return {
-        "demonstrations": result.demonstrations,
-        "searches": {str(k): v for k, v in result.searches.items()},
-        "tokens": result.tokens,
-        "trained_tokens": result.trained_tokens,
-        "final_loss": round(result.final_loss, 4),
-        "minutes": round(result.minutes, 1),
-    }

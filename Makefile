@@ -1,0 +1,56 @@
+# `make quickstart` trains and evaluates a real model on this machine; `make test` runs every test.
+# Both make .venv from requirements/cpu.lock when it is missing or older than the lock, and not otherwise.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+
+# pip installs PyTorch's CPU build where it sees one; elsewhere PyTorch's own index of CPU wheels is added.
+TORCH := $(shell grep -E '^torch==' requirements/cpu.lock)
+CPU_WHEELS := https://download.pytorch.org/whl/cpu
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
+
+# Each quickstart is a run of its own, so that none overwrites another.
+RUN := quickstart-$(shell date +%m%d-%H%M%S)
+
+.PHONY: quickstart test test-fast lint format lock starter env clean
+
+quickstart: $(READY)
+	@test -d data/demo || $(BIN)/agentrl data demo --out data/demo
+	@test -d data/demo/index || $(BIN)/agentrl index build --corpus data/demo/corpus.jsonl --out data/demo/index
+	$(BIN)/agentrl train --config quickstart.yaml data.root=data name=$(RUN)
+	@echo "evaluate it again:  $(BIN)/agentrl eval --config quickstart.yaml --adapter runs/$(RUN)/adapter data.root=data"
+
+test: $(READY)
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+test-fast: $(READY)
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(READY)
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+format: $(READY)
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+# Trains starter/ anew: needs AGENTRL_DATA with the question sets and the index that configs/starter.yaml names.
+starter: $(READY)
+	$(BIN)/agentrl warmstart --config starter.yaml
+
+lock:
+	$(PYTHON) requirements/lock.py
+
+env: $(READY)
+
+$(READY): requirements/cpu.lock pyproject.toml
+	@echo "installing into $(VENV); this takes about five minutes and 4 GB"
+	$(PYTHON) -m venv --clear $(VENV)
+	@if $(PIP) --dry-run --no-index $(TORCH) >/dev/null 2>&1; then extra=""; else extra="--extra-index-url $(CPU_WHEELS)"; fi; \
+	$(PIP) $$extra -r requirements/cpu.lock
+	$(PIP) --no-build-isolation --editable .
+	@touch $(READY)
+
+clean:
+	rm -rf $(VENV)

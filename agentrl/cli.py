@@ -1,0 +1,196 @@
+"""The commands of agentrl. Each reads its arguments, calls one function of the package and prints what came out."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from agentrl.types import AgentRLError
+from retrievers.base import RetrieverError
+
+if TYPE_CHECKING:
+    from agentrl.config import Config
+
+# Libraries ask the hub for news of models that are already on disk.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Train language models to use a search engine.")
+data = typer.Typer(no_args_is_help=True, help="Question files and the demo world.")
+index = typer.Typer(no_args_is_help=True, help="Search indexes.")
+app.add_typer(data, name="data")
+app.add_typer(index, name="index")
+
+console = Console()
+errors = Console(stderr=True)
+
+ConfigOption = Annotated[str, typer.Option("--config", "-c", help="A config file, or the name of a packaged one.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, a.b=value.")]
+
+
+def _load(config: str, overrides: list[str] | None) -> Config:
+    from agentrl.config import load_config
+
+    return load_config(config, overrides or [])
+
+
+@app.command()
+def train(
+    config: ConfigOption,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue after the latest checkpoint.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the resolved config and the plan; start nothing.")
+    ] = False,
+) -> None:
+    """Train an adapter, evaluating before and after."""
+    from agentrl.training.plan import plan
+
+    settings = _load(config, overrides)
+    settings.require("training", "retriever")
+    if dry_run:
+        print(settings.to_yaml())
+        console.print(plan(settings))
+        return
+    from agentrl.display import RunDisplay, evaluation_table
+    from agentrl.training.run import train as run
+
+    with RunDisplay(console, settings.training.steps) as display:
+        folder, before, after = run(settings, resume=resume, on_progress=display.update)
+    if after is not None:
+        console.print(evaluation_table(f"{settings.name}: before and after", {"before": before, "after": after}))
+    console.print(f"run folder  {folder.path}\nadapter     {folder.adapter}", highlight=False, soft_wrap=True)
+
+
+@app.command("eval")
+def evaluate(
+    config: ConfigOption,
+    overrides: Overrides = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="Folder of the PEFT adapter; by default the config's own.")
+    ] = None,
+    questions: Annotated[
+        list[str] | None, typer.Option(help="Question file, in place of data.eval; may be repeated.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use at most this many questions of each file.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write scores and episodes into this new folder.")] = None,
+) -> None:
+    """Evaluate greedily over question files: EM with its interval, F1, searches, ends."""
+    from agentrl.display import RunDisplay, evaluation_table
+    from agentrl.evaluation.command import run_evaluation
+
+    settings = _load(config, overrides)
+    with RunDisplay(console, 0) as display:
+        result = run_evaluation(settings, adapter, questions or [], limit, out, display.update)
+    console.print(evaluation_table(f"evaluation with {settings.name}", {"greedy": result}))
+
+
+@app.command()
+def warmstart(config: ConfigOption, overrides: Overrides = None) -> None:
+    """Write demonstrations through the real retriever and train an adapter on them."""
+    from agentrl.training.warmstart import warm_start
+
+    warm_start(_load(config, overrides), console)
+
+
+@data.command("demo")
+def data_demo(
+    out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("data/demo"),
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Write the demo world: passages and one- and two-hop questions about real countries and cities."""
+    from agentrl.data.demo import write_demo
+
+    summary = write_demo(out, seed)
+    console.print(
+        f"wrote {summary.passages} passages and "
+        f"{', '.join(f'{n} {split}' for split, n in summary.questions.items())} questions to {out}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@data.command("validate")
+def data_validate(files: Annotated[list[Path], typer.Argument(help="Question files.")]) -> None:
+    """Check question files and name every bad row."""
+    from agentrl.data.questions import validate_questions
+
+    problems = [problem for file in files for problem in validate_questions(file)]
+    for problem in problems:
+        errors.print(problem, highlight=False, markup=False, soft_wrap=True)
+    if problems:
+        raise typer.Exit(1)
+    console.print(f"{len(files)} file(s) sound")
+
+
+@index.command("build")
+def index_build(
+    corpus: Annotated[Path, typer.Option(help="JSON lines with id and contents.")],
+    out: Annotated[Path, typer.Option(help="The index folder to make.")],
+    threads: Annotated[int, typer.Option(min=1)] = 2,
+    heap: Annotated[str, typer.Option(help="Java's heap, such as 1g.")] = "1g",
+) -> None:
+    """Build a Lucene index of a corpus."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from retrievers.index import build_index
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as bars:
+        task = bars.add_task("checking passages", total=None)
+
+        def progress(done: int, total: int | None) -> None:
+            description = "checking passages" if total is None else "indexing passages"
+            bars.update(task, completed=done, total=total, description=description)
+
+        manifest = build_index(corpus, out, threads=threads, heap=heap, progress=progress)
+    console.print(
+        f"indexed {manifest.documents} passages in {manifest.build_seconds:.1f} s: {out}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@app.command("serve-retriever")
+def serve_retriever(
+    folder: Annotated[Path, typer.Option("--index", help="The index folder to search.")],
+    host: Annotated[str, typer.Option()] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    k: Annotated[int, typer.Option(min=1, help="Passages for a query that does not say.")] = 3,
+    k1: float = 0.9,
+    b: float = 0.4,
+    threads: Annotated[int, typer.Option(min=1)] = 2,
+    heap: str = "1g",
+) -> None:
+    """Serve an index over HTTP as Search-R1's POST /retrieve."""
+    import asyncio
+
+    from retrievers.lucene import LuceneRetriever
+    from retrievers.server import make_app, serve
+
+    retriever = LuceneRetriever(str(folder), k1=k1, b=b, threads=threads, heap=heap)
+    about = asyncio.run(retriever.ping())
+    console.print(f"serving {about['documents']} passages at http://{host}:{port}/retrieve", highlight=False)
+    serve(make_app(retriever, default_k=k, about=about), host=host, port=port)
+
+
+def main() -> None:
+    """Run the command line; errors that agentrl knows become one message and exit status 1."""
+    # Without this a terminated run would leave Ray, Java and vLLM behind.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        app()
+    except (AgentRLError, RetrieverError, OSError) as error:
+        errors.print("[bold red]error:[/] ", end="")
+        errors.print(str(error), highlight=False, markup=False, soft_wrap=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

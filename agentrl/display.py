@@ -1,0 +1,144 @@
+"""What a user sees while a run goes on and when it ends.
+
+On a terminal one live view; elsewhere a line for each step, so that logs stay readable.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from agentrl.evaluation.run import Evaluation
+from agentrl.training.loop import Progress
+
+_ROWS = 12
+_COLUMNS = (
+    "step",
+    "reward",
+    "searches",
+    "strata 0/1/2/3…",
+    "tokens/s rollout",
+    "tokens/s train",
+    "grad norm",
+    "s",
+    "left",
+)
+
+
+class RunDisplay:
+    """Shows the progress of a run of `steps` optimizer steps."""
+
+    def __init__(self, console: Console, steps: int) -> None:
+        self._console = console
+        self._steps = steps
+        self._rows: list[tuple[str, ...]] = []
+        self._phase = ""
+        self._step_times: list[float] = []
+        self._last = 0.0
+        self._bars = Bars(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
+        )
+        self._task = self._bars.add_task("starting", total=None)
+        self._live = Live(self, console=console, refresh_per_second=4) if console.is_terminal else None
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def __rich__(self) -> Group:
+        return Group(self._table(), self._bars) if self._rows else Group(self._bars)
+
+    def update(self, progress: Progress) -> None:
+        if progress.metrics is not None:
+            self._add_step(progress.step, progress.metrics)
+            return
+        phase = progress.phase
+        if progress.total and phase in ("rollout", "train"):
+            phase = f"step {progress.step + 1} {phase}"
+        if phase != self._phase:
+            self._phase = phase
+            self._bars.reset(self._task, description=phase, total=progress.total or None)
+            if self._live is None:
+                self._console.print(f"{time.strftime('%H:%M:%S')}  {phase}", highlight=False)
+            if phase.startswith("step") and not self._last:
+                self._last = time.monotonic()
+        self._bars.update(self._task, completed=progress.done, total=progress.total or None)
+
+    def _add_step(self, step: int, metrics: Mapping[str, float]) -> None:
+        now = time.monotonic()
+        self._step_times.append(now - self._last)
+        self._last = now
+        left = (self._steps - step) * sum(self._step_times) / len(self._step_times)
+        self._rows.append(
+            (
+                f"{step}/{self._steps}",
+                f"{metrics['reward/mean']:.3f}",
+                f"{metrics['searches/mean']:.2f}",
+                strata_shares(metrics),
+                f"{metrics['tokens_per_second/rollout']:.0f}",
+                f"{metrics['tokens_per_second/train']:.0f}",
+                f"{metrics['grad_norm']:.3g}",
+                f"{self._step_times[-1]:.0f}",
+                f"{left / 60:.0f} min" if left >= 60 else f"{left:.0f} s",
+            )
+        )
+        if self._live is None:
+            self._console.print(
+                "  ".join(f"{name} {value}" for name, value in zip(_COLUMNS, self._rows[-1], strict=True)),
+                highlight=False,
+            )
+
+    def _table(self) -> Table:
+        table = Table(*_COLUMNS, box=None, header_style="bold")
+        for row in self._rows[-_ROWS:]:
+            table.add_row(*row)
+        return table
+
+
+def strata_shares(metrics: Mapping[str, float]) -> str:
+    """Return the shares of the strata in a step as percentages, such as `0: 12 %  1: 50 %`."""
+    prefix, suffix = "strata/", "/share"
+    shares = [
+        f"{name.removeprefix(prefix).removesuffix(suffix)}: {100 * value:.0f} %"
+        for name, value in metrics.items()
+        if name.startswith(prefix) and name.endswith(suffix)
+    ]
+    return "  ".join(shares)
+
+
+def evaluation_table(title: str, columns: Mapping[str, Evaluation | None]) -> Table:
+    """Compare evaluations of the same sets: exact match with its 95 % interval, F1, searches and ends of each."""
+    present: dict[str, Any] = {name: e for name, e in columns.items() if e is not None}
+    table = Table(title=title, title_justify="left")
+    for heading in ("set", "when", "n", "EM", "95 % interval", "F1", "searches", "ends"):
+        table.add_column(heading)
+    sets = next(iter(present.values())).sets if present else ()
+    for position, first in enumerate(sets):
+        for name, evaluation in present.items():
+            result = evaluation.sets[position]
+            table.add_row(
+                first.dataset,
+                name,
+                str(result.n) + (f" (+{result.failed} failed)" if result.failed else ""),
+                f"{result.em:.3f}",
+                f"{result.em_low:.3f} to {result.em_high:.3f}",
+                f"{result.f1:.3f}",
+                f"{result.searches:.2f}",
+                ", ".join(f"{end} {100 * share:.0f} %" for end, share in result.ends.items()),
+            )
+    return table

@@ -1,0 +1,1 @@
+"""Evaluation: greedy episodes over question files, scored with intervals."""

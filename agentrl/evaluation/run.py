@@ -1,0 +1,75 @@
+"""Greedy evaluation of the policy that the engines hold."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from agentrl.metrics import exact_match, f1, wilson
+from agentrl.rollout.pool import RolloutPool
+from agentrl.types import Question, Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class SetResult:
+    """Scores of one question set over its `n` answered-for questions.
+
+    `em_low` and `em_high` bound exact match with 95 % confidence (Wilson's interval); `searches` is the mean number of
+    executed searches a question; `ends` holds the share of each way of ending. Questions whose environment failed are
+    in `failed` alone.
+    """
+
+    dataset: str
+    n: int
+    failed: int
+    em: float
+    em_low: float
+    em_high: float
+    f1: float
+    searches: float
+    ends: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Scores by set, in the order of the sets, and the episodes behind them."""
+
+    sets: tuple[SetResult, ...]
+    trajectories: tuple[Trajectory, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"sets": [asdict(result) for result in self.sets]}
+
+
+def evaluate(
+    pool: RolloutPool, questions: Sequence[Question], on_done: Callable[[int], None] = lambda done: None
+) -> Evaluation:
+    """Run one greedy episode for each question and score the sets. `on_done` receives the number that is done."""
+    requests = [(question, [f"eval/{question.id}"]) for question in questions]
+    trajectories = [group[0] for group in pool.sample(requests, temperature=0.0, on_done=on_done)]
+    names = list(dict.fromkeys(question.dataset for question in questions))
+    by_set = {name: [t for t in trajectories if t.question.dataset == name] for name in names}
+    return Evaluation(tuple(score(name, members) for name, members in by_set.items()), tuple(trajectories))
+
+
+def score(dataset: str, trajectories: Sequence[Trajectory]) -> SetResult:
+    """Score the episodes of one set."""
+    valid = [t for t in trajectories if t.valid]
+    n = len(valid)
+    matches = [exact_match(t.answer, t.question.golden_answers) if t.answer is not None else 0.0 for t in valid]
+    overlaps = [f1(t.answer, t.question.golden_answers) if t.answer is not None else 0.0 for t in valid]
+    low, high = wilson(int(sum(matches)), n) if n else (0.0, 1.0)
+    ends = Counter(t.end.value for t in valid)
+    return SetResult(
+        dataset=dataset,
+        n=n,
+        failed=len(trajectories) - n,
+        em=sum(matches) / max(1, n),
+        em_low=low,
+        em_high=high,
+        f1=sum(overlaps) / max(1, n),
+        searches=sum(len(t.searches) for t in valid) / max(1, n),
+        ends={end: count / n for end, count in sorted(ends.items())},
+    )

@@ -1,0 +1,142 @@
+"""The training loop as Ray Train runs it in the trainer's process."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from agentrl.config import Config
+from agentrl.rollout.pool import RolloutPool
+from agentrl.runs import RunFolder
+from agentrl.types import Question, Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class TrainSettings:
+    """What the trainer's process is given. `order` is the data order of the whole run; `events` a queue for progress."""
+
+    config: Config
+    folder: RunFolder
+    pool: RolloutPool
+    order: Sequence[Question]
+    events: Any
+    resume: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What the trainer is doing: `done` of `total` in a phase, and after a step its metrics."""
+
+    step: int
+    phase: str
+    done: int
+    total: int
+    metrics: dict[str, float] | None = None
+
+
+def train_loop(loop_config: dict[str, Any]) -> None:
+    """Train; `loop_config["settings"]` is a TrainSettings. Runs in Ray Train's worker, hence the imports inside."""
+    import torch
+    from transformers import TrainerCallback
+    from transformers.trainer_callback import PrinterCallback
+
+    from agentrl.models import load_tokenizer, resolve_model
+    from agentrl.training.adapter import adapter_files, load_policy
+    from agentrl.training.sampling import StepSampler
+    from agentrl.training.trainer import StratifiedTrainer, grpo_config
+
+    settings: TrainSettings = loop_config["settings"]
+    config, folder, training = settings.config, settings.folder, settings.config.training
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder.tensorboard)
+    if config.device == "cpu":
+        torch.set_num_threads(training.threads)
+    episodes = config.rollout.group_size * config.rollout.questions_per_step
+    accumulation = episodes // training.micro_batch
+    model_path = resolve_model(config.model.path)
+
+    def tell(phase: str, done: int, total: int, metrics: dict[str, float] | None = None) -> None:
+        settings.events.put(Progress(trainer.state.global_step, phase, done, total, metrics))
+
+    def record(step: int, trajectories: Sequence[Trajectory]) -> None:
+        folder.write_trajectories(step, trajectories)
+
+    class Spine(TrainerCallback):
+        """Publishes the adapter when training begins and after each optimizer step, and records metrics."""
+
+        def __init__(self) -> None:
+            self.publish_seconds = 0.0
+            self.micro_batches = 0
+
+        def _publish(self, version: int) -> None:
+            started = time.monotonic()
+            settings.pool.publish(version, adapter_files(trainer.accelerator.unwrap_model(trainer.model)))
+            self.publish_seconds = time.monotonic() - started
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self._publish(state.global_step)
+
+        def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.micro_batches += 1
+            tell("train", self.micro_batches * training.micro_batch, episodes)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.micro_batches = 0
+            self._publish(state.global_step)
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
+            if "loss" not in logs:
+                return
+            metrics = {name: value for name, value in logs.items() if isinstance(value, (int, float))}
+            # TRL's step_time holds the rollout, which it knows nothing of.
+            metrics["seconds/train"] = metrics.pop("step_time") - metrics["seconds/rollout"]
+            tokens = metrics["tokens/model"] + metrics["tokens/environment"] + metrics["tokens/prompt"]
+            metrics["tokens_per_second/train"] = tokens / metrics["seconds/train"]
+            metrics["seconds/publish"] = self.publish_seconds
+            folder.append_metrics(state.global_step, metrics)
+            tell("step", state.global_step, training.steps, metrics)
+
+    checkpoint = folder.latest_checkpoint() if settings.resume else None
+    trainer = StratifiedTrainer(
+        model=load_policy(config, model_path),
+        processing_class=load_tokenizer(model_path),
+        questions=len(settings.order),
+        sample=StepSampler(
+            config,
+            settings.pool,
+            settings.order,
+            current_step=lambda: trainer.state.global_step + 1,
+            on_batch=record,
+            on_done=lambda done: tell("rollout", done, episodes),
+        ),
+        args=grpo_config(
+            output_dir=str(folder.checkpoints),
+            per_device_train_batch_size=training.micro_batch,
+            gradient_accumulation_steps=accumulation,
+            num_generations=config.rollout.group_size,
+            max_steps=training.steps,
+            learning_rate=training.learning_rate,
+            lr_scheduler_type=training.schedule,
+            warmup_steps=training.warmup_steps,
+            weight_decay=training.weight_decay,
+            max_grad_norm=training.max_grad_norm,
+            loss_type=training.loss,
+            epsilon=training.clip,
+            beta=training.kl_coefficient,
+            temperature=config.agent.temperature,
+            gradient_checkpointing=training.gradient_checkpointing,
+            bf16=config.model.dtype == "bfloat16",
+            use_cpu=config.device == "cpu",
+            seed=config.seed,
+            save_strategy="steps",
+            save_steps=training.checkpoint_every,
+            save_total_limit=training.keep_checkpoints,
+            report_to=["tensorboard"],
+        ),
+        callbacks=[Spine()],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder.adapter, selected_adapters=["default"])

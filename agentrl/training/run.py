@@ -1,0 +1,185 @@
+"""A training run from a config to a run folder: evaluate, train under Ray Train, evaluate again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from queue import Empty
+from typing import Any
+
+from agentrl.advantages import get_estimator, get_stratifier
+from agentrl.advantages.registry import check_options
+from agentrl.config import Config, ConfigError
+from agentrl.data.questions import read_questions
+from agentrl.data.stream import QuestionStream
+from agentrl.evaluation.run import Evaluation, evaluate
+from agentrl.rollout.cluster import Cluster, cluster
+from agentrl.rollout.pool import RolloutPool
+from agentrl.runs import RunFolder
+from agentrl.training.adapter import adapter_folder, read_adapter
+from agentrl.training.loop import Progress, TrainSettings, train_loop
+from agentrl.types import AgentRLError, Question
+from retrievers.index import open_manifest
+
+OnProgress = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """The questions of a run: the data order of all its steps, and the evaluation set."""
+
+    order: list[Question]
+    evaluation: list[Question]
+
+
+def load_inputs(config: Config) -> Inputs:
+    """Read and check everything that a run needs from disk, before anything is started.
+
+    Raises:
+        AgentRLError: for whatever is missing or unsound, in one message.
+        RetrieverError: if the index is missing or damaged.
+    """
+    config.require("training", "retriever")
+    if not config.data.train:
+        raise ConfigError(f"config {config.name!r}: data.train names no question set")
+    get_stratifier(config.advantages.stratum)
+    check_options(config.advantages.estimator, get_estimator(config.advantages.estimator), config.advantages.options)
+    adapter_folder(config)
+    check_index(config)
+    stream = QuestionStream(
+        [
+            (read_questions(config.data.resolve(s.path), name=s.name, limit=s.limit), s.weight)
+            for s in config.data.train
+        ],
+        config.seed,
+    )
+    return Inputs(
+        order=stream.order(config.training.steps * config.rollout.questions_per_step),
+        evaluation=evaluation_questions(config),
+    )
+
+
+def check_device(config: Config) -> None:
+    """Raise ConfigError if the config wants GPUs and this machine, which is to run it, has none."""
+    if config.device == "cpu" or config.ray.address is not None:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        instead = f"; on a CPU use --config {config.cpu_config}" if config.cpu_config else ""
+        raise ConfigError(
+            f"config {config.name!r} asks for device cuda and this machine has no GPU{instead}, or name a cluster that "
+            "has GPUs with ray.address"
+        )
+
+
+def evaluation_questions(config: Config) -> list[Question]:
+    """Read the sets of `data.eval`."""
+    return [
+        question
+        for s in config.data.eval
+        for question in read_questions(config.data.resolve(s.path), name=s.name, limit=s.limit)
+    ]
+
+
+def check_index(config: Config) -> None:
+    """Raise RetrieverError unless a local index is there and sound."""
+    if config.retriever is not None and config.retriever.kind == "lucene":
+        open_manifest(config.data.resolve(config.retriever.index))
+
+
+def train(
+    config: Config, *, resume: bool, on_progress: OnProgress
+) -> tuple[RunFolder, Evaluation | None, Evaluation | None]:
+    """Run `config` from its first step, or with `resume` from its latest checkpoint, and return folder and evaluations.
+
+    Raises:
+        AgentRLError: if anything of the run fails; the folder keeps what was done, to resume from.
+        RetrieverError: if the index is missing or damaged.
+    """
+    check_device(config)
+    inputs = load_inputs(config)
+    folder, done = RunFolder.reopen(config) if resume else (RunFolder.create(config), 0)
+    settings = config.evaluation
+    before = after = None
+    with cluster(config, lambda phase: on_progress(Progress(done, f"starting {phase}", 0, 0))) as running:
+        if settings.before and inputs.evaluation and folder.read_evaluation(0) is None:
+            start = adapter_folder(config)
+            if start is not None:
+                running.pool.publish(0, read_adapter(start))
+            before = _evaluate(running.pool, inputs.evaluation, folder, 0, on_progress)
+        if done < config.training.steps:
+            _fit(config, folder, running, inputs.order, resume, on_progress)
+        if settings.after and inputs.evaluation:
+            # The last step published its adapter; after a resume of a finished run the engines have none yet.
+            running.pool.publish(config.training.steps, read_adapter(folder.adapter))
+            after = _evaluate(running.pool, inputs.evaluation, folder, config.training.steps, on_progress)
+    return folder, before, after
+
+
+def _evaluate(
+    pool: RolloutPool, questions: list[Question], folder: RunFolder, step: int, on_progress: OnProgress
+) -> Evaluation:
+    total = len(questions)
+    on_progress(Progress(step, "evaluation", 0, total))
+    result = evaluate(pool, questions, lambda done: on_progress(Progress(step, "evaluation", done, total)))
+    folder.write_evaluation(step, result.to_dict(), result.trajectories)
+    return result
+
+
+def _fit(
+    config: Config, folder: RunFolder, running: Cluster, order: list[Question], resume: bool, on_progress: OnProgress
+) -> None:
+    """Run the training loop in a Ray Train worker while this thread's sibling relays its progress."""
+    # Ray Train asks Ray's dashboard for its own state every second, and there is no dashboard here.
+    os.environ["RAY_TRAIN_ENABLE_STATE_TRACKING"] = "0"
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
+    from ray.util.queue import Queue
+
+    events = Queue()
+    finished = threading.Event()
+    relay = threading.Thread(target=_relay, args=(events, finished, on_progress), daemon=True)
+    relay.start()
+    storage = folder.path / "ray_train"
+    trainer = TorchTrainer(
+        train_loop,
+        train_loop_config={"settings": TrainSettings(config, folder, running.pool, order, events, resume)},
+        scaling_config=ScalingConfig(num_workers=1, use_gpu=config.device == "cuda"),
+        run_config=RunConfig(name="run", storage_path=str(storage), failure_config=FailureConfig(max_failures=0)),
+    )
+    try:
+        on_progress(Progress(0, "starting trainer", 0, 0))
+        trainer.fit()
+    except TrainingFailedError as error:
+        raise _cause(error) from error
+    finally:
+        finished.set()
+        relay.join(timeout=10)
+        # What Ray Train keeps there only repeats the run folder.
+        shutil.rmtree(storage, ignore_errors=True)
+
+
+def _relay(events: Any, finished: threading.Event, on_progress: OnProgress) -> None:
+    while not (finished.is_set() and events.empty()):
+        try:
+            on_progress(events.get(timeout=0.5))
+        except Empty:
+            continue
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Return the error that the training loop raised, out of what Ray Train wrapped around it."""
+    from ray.exceptions import RayTaskError
+
+    for failure in getattr(error, "worker_failures", {}).values():
+        cause = failure.as_instanceof_cause() if isinstance(failure, RayTaskError) else failure
+        cause = getattr(cause, "cause", cause)
+        if isinstance(cause, (AgentRLError, OSError)):
+            return cause
+        return AgentRLError(f"training failed: {cause.__class__.__name__}: {cause}")
+    return error

@@ -1,0 +1,73 @@
+import hashlib
+import json
+
+import pytest
+
+from retrievers.base import Hit, RetrieverError
+from retrievers.corpus import CorpusReader
+
+GOOD = b'{"id": "a", "contents": "\\"Ada\\"\\nShe wrote programs."}\n'
+
+
+def read(tmp_path, content):
+    path = tmp_path / "corpus.jsonl"
+    path.write_bytes(content)
+    reader = CorpusReader(path)
+    return reader, list(reader)
+
+
+def test_a_corpus_is_read_in_order_with_its_hash_and_count(tmp_path):
+    content = GOOD + b'{"id": "b", "contents": "no title", "extra": 1}'
+    reader, passages = read(tmp_path, content)
+    assert [passage.id for passage in passages] == ["a", "b"]
+    assert passages[0].contents == '"Ada"\nShe wrote programs.'
+    assert reader.count == 2
+    assert reader.sha256 == hashlib.sha256(content).hexdigest()
+
+
+def test_reading_twice_gives_the_same(tmp_path):
+    reader, passages = read(tmp_path, GOOD)
+    digest = reader.sha256
+    assert list(reader) == passages
+    assert reader.sha256 == digest
+    assert reader.count == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"id": "b", "contents": "\xff"}', "not UTF-8"),
+        (b"not json", "not JSON"),
+        (b"", "not JSON"),
+        (b'{"id": "b", "contents": "x"} {"id": "c", "contents": "y"}', "not JSON"),
+        (b'{"id": "b", "contents": "x", "n": NaN}', "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b'["b", "x"]', "not a JSON object"),
+        (b'{"contents": "x"}', "'id' is missing"),
+        (b'{"id": 7, "contents": "x"}', "'id' is a int"),
+        (b'{"id": "", "contents": "x"}', "'id' is empty"),
+        (b'{"id": "b"}', "'contents' is missing"),
+        (b'{"id": "b", "contents": null}', "'contents' is a NoneType"),
+        (b'{"id": "b", "contents": " \\u0000\\u3000"}', "'contents' is empty"),
+        (b'{"id": "b", "contents": "\\ud800"}', "surrogate"),
+        (b'{"id": "a", "contents": "again"}', "stands on line 1"),
+    ],
+)
+def test_a_bad_line_is_named_with_file_and_line(tmp_path, line, reason):
+    with pytest.raises(RetrieverError) as raised:
+        read(tmp_path, GOOD + line + b"\n")
+    assert f"{tmp_path / 'corpus.jsonl'}:2: " in str(raised.value)
+    assert reason in str(raised.value)
+
+
+def test_a_missing_file_and_an_empty_one_are_errors(tmp_path):
+    with pytest.raises(RetrieverError, match="not a file"):
+        list(CorpusReader(tmp_path / "nothing.jsonl"))
+    with pytest.raises(RetrieverError, match="empty"):
+        read(tmp_path, b"")
+
+
+def test_a_hit_splits_title_and_text():
+    contents = json.loads(GOOD)["contents"]
+    assert (Hit("a", contents, 1.0).title, Hit("a", contents, 1.0).text) == ("Ada", "She wrote programs.")
+    assert (Hit("b", "no title", 1.0).title, Hit("b", "no title", 1.0).text) == ("", "no title")

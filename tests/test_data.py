@@ -1,0 +1,234 @@
+"""Question files are read as they are meant, every bad row is named, and the stream's order is a law of its seed."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentrl.data.errors import DataError
+from agentrl.data.questions import read_questions, validate_questions
+from agentrl.data.stream import QuestionStream
+from agentrl.types import Question
+
+ROW = {"id": "q1", "question": "Who wrote Faust?", "golden_answers": ["Goethe"], "metadata": {"hops": 1}}
+PROMPT = "Answer the given question. Write your Question: no. Question: who wrote faust?\n"
+SEARCH_R1 = {
+    "data_source": "nq",
+    "prompt": [{"role": "user", "content": PROMPT}],
+    "ability": "fact-reasoning",
+    "reward_model": {"style": "rule", "ground_truth": {"target": ["Goethe", "Johann Wolfgang von Goethe"]}},
+    "extra_info": {"split": "test", "index": 7},
+}
+
+
+def write_lines(path, *rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [row if isinstance(row, bytes) else json.dumps(row, ensure_ascii=False).encode() for row in rows]
+    path.write_bytes(b"".join(line + b"\n" for line in lines))
+    return path
+
+
+def write_parquet(path, *rows):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.Table.from_pylist(list(rows)), path)
+    return path
+
+
+def test_a_json_line_becomes_a_question(tmp_path):
+    path = write_lines(tmp_path / "nq" / "train.jsonl", ROW)
+    assert read_questions(path) == [Question("nq-train:q1", "Who wrote Faust?", ("Goethe",), "nq-train", {"hops": 1})]
+
+
+def test_a_name_prefixes_ids_and_is_the_dataset(tmp_path):
+    (question,) = read_questions(write_lines(tmp_path / "train.jsonl", ROW), name="nq")
+    assert (question.id, question.dataset) == ("nq:q1", "nq")
+
+
+def test_limit_reads_no_further_than_it_needs(tmp_path):
+    path = write_lines(tmp_path / "train.jsonl", ROW, ROW | {"id": 2}, b"not json")
+    assert [question.id for question in read_questions(path, name="s", limit=2)] == ["s:q1", "s:2"]
+
+
+def test_unusual_line_separators_inside_a_question_do_not_split_it(tmp_path):
+    path = write_lines(tmp_path / "train.jsonl", ROW | {"question": "one\u2028two\x85three"})
+    assert read_questions(path)[0].text == "one\u2028two\x85three"
+
+
+def test_parquet_in_flashrag_columns_reads_like_json_lines(tmp_path):
+    from_parquet = read_questions(write_parquet(tmp_path / "train.parquet", ROW), name="nq")
+    assert from_parquet == read_questions(write_lines(tmp_path / "train.jsonl", ROW), name="nq")
+
+
+def test_search_r1_parquet_takes_the_question_after_the_prompts_last_mark(tmp_path):
+    (question,) = read_questions(write_parquet(tmp_path / "test.parquet", SEARCH_R1), name="mix")
+    assert question.text == "who wrote faust?"
+    assert question.golden_answers == ("Goethe", "Johann Wolfgang von Goethe")
+    assert (question.id, question.dataset) == ("mix:nq:test_7", "nq")
+    assert question.metadata == {"split": "test", "index": 7}
+
+
+def test_search_r1_parquet_prefers_its_own_columns(tmp_path):
+    row = SEARCH_R1 | {"id": "test_0", "question": "Who wrote it?", "golden_answers": ["He"]}
+    (question,) = read_questions(write_parquet(tmp_path / "test.parquet", row), name="mix")
+    assert (question.id, question.text, question.golden_answers) == ("mix:nq:test_0", "Who wrote it?", ("He",))
+
+
+def test_search_r1_sources_that_count_alike_do_not_collide(tmp_path):
+    path = write_parquet(tmp_path / "test.parquet", SEARCH_R1, SEARCH_R1 | {"data_source": "hotpotqa"})
+    assert [question.dataset for question in read_questions(path)] == ["nq", "hotpotqa"]
+
+
+BAD_ROWS = {
+    "no question": ({k: v for k, v in ROW.items() if k != "question"}, "`question` is missing"),
+    "empty question": (ROW | {"question": "  "}, "`question` is empty"),
+    "question is a number": (ROW | {"question": 3}, "`question` is a number"),
+    "prompt without a mark": (
+        {k: v for k, v in SEARCH_R1.items() if k != "prompt"} | {"prompt": [{"role": "user", "content": "who?"}]},
+        "`question` is missing",
+    ),
+    "no answers": ({k: v for k, v in ROW.items() if k != "golden_answers"}, "`golden_answers` is missing"),
+    "answers empty": (ROW | {"golden_answers": []}, "`golden_answers` is empty"),
+    "answers are text": (ROW | {"golden_answers": "Goethe"}, "`golden_answers` is text"),
+    "an answer is a number": (ROW | {"golden_answers": ["x", 3]}, "`golden_answers` holds a number"),
+    "an answer is empty": (ROW | {"golden_answers": ["x", " "]}, "`golden_answers` holds an empty text"),
+    "answers taken apart": (ROW | {"golden_answers": list('["a", "b"]')}, "taken apart into letters"),
+    "no id": ({k: v for k, v in ROW.items() if k != "id"}, "`id` is missing"),
+    "id is a list": (ROW | {"id": ["q"]}, "`id` is a list"),
+    "id is empty": (ROW | {"id": ""}, "`id` is empty"),
+    "id is true": (ROW | {"id": True}, "`id` is true or false"),
+    "metadata is text": (ROW | {"metadata": "x"}, "`metadata` is text"),
+    "data_source is a number": (ROW | {"data_source": 3}, "`data_source` is a number"),
+    "duplicate id": (ROW | {"id": "good"}, "id 'good' is already in line 1"),
+    "a list": ([1], "holds a list where an object is needed"),
+    "not JSON": (b"{'id': 3}", "not JSON"),
+    "not UTF-8": (b'{"id": "\xff"}', "not UTF-8 at byte 8"),
+    "empty line": (b"", "an empty line"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ROWS)
+def test_a_bad_row_is_named_by_file_and_line(tmp_path, name):
+    row, expected = BAD_ROWS[name]
+    path = write_lines(tmp_path / "train.jsonl", ROW | {"id": "good"}, row)
+    (problem,) = validate_questions(path)
+    assert problem.startswith(f"{path}:2: ")
+    assert expected in problem
+    with pytest.raises(DataError, match=r"train\.jsonl:2: .*agentrl data validate") as raised:
+        read_questions(path)
+    assert expected in str(raised.value)
+
+
+def test_every_bad_row_is_reported_once(tmp_path):
+    rows = [row for row, _ in BAD_ROWS.values()]
+    path = write_lines(tmp_path / "train.jsonl", ROW | {"id": "good"}, *rows)
+    problems = validate_questions(path)
+    assert [problem.split(":")[1] for problem in problems] == [str(line) for line in range(2, len(rows) + 2)]
+
+
+def test_a_truncated_last_line_is_told_from_bad_json(tmp_path):
+    path = write_lines(tmp_path / "train.jsonl", ROW, ROW | {"id": "q2"})
+    path.write_bytes(path.read_bytes()[:-20])
+    assert validate_questions(path) == [
+        f"{path}:2: the last line is cut off in the middle; copy or download the file again"
+    ]
+
+
+def test_a_last_line_without_a_line_break_is_fine(tmp_path):
+    path = write_lines(tmp_path / "train.jsonl", ROW)
+    path.write_bytes(path.read_bytes().rstrip(b"\n"))
+    assert validate_questions(path) == []
+
+
+def test_five_letters_are_five_answers(tmp_path):
+    path = write_lines(tmp_path / "train.jsonl", ROW | {"golden_answers": list("aeiou")})
+    assert read_questions(path)[0].golden_answers == tuple("aeiou")
+
+
+def test_an_empty_file_is_a_problem(tmp_path):
+    path = write_lines(tmp_path / "train.jsonl")
+    assert len(validate_questions(path)) == 1
+    with pytest.raises(DataError, match="holds no question"):
+        read_questions(path)
+
+
+def test_bad_rows_of_a_parquet_file_are_counted_from_one(tmp_path):
+    path = write_parquet(tmp_path / "train.parquet", ROW, ROW | {"id": "q2", "question": ""})
+    assert validate_questions(path) == [f"{path}:2: `question` is empty; write the question or remove the row"]
+
+
+@pytest.mark.parametrize("reader", [read_questions, validate_questions])
+def test_files_that_cannot_be_read_say_so(tmp_path, reader):
+    with pytest.raises(DataError, match="no such file"):
+        reader(tmp_path / "none.jsonl")
+    (tmp_path / "a.csv").write_text("id")
+    with pytest.raises(DataError, match=r"read from \.jsonl and \.parquet"):
+        reader(tmp_path / "a.csv")
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 but not really PAR1")
+    with pytest.raises(DataError, match="cannot be read as parquet"):
+        reader(tmp_path / "a.parquet")
+
+
+def make_set(name, size):
+    return [Question(f"{name}:{i}", "?", ("!",)) for i in range(size)]
+
+
+sets = st.lists(st.tuples(st.integers(1, 7), st.floats(0.1, 10)), min_size=1, max_size=4).map(
+    lambda shape: [(make_set(str(i), size), weight) for i, (size, weight) in enumerate(shape)]
+)
+
+
+@given(sets, st.integers(0, 5), st.integers(0, 60), st.integers(0, 60))
+def test_a_shorter_order_begins_a_longer_one(mix, seed, n, more):
+    assert QuestionStream(mix, seed).order(n + more)[:n] == QuestionStream(mix, seed).order(n)
+
+
+@given(sets, st.integers(0, 5), st.integers(1, 5), st.lists(st.integers(0, 9), max_size=6))
+def test_steps_are_the_same_in_whatever_order_they_are_taken(mix, seed, count, steps):
+    stream = QuestionStream(mix, seed)
+    whole = QuestionStream(mix, seed).order(10 * count)
+    for step in steps:
+        assert stream.take(step, count) == whole[step * count : (step + 1) * count]
+
+
+@given(sets, st.integers(0, 5))
+def test_no_question_returns_before_its_set_is_exhausted(mix, seed):
+    order = QuestionStream(mix, seed).order(80)
+    for questions, _ in mix:
+        drawn = [question for question in order if question in questions]
+        for start in range(0, len(drawn), len(questions)):
+            epoch = drawn[start : start + len(questions)]
+            assert len(set(map(id, epoch))) == len(epoch)
+
+
+@given(sets, st.integers(0, 5), st.integers(1, 80))
+def test_any_beginning_has_the_weights_proportions(mix, seed, n):
+    order = QuestionStream(mix, seed).order(n)
+    total = sum(weight for _, weight in mix)
+    for questions, weight in mix:
+        drawn = sum(question in questions for question in order)
+        assert abs(drawn - n * weight / total) < len(mix)
+
+
+def test_epochs_and_seeds_differ_in_their_permutation():
+    questions = make_set("a", 50)
+    first = QuestionStream([(questions, 1.0)], seed=0).order(100)
+    assert first[:50] != first[50:]
+    assert first[:50] != QuestionStream([(questions, 1.0)], seed=1).order(50)
+
+
+@pytest.mark.parametrize(
+    ("mix", "message"),
+    [
+        ([], "no question set"),
+        ([([], 1.0)], "set 0 is empty"),
+        ([(make_set("a", 2), 0.0)], "weight 0.0"),
+        ([(make_set("a", 2), float("nan"))], "weight nan"),
+        ([(make_set("a", 2), 1.0), (make_set("a", 1), 1.0)], "'a:0' is in the sets twice"),
+    ],
+)
+def test_a_mix_that_cannot_be_drawn_from_is_refused(mix, message):
+    with pytest.raises(DataError, match=message):
+        QuestionStream(mix, seed=0)

