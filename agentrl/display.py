@@ -101,6 +101,7 @@ class RunDisplay:
             self._console.print(
                 "  ".join(f"{name} {value}" for name, value in zip(_COLUMNS, self._rows[-1], strict=True)),
                 highlight=False,
+                soft_wrap=True,
             )
 
     def _table(self) -> Table:

@@ -150,7 +150,8 @@ def read_trajectories(path: Path) -> Iterator[Trajectory]:
         text = zstandard.ZstdDecompressor().decompress(path.read_bytes()).decode("utf-8", "surrogatepass")
     except zstandard.ZstdError as error:
         raise RunError(f"{path}: not a trajectory file: {error}") from error
-    for line in text.splitlines():
+    # Not splitlines: JSON leaves Unicode's own line separators in its texts as they are.
+    for line in text.split("\n")[:-1]:
         yield _trajectory(json.loads(line))
 
 

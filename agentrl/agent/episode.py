@@ -7,6 +7,7 @@ to read its action and never encoded again; an observation is encoded once, alon
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hashlib
 import time
 from dataclasses import dataclass
@@ -62,7 +63,7 @@ def prompt_ids(question: Question, config: AgentConfig, codec: Codec) -> list[in
         text = codec.tokenizer.apply_chat_template(
             [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False
         )
-    ids = codec.encode(text)
+    ids = codec.encode(text, control_tokens=config.prompt == "chat")
     if len(ids) + config.max_turn_tokens > config.max_episode_tokens:
         raise AgentRLError(
             f"question {question.id}: its prompt has {len(ids)} tokens and leaves no room for a turn of "
@@ -163,21 +164,16 @@ class Agent:
                 mistakes += 1
                 observation = protocol.correction(action.argument)
             observation_ids = self.codec.encode(observation)
+            # An observation of passages fits, but a correction has a length of its own.
+            if len(observation_ids) > room - _ANSWER_TOKENS:
+                turns.append(dataclasses.replace(turn, search=search))
+                return End.TRUNCATED, None
             turns.append(
-                Turn(
-                    turn.token_ids,
-                    turn.logprobs,
-                    turn.text,
-                    turn.action,
-                    turn.adapter_version,
-                    search,
-                    tuple(observation_ids),
-                    observation,
+                dataclasses.replace(
+                    turn, search=search, observation_ids=tuple(observation_ids), observation=observation
                 )
             )
             ids += [*turn.token_ids, *observation_ids]
-            if len(ids) >= config.max_episode_tokens:
-                return End.TRUNCATED, None
 
 
 def turn_seed(seed: int, episode_id: str, turn: int) -> int:

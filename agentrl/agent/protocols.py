@@ -10,6 +10,9 @@ from agentrl.agent.codec import Codec
 from agentrl.types import Action, ActionKind
 from retrievers.base import Hit
 
+# The head of a hit alone takes about this many tokens.
+_LEAST_HIT = 8
+
 
 class Protocol(TypingProtocol):
     stop: tuple[str, ...]
@@ -75,21 +78,22 @@ class SearchTags:
         return Action(ActionKind(match.group(1)), argument)
 
     def observation(self, hits: Sequence[Hit], codec: Codec, limit: int) -> str:
-        if not hits:
-            return "\n<information>\nNothing was found.\n</information>\n"
-        heads = [f"Doc {rank}(Title: {self.neutralise(hit.title)})" for rank, hit in enumerate(hits, start=1)]
+        titles = [self.neutralise(hit.title) for hit in hits]
         texts = [self.neutralise(" ".join(hit.text.split())) for hit in hits]
-        frame = len(codec.encode(self._information(heads, [""] * len(hits))))
-        share = max(0, limit - frame) // len(hits)
-        # Encoding the parts together can take a few tokens more than apart, so the share shrinks until the whole fits.
-        while True:
-            observation = self._information(heads, [codec.cut(text, share) for text in texts])
-            if len(codec.encode(observation)) <= limit or share == 0:
-                break
-            share -= 1
-        if share == 0 and len(hits) > 1 and len(codec.encode(observation)) > limit:
-            return self.observation(hits[:-1], codec, limit)
-        return observation
+        # The last hits are left out when there is no room for the heads of all.
+        for count in range(min(len(hits), limit // _LEAST_HIT), 0, -1):
+            # A title is bounded too: in a corpus without titles a whole paragraph stands in its place.
+            heads = [
+                f"Doc {rank}(Title: {codec.cut(title, limit // (count + 3))})"
+                for rank, title in enumerate(titles[:count], start=1)
+            ]
+            frame = len(codec.encode(self._information(heads, [""] * count)))
+            # Encoding the parts together can take a few tokens more than apart, so the share shrinks until the whole fits.
+            for share in range((limit - frame) // count, -1, -1):
+                observation = self._information(heads, [codec.cut(text, share) for text in texts[:count]])
+                if len(codec.encode(observation)) <= limit:
+                    return observation
+        return "\n<information>\nNothing was found.\n</information>\n"
 
     @staticmethod
     def _information(heads: Sequence[str], texts: Sequence[str]) -> str:

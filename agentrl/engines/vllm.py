@@ -54,7 +54,12 @@ class VllmEngine:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         on_device: dict[str, Any] = (
-            {"block_size": _CPU_BLOCK, "gpu_memory_utilization": 0.3, "enforce_eager": True}
+            {
+                "block_size": _CPU_BLOCK,
+                "gpu_memory_utilization": 0.3,
+                "enforce_eager": True,
+                "worker_extension_cls": "agentrl.engines.vllm_cpu_lora.CpuLoraExtension",
+            }
             if device == "cpu"
             else {"gpu_memory_utilization": settings.gpu_memory_utilization, "tensor_parallel_size": settings.gpus}
         )

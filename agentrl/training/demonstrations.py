@@ -16,7 +16,7 @@ from agentrl.agent.episode import Agent
 from agentrl.config import AgentConfig
 from agentrl.engines.base import Generation, Sampling
 from agentrl.metrics import normalize_answer
-from agentrl.types import End, Question, Trajectory
+from agentrl.types import ActionKind, End, Question, Trajectory
 from retrievers.base import Retriever
 
 # How often each structure is tried; a structure that the passages do not support is not written.
@@ -32,7 +32,8 @@ class _Script:
         self._codec = codec
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
-        ids = tuple(self._codec.encode(next(self._turns)))
+        # A script ends before its episode does when a text in it breaks the protocol; what was played is not kept then.
+        ids = tuple(self._codec.encode(next(self._turns, "")))[: sampling.max_tokens]
         return Generation(ids, (0.0,) * len(ids), "stop", 0)
 
     async def load_adapter(self, version: int, files: Mapping[str, bytes]) -> None:
@@ -120,7 +121,7 @@ async def _perform(
     # The dry run shows which of the accepted answers stands in the passages, so that the demonstration copies that one.
     if plan.queries:
         rehearsal = await _play(question, [*turns, f"<answer> {answer} </answer>"], config, codec, retriever, k)
-        if rehearsal.end is not End.ANSWERED:
+        if not _sound(rehearsal):
             return None
         read = normalize_answer(" ".join(turn.observation for turn in rehearsal.turns))
         found = [
@@ -134,7 +135,12 @@ async def _perform(
             return None
     turns.append(f"<think> {thought} </think>\n<answer> {answer} </answer>")
     trajectory = await _play(question, turns, config, codec, retriever, k)
-    return trajectory if trajectory.end is End.ANSWERED else None
+    return trajectory if _sound(trajectory) else None
+
+
+def _sound(trajectory: Trajectory) -> bool:
+    """Return whether an episode ended with an answer and no turn of it broke the protocol, or was too long for it."""
+    return trajectory.end is End.ANSWERED and all(t.action.kind is not ActionKind.INVALID for t in trajectory.turns)
 
 
 def _thought(position: int, query: str, question: Question, rng: random.Random) -> str:

@@ -1,0 +1,45 @@
+"""Fixtures that several test files share."""
+
+import pytest
+
+from agentrl.agent.codec import Codec
+from agentrl.agent.protocols import SearchTags
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """A byte-level BPE of 512 ids, trained on the protocol's own texts, with the control tokens of a chat model."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    protocol = SearchTags()
+    texts = [
+        protocol.instruction(),
+        protocol.worked_examples(2),
+        protocol.correction("no <search> or <answer> was closed"),
+        "\n<information>\nNothing was found.\n</information>\n",
+        "Question: ",
+    ]
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    core.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=512,
+            special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=["<|im_start|>"],
+    )
+
+
+@pytest.fixture(scope="session")
+def codec(tokenizer):
+    return Codec(tokenizer)

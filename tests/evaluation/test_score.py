@@ -1,0 +1,93 @@
+"""Scores count the questions whose environment held, and say how many did not."""
+
+import pytest
+from fakes import make_episode
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentrl.evaluation.run import evaluate, score
+from agentrl.metrics import wilson
+from agentrl.types import End, Question
+
+CUXHAVEN = Question("nq:1", "where does the Elbe end", ("Cuxhaven",), dataset="nq")
+
+
+def answered(name, answer, searches=0):
+    return make_episode(name, CUXHAVEN, answer=answer, searches=searches)
+
+
+def failed(name):
+    return make_episode(name, CUXHAVEN, end=End.ENVIRONMENT_FAILURE, searches=3)
+
+
+def unanswered(name, end):
+    return make_episode(name, CUXHAVEN, end=end, searches=2)
+
+
+def test_em_f1_searches_and_ends_are_means_over_the_set():
+    episodes = [
+        answered("a", "the Cuxhaven.", searches=1),
+        answered("b", "Cuxhaven harbour", searches=3),
+        answered("c", "Hamburg"),
+        unanswered("d", End.TURN_LIMIT),
+    ]
+    result = score("nq", episodes)
+    assert (result.dataset, result.n, result.failed) == ("nq", 4, 0)
+    assert result.em == 0.25
+    assert result.f1 == pytest.approx((1 + 2 / 3) / 4)
+    assert result.searches == 1.5
+    assert result.ends == {"answered": 0.75, "turn_limit": 0.25}
+    assert (result.em_low, result.em_high) == wilson(1, 4)
+
+
+def test_failed_episodes_are_counted_apart_and_change_nothing_else():
+    sound = [answered("a", "Cuxhaven"), answered("b", "Hamburg", searches=1)]
+    with_failures = score("nq", [failed("x"), *sound, failed("y")])
+    without = score("nq", sound)
+    assert (with_failures.n, with_failures.failed) == (2, 2)
+    assert (with_failures.em, with_failures.f1, with_failures.searches) == (without.em, without.f1, without.searches)
+    assert with_failures.ends == {"answered": 1.0}
+
+
+@pytest.mark.parametrize(("episodes", "failures"), [([], 0), ([failed("x")], 1)])
+def test_a_set_without_sound_episodes_is_known_to_be_unknown(episodes, failures):
+    result = score("nq", episodes)
+    assert (result.n, result.failed, result.em, result.f1, result.searches) == (0, failures, 0.0, 0.0, 0.0)
+    assert (result.em_low, result.em_high) == (0.0, 1.0)
+    assert result.ends == {}
+
+
+@given(st.lists(st.sampled_from(["Cuxhaven", "Hamburg", None, "failure"]), max_size=30))
+def test_the_interval_holds_the_score_and_the_ends_sum_to_one(answers):
+    episodes = [
+        failed(str(i))
+        if answer == "failure"
+        else answered(str(i), answer)
+        if answer
+        else unanswered(str(i), End.TRUNCATED)
+        for i, answer in enumerate(answers)
+    ]
+    result = score("nq", episodes)
+    assert result.n + result.failed == len(answers)
+    assert 0 <= result.em_low <= result.em <= result.em_high <= 1
+    assert sum(result.ends.values()) == pytest.approx(1 if result.n else 0)
+    assert result.em == result.f1
+
+
+def test_evaluation_is_greedy_once_a_question_and_keeps_the_order_of_the_sets():
+    questions = [Question(f"{d}:{i}", "?", ("gold",), dataset=d) for i in range(2) for d in ("nq", "hotpotqa")]
+    asked = []
+
+    class Pool:
+        def sample(self, requests, temperature, on_done):
+            asked.append(temperature)
+            on_done(len(requests))
+            return [[make_episode(name, question, answer="gold")] for question, (name,) in requests]
+
+    done = []
+    result = evaluate(Pool(), questions, done.append)
+    assert asked == [0.0]
+    assert done == [4]
+    assert [(r.dataset, r.n, r.em) for r in result.sets] == [("nq", 2, 1.0), ("hotpotqa", 2, 1.0)]
+    assert [t.id for t in result.trajectories] == [f"eval/{question.id}" for question in questions]
+    assert [row["dataset"] for row in result.to_dict()["sets"]] == ["nq", "hotpotqa"]

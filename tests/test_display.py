@@ -1,0 +1,103 @@
+"""Where there is no terminal a run leaves one line a step, and evaluations stand side by side in a table."""
+
+import io
+
+import pytest
+from fakes import make_episode
+from rich.console import Console
+
+from agentrl.display import RunDisplay, evaluation_table, strata_shares
+from agentrl.evaluation.run import Evaluation, score
+from agentrl.training.loop import Progress
+from agentrl.types import End, Question
+
+METRICS = {
+    "reward/mean": 0.4375,
+    "searches/mean": 1.25,
+    "strata/0/share": 0.125,
+    "strata/0/reward": 0.5,
+    "strata/1/share": 0.5,
+    "strata/2/share": 0.375,
+    "tokens_per_second/rollout": 812.4,
+    "tokens_per_second/train": 95.2,
+    "grad_norm": 0.01234,
+}
+
+
+def evaluation(*answers, failures=0):
+    question = Question("q", "?", ("gold",), dataset="nq")
+    episodes = [make_episode(str(i), question, answer=answer, searches=1) for i, answer in enumerate(answers)]
+    episodes += [make_episode(f"f{i}", question, end=End.ENVIRONMENT_FAILURE) for i in range(failures)]
+    return Evaluation((score("nq", episodes),), tuple(episodes))
+
+
+def printed(table, width=160):
+    console = Console(file=io.StringIO(), width=width)
+    console.print(table)
+    return [line for line in console.file.getvalue().splitlines() if line.strip()]
+
+
+def follow(console, steps):
+    """Show a run of `steps` steps."""
+    with RunDisplay(console, steps) as display:
+        display.update(Progress(0, "starting Ray", 0, 0))
+        for step in range(steps):
+            for done in range(4):
+                display.update(Progress(step, "rollout", done, 4))
+            for done in range(4):
+                display.update(Progress(step, "train", done, 4))
+            display.update(Progress(step + 1, "step", step + 1, steps, METRICS))
+        display.update(Progress(steps, "evaluation", 1, 60))
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_without_a_terminal_each_step_is_one_line(width):
+    console = Console(file=io.StringIO(), width=width)
+    follow(console, 3)
+    lines = console.file.getvalue().splitlines()
+    steps = [line for line in lines if "reward" in line]
+    assert [line.split("  ")[0] for line in steps] == ["step 1/3", "step 2/3", "step 3/3"]
+    for line in steps:
+        for part in ("reward 0.438", "searches 1.25", "0: 12 %  1: 50 %  2: 38 %", "grad norm 0.0123", "left 0 s"):
+            assert part in line
+    # Beside the steps, one line for each phase as it begins and none for its progress.
+    phases = ["starting Ray", *[f"step {n} {phase}" for n in (1, 2, 3) for phase in ("rollout", "train")], "evaluation"]
+    assert [line.split("  ")[1] for line in lines if line not in steps] == phases
+
+
+def test_on_a_terminal_the_steps_stand_in_one_live_table():
+    console = Console(file=io.StringIO(), width=160, force_terminal=True)
+    follow(console, 2)
+    assert "step 1/2  reward" not in console.file.getvalue()
+    assert "0.438" in console.file.getvalue()
+
+
+def test_the_shares_of_strata_are_read_from_the_metrics():
+    assert strata_shares(METRICS) == "0: 12 %  1: 50 %  2: 38 %"
+    assert strata_shares({}) == ""
+
+
+def test_before_and_after_stand_under_one_another():
+    table = evaluation_table(
+        "x: before and after", {"before": evaluation("gold", "no"), "after": evaluation("gold", "gold")}
+    )
+    lines = printed(table)
+    assert "before and after" in lines[0]
+    before, after = (next(line for line in lines[1:] if word in line) for word in ("before", "after"))
+    assert "0.500" in before
+    assert "0.095 to 0.905" in before
+    assert "1.000" in after
+    assert "answered 100 %" in after
+
+
+def test_failed_questions_are_shown():
+    assert any(
+        "1 (+2 failed)" in line for line in printed(evaluation_table("t", {"greedy": evaluation("gold", failures=2)}))
+    )
+
+
+def test_an_evaluation_that_was_not_made_is_left_out():
+    lines = printed(evaluation_table("t", {"before": None, "after": evaluation("gold")}))
+    assert not any("before" in line for line in lines)
+    assert any("after" in line for line in lines)
+    assert printed(evaluation_table("t", {"before": None, "after": None}))

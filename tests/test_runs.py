@@ -1,0 +1,197 @@
+"""A run folder gives back what was written, and is rewound to its last complete checkpoint before it is continued."""
+
+import json
+
+import pytest
+from fakes import make_episode
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agentrl.config import parse_config
+from agentrl.runs import RunError, RunFolder, read_trajectories, write_trajectories
+from agentrl.types import Action, ActionKind, End, Question, SearchCall, Trajectory, Turn
+
+# Any code points, lone surrogates and line separators too: passages and byte-level tokenizers give such text.
+anything = st.text(st.characters(codec=None, categories=None), max_size=12)
+numbers = st.floats(allow_nan=False, allow_infinity=False)
+ids = st.lists(st.integers(0, 200_000), max_size=4).map(tuple)
+questions = st.builds(
+    Question,
+    id=anything,
+    text=anything,
+    golden_answers=st.lists(anything, max_size=2).map(tuple),
+    dataset=anything,
+    metadata=st.dictionaries(anything, st.one_of(st.none(), st.integers(), st.lists(anything, max_size=2)), max_size=2),
+)
+searches = st.builds(
+    SearchCall,
+    query=anything,
+    passage_ids=st.lists(anything, max_size=2).map(tuple),
+    scores=st.lists(numbers, max_size=2).map(tuple),
+    seconds=numbers,
+)
+turns = st.builds(
+    lambda sampled, **rest: Turn(tuple(i for i, _ in sampled), tuple(p for _, p in sampled), **rest),
+    st.lists(st.tuples(st.integers(0, 200_000), numbers), max_size=4),
+    text=anything,
+    action=st.builds(Action, st.sampled_from(ActionKind), anything),
+    adapter_version=st.integers(0, 10),
+    search=st.none() | searches,
+    observation_ids=ids,
+    observation=anything,
+)
+episodes = st.builds(
+    Trajectory,
+    id=anything,
+    question=questions,
+    prompt_ids=ids,
+    turns=st.lists(turns, max_size=3).map(tuple),
+    end=st.sampled_from(End),
+    answer=st.none() | anything,
+    reward=st.none() | numbers,
+    failure=anything,
+    seconds=numbers,
+)
+
+
+def config(folder, **changes):
+    tree = {"name": "run", "run_dir": str(folder), "model": {"path": "m"}, "training": {"steps": 9}}
+    return parse_config(tree | changes, source="test")
+
+
+def checkpoint(folder, step, state="{}"):
+    path = folder.checkpoints / f"checkpoint-{step}"
+    path.mkdir()
+    (path / "adapter_model.safetensors").write_bytes(b"weights")
+    if state is not None:
+        (path / "trainer_state.json").write_text(state)
+
+
+def run_of(tmp_path, steps, checkpoints):
+    """Make a run that recorded `steps` steps."""
+    folder = RunFolder.create(config(tmp_path))
+    for step in range(1, steps + 1):
+        folder.append_metrics(step, {"loss": 0.5 * step})
+        folder.write_trajectories(step, [make_episode(f"{step}/0/0")])
+    for step in checkpoints:
+        checkpoint(folder, step)
+    return folder
+
+
+def recorded(folder):
+    """Return the steps that metrics, trajectories and checkpoints are there of."""
+    trajectories = sorted((folder.path / "trajectories").iterdir())
+    return (
+        [line["step"] for line in folder.read_metrics()],
+        [int(path.name.split("-")[1].split(".")[0]) for path in trajectories],
+        sorted(int(path.name.split("-")[1]) for path in folder.checkpoints.iterdir()),
+    )
+
+
+@settings(max_examples=50)
+@given(st.lists(episodes, max_size=2))
+def test_trajectories_survive_the_way_through_a_file(tmp_path_factory, written):
+    path = tmp_path_factory.mktemp("run") / "step-00001.jsonl.zst"
+    write_trajectories(path, written)
+    assert list(read_trajectories(path)) == written
+
+
+def test_a_trajectory_file_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "step-00001.jsonl.zst"
+    with pytest.raises(TypeError):
+        write_trajectories(
+            path, [make_episode("a"), make_episode("b", Question("q", "?", ("x",), metadata={"k": {1}}))]
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_of_something_else_is_refused_by_name(tmp_path):
+    path = tmp_path / "step-00001.jsonl.zst"
+    path.write_text("{}")
+    with pytest.raises(RunError, match=r"step-00001\.jsonl\.zst: not a trajectory file"):
+        list(read_trajectories(path))
+
+
+def test_a_new_run_holds_its_resolved_config_and_its_versions(tmp_path):
+    made = config(tmp_path)
+    folder = RunFolder.create(made)
+    assert (folder.path / "config.yaml").read_text() == made.to_yaml()
+    assert {"python", "agentrl", "torch"} <= json.loads((folder.path / "versions.json").read_text()).keys()
+    assert folder.latest_checkpoint() is None
+
+
+def test_a_run_is_never_written_over(tmp_path):
+    RunFolder.create(config(tmp_path))
+    with pytest.raises(RunError, match="holds a run already; continue it with --resume"):
+        RunFolder.create(config(tmp_path))
+
+
+def test_a_run_that_is_not_there_is_not_resumed(tmp_path):
+    with pytest.raises(RunError, match="holds no run to resume"):
+        RunFolder.reopen(config(tmp_path))
+
+
+def test_a_run_is_not_resumed_with_another_config(tmp_path):
+    RunFolder.create(config(tmp_path))
+    with pytest.raises(RunError, match="differs from the configuration given now"):
+        RunFolder.reopen(config(tmp_path, seed=1))
+
+
+def test_a_resumed_run_forgets_what_came_after_its_last_checkpoint(tmp_path):
+    made = run_of(tmp_path, steps=7, checkpoints=[3, 5])
+    folder, step = RunFolder.reopen(config(tmp_path))
+    assert (folder.path, step) == (made.path, 5)
+    assert recorded(folder) == ([1, 2, 3, 4, 5], [1, 2, 3, 4, 5], [3, 5])
+
+
+def test_checkpoints_are_ordered_by_number(tmp_path):
+    folder = run_of(tmp_path, steps=0, checkpoints=[9, 10])
+    assert folder.latest_checkpoint().name == "checkpoint-10"
+
+
+@pytest.mark.parametrize("state", [None, "", '{"global_step": 6, "log_hist'])
+def test_a_checkpoint_that_was_cut_off_does_not_count(tmp_path, state):
+    made = run_of(tmp_path, steps=7, checkpoints=[3])
+    checkpoint(made, 6, state)
+    folder, step = RunFolder.reopen(config(tmp_path))
+    assert step == 3
+    assert recorded(folder) == ([1, 2, 3], [1, 2, 3], [3])
+
+
+def test_without_a_checkpoint_a_run_starts_again_at_its_first_step(tmp_path):
+    run_of(tmp_path, steps=2, checkpoints=[])
+    folder, step = RunFolder.reopen(config(tmp_path))
+    assert step == 0
+    assert recorded(folder) == ([], [], [])
+
+
+def test_resuming_twice_changes_nothing_more(tmp_path):
+    run_of(tmp_path, steps=7, checkpoints=[3, 5])
+    first = recorded(RunFolder.reopen(config(tmp_path))[0])
+    assert recorded(RunFolder.reopen(config(tmp_path))[0]) == first
+
+
+def test_a_metrics_line_that_was_cut_off_is_left_out_and_cleared_away(tmp_path):
+    made = run_of(tmp_path, steps=3, checkpoints=[3])
+    with made.metrics.open("a") as file:
+        file.write('{"step": 4, "lo')
+    assert [line["step"] for line in made.read_metrics()] == [1, 2, 3]
+    folder, _ = RunFolder.reopen(config(tmp_path))
+    folder.append_metrics(4, {"loss": 1.0})
+    assert [line["step"] for line in folder.read_metrics()] == [1, 2, 3, 4]
+
+
+def test_metrics_read_back_as_they_were_written(tmp_path):
+    folder = RunFolder.create(config(tmp_path))
+    assert folder.read_metrics() == []
+    folder.append_metrics(1, {"reward/mean": 0.1, "episodes": 8})
+    assert folder.read_metrics() == [{"step": 1, "reward/mean": 0.1, "episodes": 8}]
+
+
+def test_an_evaluation_is_kept_with_the_episodes_behind_it(tmp_path):
+    folder = RunFolder.create(config(tmp_path))
+    assert folder.read_evaluation(0) is None
+    folder.write_evaluation(0, {"sets": []}, [make_episode("eval/q")])
+    assert folder.read_evaluation(0) == {"sets": []}
+    path = folder.path / "evaluations" / "step-00000.jsonl.zst"
+    assert list(read_trajectories(path)) == [make_episode("eval/q")]
