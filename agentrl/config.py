@@ -228,7 +228,7 @@ class WarmStartConfig(Section):
 
 
 class RayConfig(Section):
-    """`address` null starts a cluster on this machine, "auto" joins the one that runs here, ray://host:port one elsewhere."""
+    """`address` null starts a cluster on this machine and ends it with the run; "auto" joins the one that runs here."""
 
     address: str | None = None
 

@@ -1,9 +1,14 @@
 """Fixtures that several test files share."""
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from agentrl.agent.codec import Codec
 from agentrl.agent.protocols import SearchTags
+
+# How long an example takes says more about what else the machine does than about the code.
+settings.register_profile("agentrl", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("agentrl")
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,16 +62,27 @@ def cluster(config: Config, on_phase: Callable[[str], None] = lambda phase: None
 
 
 def _connect(config: Config) -> None:
-    variables = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "1"}
-    os.environ.update(variables)
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    # Ray would run engine and trainer at the lowest priority, behind whatever else the machine does.
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112, this is how Ray spells it
+    on_terminate = signal.getsignal(signal.SIGTERM)
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if config.ray.address is None:
-            ray.init(num_cpus=max(_LEAST_CPUS, os.cpu_count() or 1), include_dashboard=False, **common)
+            ray.init(
+                # Without "local" Ray joins whatever cluster it finds on this machine.
+                address="local",
+                num_cpus=max(_LEAST_CPUS, os.cpu_count() or 1),
+                include_dashboard=False,
+                **common,
+            )
         else:
             ray.init(address=config.ray.address, **common)
     except (ConnectionError, TimeoutError) as error:
         raise EnvironmentFailure(f"ray.address {config.ray.address}: cannot connect: {error}") from error
+    if threading.current_thread() is threading.main_thread():
+        # Ray puts a handler of its own in place that prints a stack trace and skips our clean-up.
+        signal.signal(signal.SIGTERM, on_terminate)
 
 
 def _check_device(config: Config) -> None:

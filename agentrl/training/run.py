@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from queue import Empty
 from typing import Any
 
+from ray.exceptions import RayError, RayTaskError
+
 from agentrl.advantages import get_estimator, get_stratifier
 from agentrl.advantages.registry import check_options
 from agentrl.config import Config, ConfigError
@@ -170,12 +172,13 @@ def _relay(events: Any, finished: threading.Event, on_progress: OnProgress) -> N
             on_progress(events.get(timeout=0.5))
         except Empty:
             continue
+        except RayError:
+            # The queue died with the cluster, so nothing more will come.
+            return
 
 
 def _cause(error: BaseException) -> BaseException:
     """Return the error that the training loop raised, out of what Ray Train wrapped around it."""
-    from ray.exceptions import RayTaskError
-
     for failure in getattr(error, "worker_failures", {}).values():
         cause = failure.as_instanceof_cause() if isinstance(failure, RayTaskError) else failure
         cause = getattr(cause, "cause", cause)

@@ -54,6 +54,7 @@ class StepSampler:
                 raise RuntimeError(f"step {step}: rows {start} to {start + size - 1} are not {size} times one question")
             # The position makes the id unique where a question comes again in a later epoch.
             requests.append((self._order[position], [f"{step}/{position}/{i}" for i in range(size)]))
+        self._on_done(0)
         started = time.monotonic()
         sampled = self._pool.sample(requests, self._config.agent.temperature, self._on_done)
         seconds = time.monotonic() - started
@@ -113,7 +114,7 @@ def batch_metrics(
         "tokens/model": float(own),
         "tokens/environment": float(sum(map(len, masks)) - own),
         "tokens/prompt": float(sum(len(t.prompt_ids) for t in trajectories)),
-        "logprob/mean": sum(sum(t.logprobs) for t in trajectories) / max(1, own),
+        "logprobs/mean": sum(sum(t.logprobs) for t in trajectories) / max(1, own),
         "seconds/search": sum(call.seconds for t in trajectories for call in t.searches)
         / max(1, sum(len(t.searches) for t in trajectories)),
     }

@@ -55,6 +55,8 @@ class StratifiedTrainer(GRPOTrainer):
         )
         self._sample = sample
         self._scored_mask: torch.Tensor | None = None
+        self._last_logps: torch.Tensor | None = None
+        self._differences: list[tuple[float, float]] = []
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         batch = self._sample([int(row["prompt"]) for row in inputs])
@@ -67,6 +69,14 @@ class StratifiedTrainer(GRPOTrainer):
         if self.beta != 0.0:
             tensors["ref_per_token_logps"] = self._reference_logps(tensors)
         return tensors
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add to TRL's metrics how far the sampler's log-probabilities are from the trainer's, before the update."""
+        if self._differences:
+            largest, means = zip(*self._differences, strict=True)
+            logs |= {"logprobs/difference_max": max(largest), "logprobs/difference_mean": sum(means) / len(means)}
+            self._differences.clear()
+        super().log(logs, start_time)
 
     def _reference_logps(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
         """Log-probabilities under the model as it was when training began."""
@@ -82,7 +92,12 @@ class StratifiedTrainer(GRPOTrainer):
     def _compute_loss(self, model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         # TRL does not hand the mask to the log-probability pass, which needs it to leave out the environment's tokens.
         self._scored_mask = inputs["completion_mask"] * inputs["tool_mask"]
-        return super()._compute_loss(model, inputs)
+        loss = super()._compute_loss(model, inputs)
+        own = self._scored_mask.bool()
+        if own.any():
+            difference = (self._last_logps - inputs["sampling_per_token_logps"])[own].abs()
+            self._differences.append((difference.max().item(), difference.mean().item()))
+        return loss
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -107,6 +122,7 @@ class StratifiedTrainer(GRPOTrainer):
             )
         ]
         logps = torch.stack([row[0] for row in rows])
+        self._last_logps = logps.detach()
         entropies = torch.stack([row[1] for row in rows]) if compute_entropy else None
         return logps, entropies, None
 

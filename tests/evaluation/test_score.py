@@ -69,7 +69,8 @@ def test_the_interval_holds_the_score_and_the_ends_sum_to_one(answers):
     ]
     result = score("nq", episodes)
     assert result.n + result.failed == len(answers)
-    assert 0 <= result.em_low <= result.em <= result.em_high <= 1
+    assert 0 <= result.em_low <= result.em + 1e-12
+    assert result.em - 1e-12 <= result.em_high <= 1
     assert sum(result.ends.values()) == pytest.approx(1 if result.n else 0)
     assert result.em == result.f1
 

@@ -66,7 +66,7 @@ def test_each_question_is_asked_once_with_a_whole_group_in_the_given_order():
     assert pool.temperature == 0.9
     assert [episode.id for episode in batch.trajectories] == ["3/2/0", "3/2/1", "3/0/0", "3/0/1"]
     assert batches == [(3, batch.trajectories)]
-    assert done == [2, 4]
+    assert done == [0, 2, 4]
 
 
 def test_a_question_that_comes_twice_makes_two_groups_of_distinct_episodes():

