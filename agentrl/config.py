@@ -140,13 +140,16 @@ class AgentConfig(Section):
 
 
 class EngineConfig(Section):
-    """One vLLM engine per rollout worker. `kv_cache_gib` counts on a CPU, `gpu_memory_utilization` on a GPU."""
+    """One vLLM engine per rollout worker. `kv_cache_gib` counts on a CPU, `gpu_memory_utilization` on a GPU.
 
-    kv_cache_gib: int = Field(1, ge=1)
+    `max_concurrent` bounds the episodes under way on an engine: beyond what the cache holds they only slow one another.
+    """
+
+    kv_cache_gib: int = Field(2, ge=1)
     gpu_memory_utilization: float = Field(0.85, gt=0, lt=1)
     gpus: int = Field(1, ge=1)
     threads: int = Field(2, ge=1)
-    max_concurrent: int = Field(64, ge=1)
+    max_concurrent: int = Field(48, ge=1)
     start_timeout_seconds: float = Field(300.0, gt=0)
 
 

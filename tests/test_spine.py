@@ -22,7 +22,8 @@ TINY = [
     "model.adapter=null",
     "rollout.group_size=4",
     "agent.max_turn_tokens=12",
-    "agent.max_episode_tokens=200",
+    "agent.max_episode_tokens=400",
+    "agent.max_observation_tokens=64",
     "training.checkpoint_every=2",
     "data.eval.0.limit=4",
 ]

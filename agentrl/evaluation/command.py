@@ -14,6 +14,7 @@ from agentrl.runs import write_trajectories
 from agentrl.training.adapter import adapter_folder, read_adapter
 from agentrl.training.loop import Progress
 from agentrl.training.run import check_index, evaluation_questions
+from agentrl.types import Question
 
 
 def run_evaluation(
@@ -49,7 +50,12 @@ def run_evaluation(
             running.pool.publish(0, read_adapter(start))
         total = len(questions)
         on_progress(Progress(0, "evaluation", 0, total))
-        result = evaluate(running.pool, questions, lambda done: on_progress(Progress(0, "evaluation", done, total)))
+        result = evaluate(
+            running.pool,
+            questions,
+            max_failed_share=config.rollout.max_failed_share,
+            on_done=lambda done: on_progress(Progress(0, "evaluation", done, total)),
+        )
     if out is not None:
         out.mkdir(parents=True)
         (out / "scores.json").write_text(json.dumps(result.to_dict(), indent=2) + "\n")
@@ -57,9 +63,9 @@ def run_evaluation(
     return result
 
 
-def _first_of_each_set(questions: Sequence, limit: int) -> list:
+def _first_of_each_set(questions: Sequence[Question], limit: int) -> list[Question]:
     taken: dict[str, int] = {}
-    kept = []
+    kept: list[Question] = []
     for question in questions:
         taken[question.dataset] = taken.get(question.dataset, 0) + 1
         if taken[question.dataset] <= limit:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 from agentrl.metrics import exact_match, f1, wilson
-from agentrl.rollout.pool import RolloutPool
+from agentrl.rollout.failures import check_failures
 from agentrl.types import Question, Trajectory
+
+if TYPE_CHECKING:
+    from agentrl.rollout.pool import RolloutPool
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +42,30 @@ class Evaluation:
     sets: tuple[SetResult, ...]
     trajectories: tuple[Trajectory, ...]
 
+    @classmethod
+    def from_dict(cls, scores: Mapping[str, Any]) -> Self:
+        """Read what `to_dict` wrote; the episodes are in a file of their own."""
+        return cls(tuple(SetResult(**result) for result in scores["sets"]), ())
+
     def to_dict(self) -> dict[str, Any]:
         return {"sets": [asdict(result) for result in self.sets]}
 
 
 def evaluate(
-    pool: RolloutPool, questions: Sequence[Question], on_done: Callable[[int], None] = lambda done: None
+    pool: RolloutPool,
+    questions: Sequence[Question],
+    *,
+    max_failed_share: float,
+    on_done: Callable[[int], None] = lambda done: None,
 ) -> Evaluation:
-    """Run one greedy episode for each question and score the sets. `on_done` receives the number that is done."""
+    """Run one greedy episode for each question and score the sets. `on_done` receives the number that is done.
+
+    Raises:
+        EnvironmentFailure: if more than `max_failed_share` of the episodes failed.
+    """
     requests = [(question, [f"eval/{question.id}"]) for question in questions]
     trajectories = [group[0] for group in pool.sample(requests, temperature=0.0, on_done=on_done)]
+    check_failures(trajectories, max_failed_share)
     names = list(dict.fromkeys(question.dataset for question in questions))
     by_set = {name: [t for t in trajectories if t.question.dataset == name] for name in names}
     return Evaluation(tuple(score(name, members) for name, members in by_set.items()), tuple(trajectories))

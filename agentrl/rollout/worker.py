@@ -49,6 +49,7 @@ class RolloutWorker:
             seed=config.seed,
         )
         self._engine = engine
+        self._slots = asyncio.Semaphore(config.engine.max_concurrent)
         self._agent = Agent(config.agent, Codec(load_tokenizer(model)), engine, self._retriever, config.retriever.k)
         return os.getpid()
 
@@ -56,20 +57,20 @@ class RolloutWorker:
         await self._engine.load_adapter(version, files)
 
     async def rollout(self, question: Question, episode_ids: Sequence[str], temperature: float) -> list[Trajectory]:
-        """Run one episode for each id, concurrently, and score them."""
+        """Run one episode for each id, as many at once as the engine has places for, and score them."""
         if self._agent is None:
             raise RuntimeError("call start() before rollout()")
         reward = REWARDS[self._config.reward.kind]
-        trajectories = await asyncio.gather(
-            *(
-                self._agent.run(
-                    question,
-                    episode_id,
-                    temperature=temperature,
-                    seed=self._config.seed,
-                    timeout=self._config.rollout.episode_timeout_seconds,
-                )
-                for episode_id in episode_ids
-            )
-        )
+        trajectories = await asyncio.gather(*(self._run(question, i, temperature) for i in episode_ids))
         return [t.with_reward(reward(t)) if t.valid else t for t in trajectories]
+
+    async def _run(self, question: Question, episode_id: str, temperature: float) -> Trajectory:
+        # An episode's time begins when it has a place, or the last of a long queue would run out of it while they wait.
+        async with self._slots:
+            return await self._agent.run(
+                question,
+                episode_id,
+                temperature=temperature,
+                seed=self._config.seed,
+                timeout=self._config.rollout.episode_timeout_seconds,
+            )

@@ -106,28 +106,35 @@ def train(
     inputs = load_inputs(config)
     folder, done = RunFolder.reopen(config) if resume else (RunFolder.create(config), 0)
     settings = config.evaluation
-    before = after = None
+    recorded = folder.read_evaluation(0)
+    before = None if recorded is None else Evaluation.from_dict(recorded)
+    after = None
     with cluster(config, lambda phase: on_progress(Progress(done, f"starting {phase}", 0, 0))) as running:
-        if settings.before and inputs.evaluation and folder.read_evaluation(0) is None:
+        if settings.before and inputs.evaluation and before is None:
             start = adapter_folder(config)
             if start is not None:
                 running.pool.publish(0, read_adapter(start))
-            before = _evaluate(running.pool, inputs.evaluation, folder, 0, on_progress)
+            before = _evaluate(config, running.pool, inputs.evaluation, folder, 0, on_progress)
         if done < config.training.steps:
             _fit(config, folder, running, inputs.order, resume, on_progress)
         if settings.after and inputs.evaluation:
             # The last step published its adapter; after a resume of a finished run the engines have none yet.
             running.pool.publish(config.training.steps, read_adapter(folder.adapter))
-            after = _evaluate(running.pool, inputs.evaluation, folder, config.training.steps, on_progress)
+            after = _evaluate(config, running.pool, inputs.evaluation, folder, config.training.steps, on_progress)
     return folder, before, after
 
 
 def _evaluate(
-    pool: RolloutPool, questions: list[Question], folder: RunFolder, step: int, on_progress: OnProgress
+    config: Config, pool: RolloutPool, questions: list[Question], folder: RunFolder, step: int, on_progress: OnProgress
 ) -> Evaluation:
     total = len(questions)
     on_progress(Progress(step, "evaluation", 0, total))
-    result = evaluate(pool, questions, lambda done: on_progress(Progress(step, "evaluation", done, total)))
+    result = evaluate(
+        pool,
+        questions,
+        max_failed_share=config.rollout.max_failed_share,
+        on_done=lambda done: on_progress(Progress(step, "evaluation", done, total)),
+    )
     folder.write_evaluation(step, result.to_dict(), result.trajectories)
     return result
 

@@ -5,14 +5,27 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from agentrl.advantages import compute, get_stratifier, label
 from agentrl.config import Config
-from agentrl.rollout.pool import RolloutPool
-from agentrl.training.trainer import ScoredBatch
-from agentrl.types import EnvironmentFailure, Question, Trajectory, TrajectoryGroup
+from agentrl.rollout.failures import check_failures
+from agentrl.types import Question, Trajectory, TrajectoryGroup
+
+if TYPE_CHECKING:
+    from agentrl.rollout.pool import RolloutPool
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredBatch:
+    """The trajectories of one step, group after group, with an advantage for each and the step's metrics."""
+
+    trajectories: Sequence[Trajectory]
+    advantages: Sequence[float]
+    metrics: dict[str, float]
 
 
 class StepSampler:
@@ -83,16 +96,6 @@ class StepSampler:
         tokens = metrics["tokens/model"] + metrics["tokens/environment"]
         metrics |= {"seconds/rollout": seconds, "tokens_per_second/rollout": tokens / seconds}
         return ScoredBatch(trajectories, advantages.values.tolist(), metrics)
-
-
-def check_failures(trajectories: Sequence[Trajectory], most: float) -> None:
-    """Raise EnvironmentFailure if more than the share `most` of the episodes failed."""
-    failed = [trajectory for trajectory in trajectories if not trajectory.valid]
-    if len(failed) > most * len(trajectories):
-        raise EnvironmentFailure(
-            f"{len(failed)} of {len(trajectories)} episodes failed, more than rollout.max_failed_share {most:g} allows; "
-            f"the first one: {failed[0].failure}"
-        )
 
 
 def batch_metrics(

