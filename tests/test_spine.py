@@ -25,7 +25,8 @@ TINY = [
     "agent.max_episode_tokens=400",
     "agent.max_observation_tokens=64",
     "training.checkpoint_every=2",
-    "data.eval.0.limit=4",
+    "evaluation.before=false",
+    "evaluation.after=false",
 ]
 
 
@@ -149,12 +150,10 @@ def test_a_killed_run_resumes_to_the_same_data_order_and_leaves_no_process(world
 def test_a_dead_retriever_ends_the_run_with_one_message_and_no_process(world, tiny_model, tmp_path):
     """A server that cannot be reached: what the agent needs it for fails, and the run says so."""
     arguments = tiny_arguments(world, tiny_model, tmp_path, "dead", "training.steps=1", "retriever.kind=http")
-    arguments += ["retriever.url=http://127.0.0.1:9/retrieve", "retriever.retries=0", "evaluation.before=false"]
-    started = time.monotonic()
+    arguments += ["retriever.url=http://127.0.0.1:9/retrieve", "retriever.retries=0"]
     result = run(arguments, check=False)
     assert result.returncode != 0
     assert "http://127.0.0.1:9/retrieve" in result.stderr
-    assert time.monotonic() - started < 300
     assert "Traceback" not in result.stderr
 
 

@@ -135,8 +135,6 @@ def _await(references: list[Any], timeout: float, what: str) -> None:
     except RayTaskError as error:
         raise error.as_instanceof_cause() from error
     except RayActorError as error:
-        # An actor whose constructor raised carries the constructor's error as its cause.
-        cause = getattr(error, "cause", None) or error.__cause__
-        if isinstance(cause, RayTaskError):
-            raise cause.as_instanceof_cause() from error
-        raise EnvironmentFailure(f"the {what} died while it started: {error}") from error
+        # Of a constructor that raised, Ray keeps the traceback as text; its last line is the error itself.
+        reason = str(error).strip().splitlines()[-1]
+        raise EnvironmentFailure(f"the {what} died while it started: {reason}") from error
