@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import signal
@@ -14,12 +15,13 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
-from agentrl.config import Config, ConfigError
+from agentrl.config import Config, ConfigError, RetrieverConfig
 from agentrl.engines.vllm import environment
 from agentrl.models import resolve_model
 from agentrl.rollout.pool import RolloutPool
 from agentrl.rollout.worker import RolloutWorker
 from agentrl.types import EnvironmentFailure
+from retrievers.remote import HttpRetriever
 
 # Ray counts CPUs to place actors, not to bind them; a laptop's two would not place retriever, engine and trainer.
 _LEAST_CPUS = 8
@@ -43,6 +45,7 @@ def cluster(config: Config, on_phase: Callable[[str], None] = lambda phase: None
     Raises:
         ConfigError: if the device that the config asks for is not there.
         EnvironmentFailure: if a part does not start in time.
+        RetrieverError: if the retriever's server does not answer.
     """
     config.require("retriever")
     on_phase("model files")
@@ -96,6 +99,7 @@ def _check_device(config: Config) -> None:
 def _start_retriever(config: Config) -> Any | None:
     settings = config.retriever
     if settings.kind == "http":
+        asyncio.run(_probe(settings))
         return None
     # Imported by Ray's worker alone: this module must not load Java's bridge where torch is.
     from retrievers.lucene import LuceneRetriever
@@ -113,6 +117,15 @@ def _start_retriever(config: Config) -> Any | None:
     )
     _await([actor.ping.remote()], 120.0, "retriever")
     return actor
+
+
+async def _probe(settings: RetrieverConfig) -> None:
+    """Raise RetrieverError now, rather than in the first episode, if the server does not search."""
+    retriever = HttpRetriever(settings.url, settings.timeout_seconds, settings.retries)
+    try:
+        await retriever.search(["ready?"], 1)
+    finally:
+        await retriever.close()
 
 
 def _start_workers(config: Config, retriever: Any | None) -> list[Any]:
