@@ -24,7 +24,7 @@ _COLUMNS = (
     "step",
     "reward",
     "searches",
-    "strata 0/1/2/3…",
+    "strata",
     "tokens/s rollout",
     "tokens/s train",
     "grad norm",
