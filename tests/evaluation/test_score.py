@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from agentrl.evaluation.run import evaluate, score
 from agentrl.metrics import wilson
-from agentrl.types import End, Question
+from agentrl.types import End, EnvironmentFailure, Question
 
 CUXHAVEN = Question("nq:1", "where does the Elbe end", ("Cuxhaven",), dataset="nq")
 
@@ -86,9 +86,21 @@ def test_evaluation_is_greedy_once_a_question_and_keeps_the_order_of_the_sets():
             return [[make_episode(name, question, answer="gold")] for question, (name,) in requests]
 
     done = []
-    result = evaluate(Pool(), questions, done.append)
+    result = evaluate(Pool(), questions, max_failed_share=0.5, on_done=done.append)
     assert asked == [0.0]
     assert done == [4]
     assert [(r.dataset, r.n, r.em) for r in result.sets] == [("nq", 2, 1.0), ("hotpotqa", 2, 1.0)]
     assert [t.id for t in result.trajectories] == [f"eval/{question.id}" for question in questions]
     assert [row["dataset"] for row in result.to_dict()["sets"]] == ["nq", "hotpotqa"]
+
+
+def test_an_evaluation_of_which_most_episodes_failed_is_an_error_and_no_score():
+    questions = [Question(f"nq:{i}", "?", ("gold",), dataset="nq") for i in range(4)]
+
+    class Pool:
+        def sample(self, requests, temperature, on_done):
+            end, failure = End.ENVIRONMENT_FAILURE, "the retriever is gone"
+            return [[make_episode(name, question, end=end, failure=failure)] for question, (name,) in requests]
+
+    with pytest.raises(EnvironmentFailure, match="the retriever is gone"):
+        evaluate(Pool(), questions, max_failed_share=0.5)
