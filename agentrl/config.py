@@ -182,7 +182,7 @@ class AdvantagesConfig(Section):
 
 
 class TrainingConfig(Section):
-    """`kl_coefficient` weighs the KL divergence to the model without the adapter that is trained; 0 computes none.
+    """`kl_coefficient` weighs the KL divergence to the model as it was when training began; 0 computes none.
 
     `loss` is one of TRL's; `micro_batch` is the number of episodes whose activations are held at once.
     """

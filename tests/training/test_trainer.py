@@ -142,21 +142,29 @@ def test_an_episode_whose_environment_failed_adds_nothing_to_loss_or_normaliser(
     assert torch.allclose(gradients, expected, atol=1e-6)
 
 
-def test_the_reference_of_the_kl_term_is_the_model_without_the_adapter(tmp_path, tokenizer):
+def test_the_reference_of_the_kl_term_is_the_model_as_it_was_when_training_began(tmp_path, tokenizer):
     rng = random.Random(4)
     trajectories = make_trajectories(2, rng)
     trainer = make_trainer(tmp_path, tokenizer, ScoredBatch(trajectories, [1.0, -1.0], {}), 2, beta=0.1)
-    tensors = trainer._generate_and_score_completions([{"prompt": "0"}] * 2)
-    with torch.no_grad(), trainer.model.disable_adapter():
-        for row, trajectory in enumerate(trajectories):
+    expected = []
+    with torch.no_grad():
+        for trajectory in trajectories:
             ids = torch.tensor([[*trajectory.prompt_ids, *trajectory.completion_ids]])
             logps = trainer.model(input_ids=ids).logits[0].log_softmax(-1)
             start = len(trajectory.prompt_ids)
-            for offset, own in enumerate(trajectory.action_mask):
-                expected = logps[start + offset - 1, trajectory.completion_ids[offset]].item() if own else 0.0
-                reference = "ref" in trainer.model.peft_config
-                if not reference:
-                    assert tensors["ref_per_token_logps"][row, offset].item() == pytest.approx(expected, abs=1e-5)
+            scores = [
+                logps[start + offset - 1, token].item() if own else 0.0
+                for offset, (token, own) in enumerate(
+                    zip(trajectory.completion_ids, trajectory.action_mask, strict=True)
+                )
+            ]
+            expected.append(scores)
+        for name, parameter in trainer.model.named_parameters():
+            if "lora_B.default" in name:
+                parameter.add_(0.3)
+    tensors = trainer._generate_and_score_completions([{"prompt": "0"}] * 2)
+    for row, scores in enumerate(expected):
+        assert tensors["ref_per_token_logps"][row, : len(scores)].tolist() == pytest.approx(scores, abs=1e-5)
 
 
 def test_a_step_makes_rewarded_episodes_likelier_than_unrewarded_ones(tmp_path, tokenizer):
