@@ -289,12 +289,9 @@ class Config(Section):
 
 def packaged_configs() -> dict[str, Path]:
     """Return the packaged configs by file name."""
-    here = Path(__file__).parent
-    # Installed wheels carry configs/ inside the package; a checkout has it at the top of the tree.
-    for folder in (here / "configs", here.parent / "configs"):
-        if folder.is_dir():
-            return {path.name: path for path in sorted(folder.glob("*.yaml"))}
-    return {}
+    # The project runs from a checkout (an editable install), which has configs/ at its top.
+    folder = Path(__file__).parents[1] / "configs"
+    return {path.name: path for path in sorted(folder.glob("*.yaml"))}
 
 
 def find_config(name: str) -> Path:
