@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from agentrl.advantages import AdvantageError
+from agentrl.advantages.schedule import Options
 from agentrl.types import AgentRLError
 
 
@@ -170,15 +172,52 @@ class RewardConfig(Section):
     kind: Literal["exact_match"] = "exact_match"
 
 
+class SelectionConfig(Section):
+    """Dropping groups whose advantages are all zero and sampling the next questions in their place.
+
+    At most `max_extra` times `rollout.questions_per_step` more questions are sampled in a step; null samples until the
+    step is full, and stops the run after as many questions as the sets hold. Places that stay empty are not trained on.
+    """
+
+    enabled: bool = False
+    max_extra: float | None = Field(2.0, ge=0)
+
+
 class AdvantagesConfig(Section):
     """The estimator by name or import path, its own options, and what sorts episodes into strata.
 
     `stratified` with `alpha` is alpha * stratified + (1 - alpha) * global (arXiv 2510.06214); see agentrl.advantages.
+    An option may change during the run: `{start: 1, end: 0, shape: step, at: 0.5}` or `{rule: progress}`, see
+    agentrl.advantages.schedule. `stratum` is a stratifier by name or import path, or a list of them for tuples of keys;
+    `max_strata` merges the tail of the strata. `scope: batch` compares over the questions of a step.
     """
 
     estimator: str = "stratified"
-    stratum: str = "searches"
-    options: dict[str, float | int | str] = {}
+    stratum: str | list[str] = "searches"
+    max_strata: int | None = Field(None, ge=2)
+    scope: Literal["prompt", "batch"] = "prompt"
+    options: dict[str, float | int | str | dict[str, float | int | str]] = {}
+    selection: SelectionConfig = SelectionConfig()
+
+    @field_validator("options")
+    @classmethod
+    def _has_rules(cls, options: dict[str, Any]) -> dict[str, Any]:
+        try:
+            Options(options)
+        except AdvantageError as error:
+            raise ValueError(str(error)) from error
+        return options
+
+
+class LldsConfig(Section):
+    """Keeps the likelihood of good actions from falling (arXiv 2512.04220): `weight` 0 leaves it out.
+
+    It acts on actions with an advantage of at least 0 whose mean log-probability fell by more than `tolerance` (nats)
+    since they were sampled, which the numerical difference between engine and trainer should not reach.
+    """
+
+    weight: float = Field(0.0, ge=0)
+    tolerance: float = Field(1e-3, ge=0)
 
 
 class TrainingConfig(Section):
@@ -194,6 +233,7 @@ class TrainingConfig(Section):
     loss: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "dapo"
     kl_coefficient: float = Field(0.0, ge=0)
     clip: float = Field(0.2, gt=0)
+    llds: LldsConfig = LldsConfig()
     max_grad_norm: float = Field(1.0, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     micro_batch: int = Field(1, ge=1)

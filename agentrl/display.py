@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bars
 from rich.table import Table
 
+from agentrl.advantages import report_table
 from agentrl.evaluation.run import Evaluation
 from agentrl.training.loop import Progress
 
@@ -40,6 +41,7 @@ class RunDisplay:
         self._console = console
         self._steps = steps
         self._rows: list[tuple[str, ...]] = []
+        self._advantages: Table | None = None
         self._phase = ""
         self._step_times: list[float] = []
         self._last = 0.0
@@ -59,9 +61,14 @@ class RunDisplay:
     ) -> None:
         if self._live is not None:
             self._live.stop()
+        elif self._advantages is not None and error is None:
+            self._console.print(self._advantages)
 
     def __rich__(self) -> Group:
-        return Group(self._table(), self._bars) if self._rows else Group(self._bars)
+        parts = [self._table()] if self._rows else []
+        if self._advantages is not None:
+            parts.append(self._advantages)
+        return Group(*parts, self._bars)
 
     def update(self, progress: Progress) -> None:
         if progress.metrics is not None:
@@ -80,6 +87,11 @@ class RunDisplay:
         self._bars.update(self._task, completed=progress.done, total=progress.total or None)
 
     def _add_step(self, step: int, metrics: Mapping[str, float]) -> None:
+        prefix = "advantages/"
+        report = {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
+        if report:
+            self._advantages = report_table(report)
+            self._advantages.title = f"advantages by stratum, step {step}"
         now = time.monotonic()
         self._step_times.append(now - self._last)
         self._last = now

@@ -6,6 +6,7 @@ import pytest
 from fakes import make_episode
 from rich.console import Console
 
+from agentrl.advantages import compute
 from agentrl.display import RunDisplay, evaluation_table, strata_shares
 from agentrl.evaluation.run import Evaluation, score
 from agentrl.training.loop import Progress
@@ -22,6 +23,18 @@ METRICS = {
     "tokens_per_second/train": 95.2,
     "grad_norm": 0.01234,
 }
+
+
+def test_the_advantages_of_the_last_step_follow_where_there_is_no_terminal():
+    report = compute([0.0, 1.0, 1.0, 0.0], ["q"] * 4, [0, 0, 1, 1]).report
+    metrics = METRICS | {f"advantages/{name}": value for name, value in report.metrics().items()}
+    console = Console(file=io.StringIO(), width=160)
+    with RunDisplay(console, 2) as display:
+        display.update(Progress(1, "step", 1, 2, metrics))
+        display.update(Progress(2, "step", 2, 2, metrics))
+    text = console.file.getvalue()
+    assert text.count("advantages by stratum, step 2") == 1
+    assert "advantages by stratum, step 1" not in text
 
 
 def evaluation(*answers, failures=0):

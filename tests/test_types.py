@@ -98,3 +98,25 @@ def test_a_group_of_distinct_episodes_of_one_question_is_made_and_pickles():
 def test_a_group_that_is_not_one_is_refused(episodes, size, message):
     with pytest.raises(GroupError, match=message):
         TrajectoryGroup(QUESTION, episodes, size)
+
+
+@given(st.integers(2, 6), st.data())
+def test_no_group_is_made_of_the_mistakes_that_mix_groups_up(size, data):
+    """An id that two data sets share, a group of one, an episode that is there twice, one too few or too many."""
+    sound = [episode(f"e{i}", turn()) for i in range(size)]
+    assert TrajectoryGroup(QUESTION, tuple(sound), size).size == size
+    place = data.draw(st.integers(0, size - 1))
+    # Both data sets number their questions from 0, so the ids agree and the questions do not.
+    elsewhere = Question(QUESTION.id, "asked in another data set", ("?",), "hotpotqa")
+    stranger = [*sound[:place], episode("stranger", turn(), question=elsewhere), *sound[place + 1 :]]
+    other = data.draw(st.integers(0, size - 1).filter(lambda i: i != place))
+    twice = [*sound[:place], sound[other], *sound[place + 1 :]]
+    for made, given_size, message in (
+        (stranger, size, "answers another question"),
+        (twice, size, f"holds episode {sound[other].id} more than once"),
+        (sound[:1], 1, "at least 2"),
+        (sound[:-1], size, f"expected {size} episodes"),
+        ([*sound, episode("more", turn())], size, f"expected {size} episodes"),
+    ):
+        with pytest.raises(GroupError, match=message):
+            TrajectoryGroup(QUESTION, tuple(made), given_size)

@@ -1,25 +1,24 @@
-"""Advantages of rollouts from their rewards, groups and strata: NumPy in, NumPy out, without torch, Ray or Java.
+"""Advantages of rollouts from their rewards, groups and strata, without torch, Ray or Java.
 
     result = compute([1.0, 0.0, 1.0, 0.0], groups=["q1"] * 4, strata=[0, 0, 1, 1], alpha=0.8)
 
-An estimator is a function `estimator(batch: Batch, *, option=default, ...) -> float64 [n]`, found by its name in
-`ESTIMATORS` or by an import path `package.module:function`.
+An estimator is a function `estimator(batch: Batch, *, option=default, ...) -> float64 [n]`, or [n, T] with a value for
+each turn, found by its name in `ESTIMATORS` or by an import path `package.module:function`.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
-from agentrl.advantages.base import AdvantageError, Batch, Bools, Floats, Ints
-from agentrl.advantages.diagnostics import summarise
-from agentrl.advantages.registry import ESTIMATORS, Estimator, check_options, get_estimator
+from agentrl.advantages.arrays import Keys, as_lengths, as_rewards, as_turns, like, number, renumber
+from agentrl.advantages.base import AdvantageError, Batch, Floats, Turns
+from agentrl.advantages.diagnostics import Report, StratumReport, report_table, summarise
+from agentrl.advantages.estimators import ESTIMATORS, Estimator
+from agentrl.advantages.registry import check_options, get_estimator
 from agentrl.advantages.strata import STRATIFIERS, Stratifier, get_stratifier, label
 
 __all__ = [
@@ -29,103 +28,124 @@ __all__ = [
     "Advantages",
     "Batch",
     "Estimator",
+    "Report",
     "Stratifier",
+    "StratumReport",
+    "Turns",
     "compute",
     "get_estimator",
     "get_stratifier",
     "label",
+    "report_table",
 ]
-
-Keys = Sequence[Hashable] | NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Advantages:
-    """Advantages of N rollouts in the order they were given.
+    """Advantages of N rollouts in the order they were given, in the kind that the rewards had.
+
+    Lists give lists, a torch tensor gives tensors on its device and in its dtype, anything else gives NumPy arrays.
 
     Attributes:
-        values: float64 [N], 0 for excluded rollouts.
-        valid: bool [N], false for excluded rollouts.
-        report: see `agentrl.advantages.diagnostics.summarise`, and `excluded`, the number of excluded rollouts.
+        values: floats [N], or [N, T] from an estimator with a value for each turn; 0 for excluded rollouts and beyond a
+            rollout's last turn.
+        valid: booleans [N], false for excluded rollouts.
+        report: what structure the rollouts have and what it does to the learning signal.
     """
 
-    values: Floats
-    valid: Bools
-    report: dict[str, float]
+    values: Any
+    valid: Any
+    report: Report
 
 
 def compute(
-    rewards: ArrayLike, groups: Keys, strata: Keys, estimator: str = "stratified", **options: Any
+    rewards: Any,
+    groups: Keys,
+    strata: Keys,
+    estimator: str = "stratified",
+    *,
+    valid: Any = None,
+    group_size: int | None = None,
+    lengths: Any = None,
+    turn_rewards: Sequence[Sequence[float]] | None = None,
+    anchors: Sequence[Keys] | None = None,
+    scope: Literal["prompt", "batch"] = "prompt",
+    **options: Any,
 ) -> Advantages:
     """Return the advantages of N rollouts.
 
     Args:
-        rewards: [N] numbers; NaN or None marks a rollout whose environment failed; no mean includes it.
-        groups: [N] hashable ids; equal ids answer one prompt. One id for all rollouts compares over the batch.
+        rewards: [N] numbers in a list, a NumPy array or a torch tensor; computed with in float64. NaN or None marks a
+            rollout whose environment failed: it takes part in no mean, its advantage is 0, and it is counted.
+        groups: [N] hashable ids; equal ids answer one prompt.
         strata: [N] hashable keys, tuples too; compared within a group only.
         estimator: a name in `ESTIMATORS` or an import path `package.module:function`.
+        valid: [N] booleans; false excludes a rollout as a reward of NaN does.
+        group_size: the number of rollouts that every group must have; ids that two data sets share, and groups that were
+            taken apart, are refused then.
+        lengths: [N] numbers of tokens; `opo` needs them.
+        turn_rewards: [N] sequences with a number for each turn; `mt_grpo` needs them.
+        anchors: [N] sequences with a hashable key for each turn, what was observed before it; `gigpo` needs them.
+        scope: "prompt" compares rollouts of one group; "batch" takes all rollouts for one group, so that strata reach
+            over prompts.
         options: the estimator's settings; its docstring explains them.
 
     Raises:
-        AdvantageError: if the lengths differ, a reward is infinite or no number, a key is not hashable, the estimator
-            or an option is unknown, an option is out of range, or the estimator returns something other than one
-            finite number for each rollout that counts.
+        AdvantageError: if lengths differ, a group has another size than `group_size`, a reward is infinite or no number, a
+            key is not hashable, the estimator or an option is unknown, an option is out of range, the estimator needs
+            what was not given, or it returns something other than finite numbers, one for each rollout that counts or
+            one for each of its turns.
     """
     function = get_estimator(estimator)
     check_options(estimator, function, options)
-    all_rewards = _as_rewards(rewards)
+    if scope not in ("prompt", "batch"):
+        raise AdvantageError(f"scope must be prompt or batch, got {scope!r}")
+    all_rewards, counts = as_rewards(rewards, valid)
     if not len(all_rewards) == len(groups) == len(strata):
         raise AdvantageError(
             "rewards, groups and strata must have one entry for each rollout, "
             f"got {len(all_rewards)}, {len(groups)} and {len(strata)}"
         )
-    valid = ~np.isnan(all_rewards)
-    batch = _as_batch(all_rewards, groups, strata, valid)
-    found = np.asarray(function(batch, **options), dtype=np.float64)
-    if found.shape != batch.rewards.shape or not np.isfinite(found).all():
+    if group_size is not None:
+        _check_sizes(groups, group_size)
+    _, group_index = number(groups, counts, "groups")
+    if scope == "batch":
+        group_index = np.zeros_like(group_index)
+    keys, key_index = number(strata, counts, "strata")
+    pairs, stratum_index = renumber(group_index * len(keys) + key_index)
+    width = max(len(keys), 1)
+    batch = Batch(
+        all_rewards[counts],
+        group_index,
+        stratum_index,
+        pairs // width,
+        pairs % width,
+        tuple(keys),
+        as_lengths(lengths, counts),
+        as_turns(turn_rewards, anchors, group_index, counts),
+    )
+    found = _checked(np.asarray(function(batch, **options), dtype=np.float64), batch, estimator)
+    values = np.zeros((len(all_rewards), *found.shape[1:]))
+    values[counts] = found
+    kind = like(rewards)
+    return Advantages(kind(values), kind(counts), summarise(batch, found, excluded=int((~counts).sum())))
+
+
+def _check_sizes(groups: Keys, size: int) -> None:
+    ids, index = number(groups, np.ones(len(groups), dtype=np.bool_), "groups")
+    count = np.bincount(index)
+    odd = np.flatnonzero(count != size)
+    if len(odd):
         raise AdvantageError(
-            f"estimator {estimator!r} must return {len(batch.rewards)} finite numbers, one for each rollout, "
+            f"group {ids[odd[0]]!r} has {count[odd[0]]} rollouts instead of {size}; do two data sets share this id?"
+        )
+
+
+def _checked(found: Floats, batch: Batch, estimator: str) -> Floats:
+    count = len(batch.rewards)
+    if found.ndim not in (1, 2) or len(found) != count or not np.isfinite(found).all():
+        raise AdvantageError(
+            f"estimator {estimator!r} must return {count} finite numbers, or {count} rows of them with one for each turn, "
             f"got shape {found.shape} with {int((~np.isfinite(found)).sum())} not finite"
         )
-    values = np.zeros(len(all_rewards))
-    values[valid] = found
-    return Advantages(values, valid, {**summarise(batch, found), "excluded": float((~valid).sum())})
-
-
-def _as_rewards(rewards: ArrayLike) -> Floats:
-    try:
-        array = np.asarray(rewards, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise AdvantageError(f"rewards must be numbers, or NaN for excluded rollouts: {error}") from error
-    if array.ndim != 1:
-        raise AdvantageError(f"rewards must be one-dimensional, got shape {array.shape}")
-    infinite = np.flatnonzero(np.isinf(array))
-    if len(infinite):
-        raise AdvantageError(f"rewards[{infinite[0]}] is {array[infinite[0]]}; only NaN excludes a rollout")
-    return array
-
-
-def _as_batch(rewards: Floats, groups: Keys, strata: Keys, valid: Bools) -> Batch:
-    _, group_index = _number(groups, valid, "groups")
-    names, name_index = _number(strata, valid, "strata")
-    pairs, stratum_index = np.unique(group_index * len(names) + name_index, return_inverse=True)
-    # fromiter keeps tuples whole; np.array would make a second dimension of them.
-    keys = np.fromiter(names, dtype=object, count=len(names))
-    width = max(len(names), 1)
-    return Batch(rewards[valid], group_index, stratum_index, pairs // width, keys[pairs % width])
-
-
-def _number(keys: Keys, valid: Bools, what: str) -> tuple[list[Any], Ints]:
-    """Return the distinct keys of the valid entries, and for each valid entry its key's position [n]."""
-    if isinstance(keys, np.ndarray):
-        if keys.ndim == 1 and keys.dtype.kind in "iu":
-            distinct, index = np.unique(keys[valid], return_inverse=True)
-            return distinct.tolist(), index
-        keys = keys.tolist()
-    # A dictionary, because keys need not be orderable among one another.
-    numbers: defaultdict[Any, int] = defaultdict(itertools.count().__next__)
-    try:
-        index = np.fromiter(map(numbers.__getitem__, itertools.compress(keys, valid)), dtype=np.intp)
-    except TypeError as error:
-        raise AdvantageError(f"{what} must be hashable, such as numbers, strings or tuples of them: {error}") from error
-    return list(numbers), index
+    return found

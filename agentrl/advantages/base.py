@@ -1,12 +1,15 @@
 """What every estimator shares: the batch it receives, moments by part, and standardising by part.
 
-Shapes: n rollouts that count, G groups, S strata, where a stratum belongs to one group; C parts of either sort.
+Shapes: n rollouts that count, G groups, S strata, where a stratum belongs to one group; C parts of either sort; M turns.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,22 +34,23 @@ class AdvantageError(AgentRLError):
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """The rollouts that count, with groups and strata numbered.
+class Turns:
+    """The M turns of the rollouts that count, rollout after rollout and in order.
 
     Attributes:
-        rewards: [n], finite.
-        groups: [n], the group of each rollout, 0 to G-1.
-        strata: [n], the stratum of each rollout, 0 to S-1; equal keys in different groups have different numbers.
-        stratum_groups: [S], the group that each stratum belongs to.
-        stratum_keys: [S] objects, the key of each stratum as it was given.
+        rollouts: [M], the rollout that each turn belongs to, 0 to n-1.
+        index: [M], 0 for a rollout's first turn.
+        last: [M], true at a rollout's last turn.
+        rewards: [M], what each turn earned of its own; None where not given.
+        anchors: [M], what was observed before each turn, numbered so that equal numbers mean the same observation in
+            the same group; None where not given.
     """
 
-    rewards: Floats
-    groups: Ints
-    strata: Ints
-    stratum_groups: Ints
-    stratum_keys: NDArray[np.object_]
+    rollouts: Ints
+    index: Ints
+    last: Bools
+    rewards: Floats | None
+    anchors: Ints | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +70,8 @@ class Moments:
     degenerate: Bools
 
 
-def moments(values: Floats, parts: Ints, ddof: int = 0) -> Moments:
-    """Moments of values [n] by parts [n], which are numbered 0 to C-1 without gaps.
-
-    std = sqrt(sum centred^2 / (count - ddof)).
-    """
+def moments(values: Floats, parts: Ints) -> Moments:
+    """Moments of values [n] by parts [n], which are numbered 0 to C-1 without gaps; std = sqrt(sum centred^2 / count)."""
     count = np.bincount(parts)
     low = np.full(len(count), np.inf)
     np.minimum.at(low, parts, values)
@@ -79,13 +80,63 @@ def moments(values: Floats, parts: Ints, ddof: int = 0) -> Moments:
     # Measured from the smallest value, equal values are exactly 0 and a large common offset costs no digits.
     shifted = values - low[parts]
     centred = shifted - (np.bincount(parts, shifted) / count)[parts]
-    # ddof 1 of a single value would divide by zero; such a part is degenerate whatever its std.
-    std = np.sqrt(np.bincount(parts, centred**2) / np.maximum(count - ddof, 1))
+    std = np.sqrt(np.bincount(parts, centred**2) / count)
     return Moments(count, centred, std, (count < 2) | (std <= TOLERANCE * magnitude))
 
 
-def standardise(values: Floats, parts: Ints, eps: float, ddof: int) -> tuple[Floats, Bools]:
-    """Return (value - mean) / (std + eps) by part [n], exactly 0 in degenerate parts, and which those are [C].
+@dataclass(frozen=True)
+class Batch:
+    """The rollouts that count, with groups and strata numbered.
+
+    Attributes:
+        rewards: [n], finite.
+        groups: [n], the group of each rollout, 0 to G-1.
+        strata: [n], the stratum of each rollout, 0 to S-1; equal keys in different groups have different numbers.
+        stratum_groups: [S], the group that each stratum belongs to.
+        stratum_keys: [S], the position of each stratum's key in `keys`.
+        keys: the distinct stratum keys as they were given.
+        lengths: [n], the rollouts' lengths in tokens; None where not given.
+        turns: the rollouts' turns; None where neither turn rewards nor anchors were given.
+    """
+
+    rewards: Floats
+    groups: Ints
+    strata: Ints
+    stratum_groups: Ints
+    stratum_keys: Ints
+    keys: tuple[Hashable, ...]
+    lengths: Floats | None = None
+    turns: Turns | None = None
+
+    @cached_property
+    def by_group(self) -> Moments:
+        """The moments of the rewards by group."""
+        return moments(self.rewards, self.groups)
+
+    @cached_property
+    def by_stratum(self) -> Moments:
+        """The moments of the rewards by stratum."""
+        return moments(self.rewards, self.strata)
+
+
+T = TypeVar("T")
+
+
+def required(value: T | None, estimator: str, argument: str) -> T:
+    """Return `value`, an optional part of a batch.
+
+    Raises:
+        AdvantageError: if it is None; the message names the argument of `compute` that would have given it.
+    """
+    if value is None:
+        raise AdvantageError(f"estimator {estimator!r} needs {argument}=… for each rollout")
+    return value
+
+
+def standardise(part: Moments, parts: Ints, eps: float, ddof: int) -> Floats:
+    """Return (value - mean) / (std + eps) by part [n], exactly 0 in degenerate parts.
+
+    std = sqrt(sum centred^2 / (count - ddof)).
 
     Raises:
         AdvantageError: if eps is negative or not finite, or ddof is neither 0 nor 1.
@@ -94,7 +145,12 @@ def standardise(values: Floats, parts: Ints, eps: float, ddof: int) -> tuple[Flo
         raise AdvantageError(f"eps must be a finite number of at least 0, got {eps!r}")
     if ddof not in (0, 1):
         raise AdvantageError(f"ddof must be 0 (divide by n) or 1 (divide by n - 1), got {ddof!r}")
-    part = moments(values, parts, ddof)
-    scores = np.zeros_like(values)
-    np.divide(part.centred, (part.std + eps)[parts], out=scores, where=~part.degenerate[parts])
-    return scores, part.degenerate
+    # ddof 1 of a single value would divide by zero; such a part is degenerate whatever its std.
+    std = part.std * np.sqrt(part.count / np.maximum(part.count - ddof, 1)) if ddof else part.std
+    # Dividing by infinity makes the 0 of a degenerate part.
+    return part.centred / np.where(part.degenerate, np.inf, std + eps)[parts]
+
+
+def centre(part: Moments, parts: Ints) -> Floats:
+    """Return value - mean by part [n], exactly 0 in degenerate parts."""
+    return np.where(part.degenerate[parts], 0.0, part.centred)

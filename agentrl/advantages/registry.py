@@ -1,4 +1,4 @@
-"""Estimators by name, and looking up a name or an import path."""
+"""Looking up an estimator or a stratifier by its name or by an import path, and checking an estimator's options."""
 
 from __future__ import annotations
 
@@ -8,14 +8,8 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from agentrl.advantages.base import AdvantageError, Floats
-from agentrl.advantages.grpo import grpo
-from agentrl.advantages.stratified import stratified
-
-Estimator = Callable[..., Floats]
-"""estimator(batch: Batch, *, option=default, ...) -> float64 [n]"""
-
-ESTIMATORS: dict[str, Estimator] = {"grpo": grpo, "stratified": stratified}
+from agentrl.advantages.base import AdvantageError
+from agentrl.advantages.estimators import ESTIMATORS, Estimator
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -52,12 +46,19 @@ def look_up(name: str, registry: Mapping[str, F], kind: str) -> F:
     return found
 
 
-def check_options(name: str, estimator: Estimator, options: Mapping[str, Any]) -> None:
-    """Raise AdvantageError for an option that the estimator does not take; `name` is the one the caller gave."""
+def option_names(estimator: Estimator) -> list[str] | None:
+    """Return the names of the options that an estimator takes, or None if it takes any."""
     _, *parameters = inspect.signature(estimator).parameters.values()
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    return [parameter.name for parameter in parameters]
+
+
+def check_options(name: str, estimator: Estimator, options: Mapping[str, Any]) -> None:
+    """Raise AdvantageError for an option that the estimator does not take; `name` is the one the caller gave."""
+    known = option_names(estimator)
+    if known is None:
         return
-    known = [parameter.name for parameter in parameters]
     for option in options:
         if option not in known:
             near = difflib.get_close_matches(option, known, n=1)

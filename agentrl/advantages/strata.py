@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
 
+from agentrl.advantages.base import AdvantageError
 from agentrl.advantages.registry import look_up
-from agentrl.types import Trajectory
+from agentrl.types import ActionKind, Trajectory
 
 Stratifier = Callable[[Trajectory], Hashable]
+
+OTHER = "other"
+"""The key of the strata that a cap has merged, where keys are not counts."""
+
+
+class AtLeast(int):
+    """A count that stands for itself and all larger ones; it reads `3+` and is otherwise the number."""
+
+    def __repr__(self) -> str:
+        return f"{int(self)}+"
+
+    __str__ = __repr__
 
 
 def searches(trajectory: Trajectory) -> int:
@@ -15,18 +29,98 @@ def searches(trajectory: Trajectory) -> int:
     return len(trajectory.searches)
 
 
-STRATIFIERS: dict[str, Stratifier] = {"searches": searches}
+def effective_searches(trajectory: Trajectory) -> int:
+    """The number of executed searches that brought a passage which this episode had not seen before."""
+    return sum(outcome in ("hit", "gold") for outcome in outcomes(trajectory))
 
 
-def get_stratifier(name: str = "searches") -> Stratifier:
+def placement(trajectory: Trajectory) -> tuple[str, ...]:
+    """The sequence of actions; a search that was written but not executed is left out."""
+    return tuple(
+        turn.action.kind.value
+        for turn in trajectory.turns
+        if turn.action.kind is not ActionKind.SEARCH or turn.search is not None
+    )
+
+
+def outcomes(trajectory: Trajectory) -> tuple[str, ...]:
+    """What each executed search brought: `empty` (no passage), `repeated` (none that this episode had not seen), `gold`
+    (a new one that `question.metadata["gold_passage_ids"]` lists), else `hit`."""
+    gold = set(trajectory.question.metadata.get("gold_passage_ids") or ())
+    seen: set[str] = set()
+    found = []
+    for search in trajectory.searches:
+        new = set(search.passage_ids) - seen
+        if not search.passage_ids:
+            found.append("empty")
+        elif not new:
+            found.append("repeated")
+        else:
+            found.append("gold" if new & gold else "hit")
+        seen |= new
+    return tuple(found)
+
+
+def end(trajectory: Trajectory) -> str:
+    """How the episode ended."""
+    return trajectory.end.value
+
+
+def answered(trajectory: Trajectory) -> str:
+    """`answered` or `unanswered`."""
+    return "unanswered" if trajectory.answer is None else "answered"
+
+
+STRATIFIERS: dict[str, Stratifier] = {
+    "searches": searches,
+    "effective_searches": effective_searches,
+    "placement": placement,
+    "outcomes": outcomes,
+    "end": end,
+    "answered": answered,
+}
+
+
+def get_stratifier(name: str | Sequence[str] = "searches") -> Stratifier:
     """Return the stratifier of a registered name or of an import path such as `package.module:function`.
+
+    Several names give a stratifier whose key is the tuple of theirs.
 
     Raises:
         AdvantageError: if there is none.
     """
-    return look_up(name, STRATIFIERS, "stratifier")
+    if isinstance(name, str):
+        return look_up(name, STRATIFIERS, "stratifier")
+    if not name:
+        raise AdvantageError("a stratum needs at least one stratifier")
+    parts = [look_up(part, STRATIFIERS, "stratifier") for part in name]
+    return lambda trajectory: tuple(part(trajectory) for part in parts)
+
+
+def cap_strata(keys: Sequence[Hashable], most: int) -> list[Hashable]:
+    """Return the keys with at most `most` distinct ones, the tail merged into one.
+
+    Where all keys are counts (integers of at least 0), those from most - 1 on become `AtLeast(most - 1)`, whichever are
+    there, so that a stratum means the same in every step. Other keys stay if they are among the most - 1 most frequent
+    ones, ties broken by label; the rest become `OTHER`.
+
+    Raises:
+        AdvantageError: if `most` is below 2.
+    """
+    if most < 2:
+        raise AdvantageError(f"the number of strata can be capped at 2 or more, got {most!r}")
+    if all(isinstance(key, int) and key >= 0 for key in keys):
+        return [AtLeast(most - 1) if key >= most - 1 else key for key in keys]
+    counts = Counter(keys)
+    if len(counts) <= most:
+        return list(keys)
+    kept = sorted(counts, key=lambda key: (-counts[key], label(key)))[: most - 1]
+    return [key if key in kept else OTHER for key in keys]
 
 
 def label(key: Hashable) -> str:
-    """Return a stratum's key as people read it in tables and plots: the parts of a tuple are joined by commas."""
-    return ", ".join(map(str, key)) if isinstance(key, tuple) else str(key)
+    """Return a stratum's key as people read it in tables and plots: parts of a tuple are joined by commas, and tuples
+    within one stand in parentheses."""
+    if not isinstance(key, tuple):
+        return str(key)
+    return ", ".join(f"({label(part)})" if isinstance(part, tuple) else str(part) for part in key) or "none"

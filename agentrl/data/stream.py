@@ -40,15 +40,15 @@ class QuestionStream:
         self._piles: list[list[Question]] = [[] for _ in sets]
         self._order: list[Question] = []
 
-    def order(self, n: int) -> list[Question]:
-        """Return the first `n` questions."""
-        while len(self._order) < n:
-            self._order.append(self._next())
-        return self._order[:n]
+    def __len__(self) -> int:
+        """The number of questions in the sets: what one pass through all of them takes, were they of equal weight."""
+        return sum(map(len, self._sets))
 
-    def take(self, step: int, count: int) -> list[Question]:
-        """Return the questions of a step, counted from 0, where every step takes `count`."""
-        return self.order((step + 1) * count)[step * count :]
+    def take(self, start: int, count: int) -> list[Question]:
+        """Return the questions at positions `start` to `start + count - 1` of the sequence."""
+        while len(self._order) < start + count:
+            self._order.append(self._next())
+        return self._order[start : start + count]
 
     def _next(self) -> Question:
         position = len(self._order) + 1

@@ -9,19 +9,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from agentrl.config import Config
+from agentrl.data.stream import QuestionStream
 from agentrl.rollout.pool import RolloutPool
 from agentrl.runs import RunFolder
-from agentrl.types import Question, Trajectory
+from agentrl.types import Trajectory
 
 
 @dataclass(frozen=True, slots=True)
 class TrainSettings:
-    """What the trainer's process is given. `order` is the data order of the whole run; `events` a queue for progress."""
+    """What the trainer's process is given; `events` is a queue for progress."""
 
     config: Config
     folder: RunFolder
     pool: RolloutPool
-    order: Sequence[Question]
+    questions: QuestionStream
     events: Any
     resume: bool
 
@@ -92,8 +93,7 @@ def train_loop(loop_config: dict[str, Any]) -> None:
             metrics = {name: value for name, value in logs.items() if isinstance(value, (int, float))}
             # TRL's step_time holds the rollout, which it knows nothing of.
             metrics["seconds/train"] = metrics.pop("step_time") - metrics["seconds/rollout"]
-            tokens = metrics["tokens/model"] + metrics["tokens/environment"] + metrics["tokens/prompt"]
-            metrics["tokens_per_second/train"] = tokens / metrics["seconds/train"]
+            metrics["tokens_per_second/train"] = metrics["tokens/trained"] / metrics["seconds/train"]
             metrics["seconds/publish"] = self.publish_seconds
             folder.append_metrics(state.global_step, metrics)
             tell("step", state.global_step, training.steps, metrics)
@@ -102,14 +102,17 @@ def train_loop(loop_config: dict[str, Any]) -> None:
     trainer = StratifiedTrainer(
         model=load_policy(config, model_path),
         processing_class=load_tokenizer(model_path),
-        questions=len(settings.order),
+        questions=training.steps * config.rollout.questions_per_step,
+        llds_weight=training.llds.weight,
+        llds_tolerance=training.llds.tolerance,
         sample=StepSampler(
             config,
             settings.pool,
-            settings.order,
+            settings.questions,
             current_step=lambda: trainer.state.global_step + 1,
             on_batch=record,
             on_done=lambda done: tell("rollout", done, episodes),
+            history=folder.read_metrics(),
         ),
         args=grpo_config(
             output_dir=str(folder.checkpoints),

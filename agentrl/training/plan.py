@@ -41,7 +41,7 @@ def plan(config: Config) -> Table:
     table.add_row(
         "tokens a step", f"at most {episodes * agent.max_episode_tokens:,} ({episodes} x {agent.max_episode_tokens})"
     )
-    table.add_row("questions", f"{len(inputs.order)} to train on, {len(inputs.evaluation)} to evaluate")
+    table.add_row("questions", f"{len(inputs.questions)} to train on, {len(inputs.evaluation)} to evaluate")
     table.add_row("disk", f"{_size(disk)} for checkpoints and adapter, {_size(free_bytes(config.folder))} free")
     return table
 

@@ -31,9 +31,9 @@ OnProgress = Callable[[Progress], None]
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """The questions of a run: the data order of all its steps, and the evaluation set."""
+    """The questions of a run: those it trains on, in their order, and the evaluation set."""
 
-    order: list[Question]
+    questions: QuestionStream
     evaluation: list[Question]
 
 
@@ -59,7 +59,7 @@ def load_inputs(config: Config) -> Inputs:
         config.seed,
     )
     return Inputs(
-        order=stream.order(config.training.steps * config.rollout.questions_per_step),
+        questions=stream,
         evaluation=evaluation_questions(config),
     )
 
@@ -116,7 +116,7 @@ def train(
                 running.pool.publish(0, read_adapter(start))
             before = _evaluate(config, running.pool, inputs.evaluation, folder, 0, on_progress)
         if done < config.training.steps:
-            _fit(config, folder, running, inputs.order, resume, on_progress)
+            _fit(config, folder, running, inputs.questions, resume, on_progress)
         if settings.after and inputs.evaluation:
             # The last step published its adapter; after a resume of a finished run the engines have none yet.
             running.pool.publish(config.training.steps, read_adapter(folder.adapter))
@@ -140,7 +140,12 @@ def _evaluate(
 
 
 def _fit(
-    config: Config, folder: RunFolder, running: Cluster, order: list[Question], resume: bool, on_progress: OnProgress
+    config: Config,
+    folder: RunFolder,
+    running: Cluster,
+    questions: QuestionStream,
+    resume: bool,
+    on_progress: OnProgress,
 ) -> None:
     """Run the training loop in a Ray Train worker while this thread's sibling relays its progress."""
     # Ray Train asks Ray's dashboard for its own state every second, and there is no dashboard here.
@@ -157,7 +162,7 @@ def _fit(
     storage = folder.path / "ray_train"
     trainer = TorchTrainer(
         train_loop,
-        train_loop_config={"settings": TrainSettings(config, folder, running.pool, order, events, resume)},
+        train_loop_config={"settings": TrainSettings(config, folder, running.pool, questions, events, resume)},
         scaling_config=ScalingConfig(num_workers=1, use_gpu=config.device == "cuda"),
         run_config=RunConfig(name="run", storage_path=str(storage), failure_config=FailureConfig(max_failures=0)),
     )

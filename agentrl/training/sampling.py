@@ -1,31 +1,46 @@
-"""From the questions of a step to a scored batch: rollouts, group checks, strata, advantages and the step's metrics."""
+"""From the next questions to a scored batch: rollouts, group checks, strata, advantages, selection and metrics."""
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from agentrl.advantages import compute, get_stratifier, label
+from agentrl.advantages import Advantages, compute, get_stratifier, label
+from agentrl.advantages.episodes import anchors, length, turn_rewards
+from agentrl.advantages.schedule import Options, StratumRewards
+from agentrl.advantages.strata import cap_strata
 from agentrl.config import Config
+from agentrl.data.stream import QuestionStream
 from agentrl.rollout.failures import check_failures
-from agentrl.types import Question, Trajectory, TrajectoryGroup
+from agentrl.types import AgentRLError, Trajectory, TrajectoryGroup
 
 if TYPE_CHECKING:
     from agentrl.rollout.pool import RolloutPool
 
+_STRATUM_METRIC = re.compile(r"strata/(.+)/rollouts")
+
 
 @dataclass(frozen=True, slots=True)
 class ScoredBatch:
-    """The trajectories of one step, group after group, with an advantage for each and the step's metrics."""
+    """The trajectories of one step, group after group, and the step's metrics.
+
+    Attributes:
+        trajectories: B episodes.
+        advantages: [B], or [B, T] with a value for each turn.
+        metrics: by name.
+        trained: [B], false where an episode takes no part in the loss; None where all valid ones do.
+    """
 
     trajectories: Sequence[Trajectory]
-    advantages: Sequence[float]
+    advantages: Sequence[float] | Sequence[Sequence[float]]
     metrics: dict[str, float]
+    trained: Sequence[bool] | None = None
 
 
 class StepSampler:
@@ -35,73 +50,172 @@ class StepSampler:
         self,
         config: Config,
         pool: RolloutPool,
-        order: Sequence[Question],
+        questions: QuestionStream,
         current_step: Callable[[], int],
         on_batch: Callable[[int, Sequence[Trajectory]], None],
         on_done: Callable[[int], None],
+        history: Sequence[Mapping[str, float]] = (),
     ) -> None:
-        """`order` is the data order of the whole run; `current_step` returns the number of the step being taken, from 1.
+        """`current_step` returns the number of the step being taken, from 1; `history` holds the metrics of the steps
+        that a resumed run has done, from which sampler and options take up where they were.
 
-        `on_batch` receives the step and its trajectories, `on_done` the number of episodes that are done.
+        `on_batch` receives the step and its trajectories, `on_done` the number of the step's episodes that are done.
         """
         self._config = config
         self._pool = pool
-        self._order = order
+        self._questions = questions
         self._current_step = current_step
         self._on_batch = on_batch
         self._on_done = on_done
+        self._stratifier = get_stratifier(config.advantages.stratum)
+        self._options = Options(config.advantages.options)
+        self._used = 0
+        for metrics in history:
+            self._used = int(metrics["questions/used"])
+            self._options.observe(_stratum_rewards(metrics))
 
-    def __call__(self, positions: list[int]) -> ScoredBatch:
-        """Roll out the questions at `positions` of the order, each repeated group-size times, and score them.
+    def __call__(self, episodes: int) -> ScoredBatch:
+        """Roll out the next questions, `episodes` episodes in whole groups, and score them.
 
         Raises:
             EnvironmentFailure: if more than `rollout.max_failed_share` of the episodes failed.
             GroupError: if a group is not what it should be.
+            AgentRLError: if selection without a bound has gone through as many questions as there are.
         """
+        step, settings = self._current_step(), self._config.advantages
         size = self._config.rollout.group_size
-        step = self._current_step()
-        requests = []
-        for start in range(0, len(positions), size):
-            position = positions[start]
-            if positions[start : start + size] != [position] * size:
-                raise RuntimeError(f"step {step}: rows {start} to {start + size - 1} are not {size} times one question")
-            # The position makes the id unique where a question comes again in a later epoch.
-            requests.append((self._order[position], [f"{step}/{position}/{i}" for i in range(size)]))
-        self._on_done(0)
+        options = self._options.at((step - 1) / self._config.training.steps)
+        wanted = episodes // size
+        if wanted * size != episodes:
+            raise RuntimeError(f"step {step}: {episodes} episodes are not whole groups of {size}")
+        sampled: list[TrajectoryGroup] = []
+        signal: list[bool] = []
+        count, left = wanted, self._bound(wanted)
         started = time.monotonic()
-        sampled = self._pool.sample(requests, self._config.agent.temperature, self._on_done)
+        while count:
+            groups = self._roll_out(step, count, done=sum(signal) * size)
+            sampled += groups
+            # Recorded before anything can fail on them.
+            self._on_batch(step, _members(sampled))
+            check_failures(_members(sampled), self._config.rollout.max_failed_share)
+            signal += self._has_signal(groups, options) if settings.selection.enabled else [True] * count
+            count = min(wanted - sum(signal), left)
+            left -= count
         seconds = time.monotonic() - started
-        groups = [
+        if sum(signal) < wanted and settings.selection.max_extra is None:
+            raise AgentRLError(
+                f"step {step}: {len(sampled)} questions gave {sum(signal)} groups with a learning signal instead of "
+                f"{wanted}; set advantages.selection.max_extra, or train a model that is sometimes right and sometimes not"
+            )
+        return self._score(sampled, signal, wanted, options, seconds)
+
+    def _bound(self, wanted: int) -> int:
+        """Return how many questions a step may sample beyond those that it needs."""
+        most = self._config.advantages.selection.max_extra
+        return len(self._questions) if most is None else round(most * wanted)
+
+    def _roll_out(self, step: int, count: int, done: int) -> list[TrajectoryGroup]:
+        """Sample groups for the next `count` questions, where `done` episodes of the step are done."""
+        size = self._config.rollout.group_size
+        # The position makes the id unique where a question comes again in a later epoch.
+        requests = [
+            (question, [f"{step}/{self._used + offset}/{i}" for i in range(size)])
+            for offset, question in enumerate(self._questions.take(self._used, count))
+        ]
+        self._used += count
+        self._on_done(done)
+        sampled = self._pool.sample(requests, self._config.agent.temperature, lambda n: self._on_done(done + n))
+        return [
             TrajectoryGroup(question, tuple(trajectories), size)
             for (question, _), trajectories in zip(requests, sampled, strict=True)
         ]
-        trajectories = [trajectory for group in groups for trajectory in group.trajectories]
-        self._on_batch(step, trajectories)
-        check_failures(trajectories, self._config.rollout.max_failed_share)
 
-        settings = self._config.advantages
-        stratum = get_stratifier(settings.stratum)
-        strata = [stratum(trajectory) for trajectory in trajectories]
-        rewards = [np.nan if t.reward is None else t.reward for t in trajectories]
-        group_numbers = [number for number in range(len(groups)) for _ in range(size)]
-        advantages = compute(
-            rewards,
-            groups=group_numbers,
+    def _has_signal(self, groups: Sequence[TrajectoryGroup], options: Mapping[str, Any]) -> list[bool]:
+        trajectories = _members(groups)
+        values = np.asarray(self._advantages(trajectories, self._strata(trajectories), options).values)
+        return np.any(values.reshape(len(groups), -1), axis=1).tolist()
+
+    def _strata(self, trajectories: Sequence[Trajectory]) -> list[Hashable]:
+        strata = [self._stratifier(trajectory) for trajectory in trajectories]
+        most = self._config.advantages.max_strata
+        return strata if most is None else cap_strata(strata, most)
+
+    def _advantages(
+        self, trajectories: Sequence[Trajectory], strata: Sequence[Hashable], options: Mapping[str, Any]
+    ) -> Advantages:
+        size = self._config.rollout.group_size
+        return compute(
+            [np.nan if t.reward is None else t.reward for t in trajectories],
+            groups=[i // size for i in range(len(trajectories))],
             strata=strata,
-            estimator=settings.estimator,
-            **settings.options,
+            estimator=self._config.advantages.estimator,
+            valid=[t.valid for t in trajectories],
+            group_size=size,
+            lengths=[length(t) for t in trajectories],
+            turn_rewards=[turn_rewards(t) for t in trajectories],
+            anchors=[anchors(t) for t in trajectories],
+            scope=self._config.advantages.scope,
+            **options,
         )
-        metrics = batch_metrics(trajectories, strata, group_numbers)
-        metrics |= {f"advantages/{name}": value for name, value in advantages.report.items()}
-        tokens = metrics["tokens/model"] + metrics["tokens/environment"]
-        metrics |= {"seconds/rollout": seconds, "tokens_per_second/rollout": tokens / seconds}
-        return ScoredBatch(trajectories, advantages.values.tolist(), metrics)
+
+    def _score(
+        self,
+        sampled: Sequence[TrajectoryGroup],
+        signal: Sequence[bool],
+        wanted: int,
+        options: Mapping[str, Any],
+        seconds: float,
+    ) -> ScoredBatch:
+        """Make a batch of `wanted` groups, those with a signal before others, of which none is trained on."""
+        size = self._config.rollout.group_size
+        everyone = _members(sampled)
+        metrics = batch_metrics(everyone, self._strata(everyone), [i // size for i in range(len(everyone))])
+        self._options.observe(_stratum_rewards(metrics))
+
+        kept = _members([group for group, has in zip(sampled, signal, strict=True) if has])
+        # TRL needs a batch of one size, so groups without a signal stand where none with one could be found.
+        fillers = _members([group for group, has in zip(sampled, signal, strict=True) if not has])
+        fillers = fillers[: wanted * size - len(kept)]
+        advantages = self._advantages(kept, self._strata(kept), options)
+        values = np.asarray(advantages.values)
+        values = np.concatenate([values, np.zeros((len(fillers), *values.shape[1:]))])
+        trained = [t.valid for t in kept] + [False] * len(fillers)
+
+        metrics |= {f"advantages/{name}": value for name, value in advantages.report.metrics().items()}
+        metrics |= {f"advantages/option/{name}": options[name] for name in self._options.moving}
+        if self._config.advantages.selection.enabled:
+            metrics |= {
+                "selection/sampled_groups": float(len(sampled)),
+                "selection/dropped_groups": float(len(signal) - sum(signal)),
+                "selection/unfilled_groups": float(len(fillers) // size),
+            }
+        metrics |= {
+            "questions/used": float(self._used),
+            "tokens/trained": float(sum(len(t.prompt_ids) + len(t.completion_ids) for t in kept if t.valid)),
+            "seconds/rollout": seconds,
+            "tokens_per_second/rollout": (metrics["tokens/model"] + metrics["tokens/environment"]) / seconds,
+        }
+        return ScoredBatch([*kept, *fillers], values.tolist(), metrics, trained)
+
+
+def _members(groups: Sequence[TrajectoryGroup]) -> list[Trajectory]:
+    return [trajectory for group in groups for trajectory in group.trajectories]
+
+
+def _stratum_rewards(metrics: Mapping[str, float]) -> dict[str, StratumRewards]:
+    """Read the rewards by stratum out of a step's metrics."""
+    names = [found[1] for name in metrics if (found := _STRATUM_METRIC.fullmatch(name))]
+    return {
+        name: StratumRewards(*(metrics[f"strata/{name}/{part}"] for part in ("rollouts", "reward", "reward_variance")))
+        for name in names
+    }
 
 
 def batch_metrics(
     trajectories: Sequence[Trajectory], strata: Sequence[Hashable], group_numbers: Sequence[int]
 ) -> dict[str, float]:
-    """Describe a batch: reward, searches, shares of ends and strata, tokens (counts), mean log-probability.
+    """Describe a batch: reward, searches, shares of ends and strata, tokens (counts), mean log-probability of the
+    model's tokens in all episodes and in those of reward 1.
 
     Shares are of all episodes; reward, searches and strata are over those whose environment did not fail.
     """
@@ -122,10 +236,15 @@ def batch_metrics(
         / max(1, sum(len(t.searches) for t in trajectories)),
     }
     metrics |= {f"ends/{end}": number / count for end, number in sorted(ends.items())}
+    correct = [t for t, _ in valid if t.reward == 1.0]
+    if correct:
+        metrics["logprobs/correct_mean"] = sum(sum(t.logprobs) for t in correct) / sum(map(length, correct))
     for key in sorted({s for _, s in valid}, key=str):
         rewards = [t.reward for t, s in valid if s == key]
+        metrics[f"strata/{label(key)}/rollouts"] = float(len(rewards))
         metrics[f"strata/{label(key)}/share"] = len(rewards) / len(valid)
         metrics[f"strata/{label(key)}/reward"] = float(np.mean(rewards))
+        metrics[f"strata/{label(key)}/reward_variance"] = float(np.var(rewards))
     groups: dict[int, list[tuple[float | None, Hashable]]] = {}
     for trajectory, key, number in zip(trajectories, strata, group_numbers, strict=True):
         if trajectory.valid:

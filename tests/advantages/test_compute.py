@@ -1,5 +1,7 @@
 """Edge cases, errors, the report and the speed of `agentrl.advantages.compute`."""
 
+import dataclasses
+import io
 import subprocess
 import sys
 import time
@@ -8,14 +10,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
-from agentrl.advantages import AdvantageError, compute
+from agentrl.advantages import ESTIMATORS, AdvantageError, compute
 
 pytestmark = pytest.mark.filterwarnings("error")
 
 
 def one_group(rewards, strata, **options):
-    return compute(rewards, ["q"] * len(rewards), strata, **{"alpha": 1.0, "eps": 0.0, **options}).values
+    result = compute(np.asarray(rewards), ["q"] * len(rewards), strata, **{"alpha": 1.0, "eps": 0.0, **options})
+    return result.values
 
 
 @pytest.mark.parametrize("ddof", [0, 1])
@@ -139,34 +143,76 @@ def test_excluded_rollouts_take_no_part_and_are_counted():
     rewards, groups, strata = [1.0, np.nan, 0.0, 1.0, np.nan], ["a", "a", "a", "a", "b"], [0, 0, 0, 1, 7]
     result = compute(rewards, groups, strata)
     kept = compute([1.0, 0.0, 1.0], ["a"] * 3, [0, 0, 1])
-    np.testing.assert_array_equal(result.values[[0, 2, 3]], kept.values)
+    assert [result.values[i] for i in (0, 2, 3)] == kept.values
     assert result.values[1] == result.values[4] == 0
-    assert result.valid.tolist() == [True, False, True, True, False]
-    assert result.report == {**kept.report, "excluded": 2.0}
+    assert result.valid == [True, False, True, True, False]
+    assert result.report == dataclasses.replace(kept.report, excluded=2)
+
+
+def test_valid_false_excludes_as_nan_does():
+    rewards, groups, strata = [1.0, np.inf, 0.0, 1.0, 0.5], ["a", "a", "a", "a", "b"], [0, 0, 0, 1, 7]
+    flagged = compute(rewards, groups, strata, valid=[True, False, True, True, False])
+    missing = compute([1.0, None, 0.0, 1.0, None], groups, strata)
+    assert flagged.values == missing.values
+    assert flagged.valid == missing.valid
+    assert flagged.report == missing.report
 
 
 def test_no_rollout_and_only_excluded_rollouts():
-    assert compute([], [], []).values.shape == (0,)
-    result = compute([None, np.nan], ["a", "b"], [0, 1], degenerate="merge")
-    assert result.values.tolist() == [0, 0]
-    assert result.report["excluded"] == 2
-    assert result.report["groups"] == 0
+    assert compute([], [], []).values == []
+    for estimator in ESTIMATORS:
+        result = compute(
+            [None, np.nan], ["a", "b"], [0, 1], estimator, lengths=[1, 1], turn_rewards=[[], []], anchors=[[], []]
+        )
+        assert not np.any(result.values)
+        assert result.report.excluded == 2
+        assert result.report.groups == 0
 
 
 def test_report():
     rewards = [0.0, 0.0, 1.0, 1.0, 0.0, 1.0, 0.0, 1.0, 1.0, 1.0, np.nan]
     groups = ["constant in strata"] * 4 + ["one stratum"] * 4 + ["constant"] * 2 + ["failed"]
     strata = [0, 0, 1, 1, 0, 0, 0, 0, 0, 1, 0]
-    result = compute(rewards, groups, strata, alpha=1.0)
-    assert result.report == {
+    report = compute(rewards, groups, strata, alpha=1.0).report
+    metrics = report.metrics()
+    assert {name: value for name, value in metrics.items() if "/" not in name} == {
+        "rollouts": 10.0,
+        "excluded": 1.0,
         "groups": 3.0,
         "strata": 5.0,
         "degenerate_share": pytest.approx(0.6),
-        "groups_without_signal_global": 1.0,
-        "groups_without_signal": 2.0,
         "between_strata_share": pytest.approx(0.5),
-        "excluded": 1.0,
+        "no_signal_share_gn": pytest.approx(1 / 3),
+        "no_signal_share_san": pytest.approx(2 / 3),
+        "no_signal_share": pytest.approx(2 / 3),
+        "effective_rollouts": pytest.approx(4.0),
+        "sign_flip_share": 0.0,
     }
+    assert [(s.key, s.rollouts, s.reward) for s in report.per_stratum] == [(0, 7, 3 / 7), (1, 3, 1.0)]
+    none, one = report.per_stratum
+    # By group: -1 -1 | -1 1 -1 1 | 0 for the stratum without, 1 1 | 0 for the one with a search.
+    assert (none.gn_mean, none.gn_variance) == pytest.approx((-2 / 7, 6 / 7 - 4 / 49))
+    assert (one.gn_mean, one.gn_variance) == pytest.approx((2 / 3, 2 / 9))
+    assert (none.san_mean, none.san_variance) == pytest.approx((0, 4 / 7))
+    assert (one.san_mean, one.san_variance, one.advantage) == (0, 0, 0)
+    assert metrics["strata/1/reward"] == 1.0
+
+
+def test_sign_flips_count_rollouts_that_the_blend_moves_against_grpo():
+    # The second rollout is the worst of the good stratum and still better than the group.
+    rewards, strata = [4.0, 3.0, 1.0, 0.0], [1, 1, 0, 0]
+    assert compute(rewards, ["q"] * 4, strata, alpha=1.0).report.sign_flip_share == 0.5
+    assert compute(rewards, ["q"] * 4, strata, alpha=0.0).report.sign_flip_share == 0.0
+
+
+def test_the_reports_table_shows_each_stratum_and_the_whole():
+    report = compute([0.0, 1.0, 1.0, 0.0], ["q"] * 4, [(1, "hit"), (1, "hit"), 0, 0]).report
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(report.table())
+    text = console.export_text()
+    assert "1, hit" in text
+    assert "4 rollouts (0 more excluded), 1 groups, 2 strata" in text
+    assert "groups without signal: GN 0%, SAN 0%, as trained 0%" in text
 
 
 def test_keys_of_any_hashable_type_and_integer_arrays_agree():
@@ -196,8 +242,8 @@ def test_keys_of_any_hashable_type_and_integer_arrays_agree():
         (([1.0], ["a"], [0], "math:pi"), {}, "is a float, not a function"),
         (([1.0], ["a"], [0]), {"alhpa": 1}, "no option 'alhpa'.*alpha, eps, ddof, degenerate.*did you mean alpha"),
         (([1.0], ["a"], [0], "grpo"), {"alpha": 1}, r"'grpo' has no option 'alpha' \(it has: eps, ddof\)"),
-        (([1.0], ["a"], [0]), {"alpha": 1.5}, "alpha must be from 0"),
-        (([1.0], ["a"], [0]), {"alpha": float("nan")}, "alpha must be from 0"),
+        (([1.0], ["a"], [0]), {"alpha": 1.5}, "alpha must be auto, or from 0"),
+        (([1.0], ["a"], [0]), {"alpha": float("nan")}, "alpha must be auto, or from 0"),
         (([1.0], ["a"], [0]), {"eps": -1e-6}, "eps must be"),
         (([1.0], ["a"], [0]), {"ddof": 2}, "ddof must be"),
         (([1.0], ["a"], [0]), {"degenerate": "drop"}, "degenerate must be zero, global or merge"),
@@ -230,10 +276,10 @@ def user_module(tmp_path, monkeypatch):
 
 def test_an_estimator_by_import_path(user_module):
     result = compute([1.0, np.nan, 0.0], ["a"] * 3, [0, 0, 0], f"{user_module}:centred", scale=4.0)
-    assert result.values.tolist() == [2, 0, -2]
+    assert result.values == [2, 0, -2]
     with pytest.raises(AdvantageError, match=r"no option 'alpha' \(it has: scale\)"):
         compute([1.0], ["a"], [0], f"{user_module}:centred", alpha=1.0)
-    assert compute([1.0], ["a"], [0], f"{user_module}:anything", value=3).values.tolist() == [3]
+    assert compute([1.0], ["a"], [0], f"{user_module}:anything", value=3).values == [3]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, [1, 2]])

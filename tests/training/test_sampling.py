@@ -1,53 +1,68 @@
 """A step's questions become whole groups in order, each episode gets its own advantage, and failures are counted apart."""
 
+import dataclasses
+
+import numpy as np
 import pytest
 from fakes import make_episode
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agentrl.advantages import ESTIMATORS
 from agentrl.config import parse_config
 from agentrl.training.sampling import StepSampler, batch_metrics
-from agentrl.types import End, EnvironmentFailure, GroupError, Question
+from agentrl.types import AgentRLError, End, EnvironmentFailure, GroupError, Question
 
 QUESTIONS = [Question(f"q{number}", f"question {number}", ("gold",)) for number in range(4)]
 
 
+class Questions(list):
+    """A data order that begins again after its end; its length is one pass."""
+
+    def take(self, start, count):
+        return [self[position % len(self)] for position in range(start, start + count)]
+
+
 class FakePool:
-    """Makes each episode by `make(question, name, number)`, where number counts the episodes of the call."""
+    """Makes each episode by `make(question, name, number)`, where number counts the episodes of a step."""
 
     def __init__(self, make):
         self._make = make
+        self._made = 0
         self.requests = []
         self.temperature = None
 
     def sample(self, requests, temperature, on_done):
-        self.requests = [(question, list(names)) for question, names in requests]
+        self.requests += [(question, list(names)) for question, names in requests]
         self.temperature = temperature
-        groups, number = [], 0
+        groups, done = [], 0
         for question, names in requests:
             group = []
             for name in names:
-                group.append(self._make(question, name, number))
-                number += 1
+                group.append(self._make(question, name, self._made))
+                self._made += 1
             groups.append(group)
-            on_done(number)
+            done += len(group)
+            on_done(done)
         return groups
 
 
-def sampler(make, *, size=2, step=3, order=QUESTIONS, most=0.5, estimator="grpo"):
+def sampler(make, *, size=2, step=3, order=QUESTIONS, most=0.5, history=(), **advantages):
     config = parse_config(
         {
             "name": "x",
             "model": {"path": "m"},
             "rollout": {"group_size": size, "questions_per_step": 2, "max_failed_share": most},
             "agent": {"temperature": 0.9},
-            "advantages": {"estimator": estimator},
+            "advantages": {"estimator": "grpo", **advantages},
             "training": {"steps": 9},
         },
         source="test",
     )
     pool, batches, done = FakePool(make), [], []
-    sample = StepSampler(config, pool, order, lambda: step, lambda *batch: batches.append(batch), done.append)
+    sample = StepSampler(
+        config, pool, Questions(order), lambda: step, lambda *batch: batches.append(batch), done.append, history
+    )
     return sample, pool, batches, done
 
 
@@ -59,34 +74,45 @@ def failed(name, question=None, failure="index lost"):
     return make_episode(name, question, end=End.ENVIRONMENT_FAILURE, failure=failure)
 
 
-def test_each_question_is_asked_once_with_a_whole_group_in_the_given_order():
+def test_the_next_questions_are_asked_once_each_with_a_whole_group():
     sample, pool, batches, done = sampler(rewarded(0.0, 1.0, 1.0, 0.0))
-    batch = sample([2, 2, 0, 0])
-    assert pool.requests == [(QUESTIONS[2], ["3/2/0", "3/2/1"]), (QUESTIONS[0], ["3/0/0", "3/0/1"])]
+    batch = sample(4)
+    assert pool.requests == [(QUESTIONS[0], ["3/0/0", "3/0/1"]), (QUESTIONS[1], ["3/1/0", "3/1/1"])]
     assert pool.temperature == 0.9
-    assert [episode.id for episode in batch.trajectories] == ["3/2/0", "3/2/1", "3/0/0", "3/0/1"]
+    assert [episode.id for episode in batch.trajectories] == ["3/0/0", "3/0/1", "3/1/0", "3/1/1"]
     assert batches == [(3, batch.trajectories)]
     assert done == [0, 2, 4]
+    assert batch.metrics["questions/used"] == 2
+
+
+def test_a_step_goes_on_where_the_one_before_ended_also_after_a_resume():
+    make = rewarded(*[0.0, 1.0] * 6)
+    sample, pool, _, _ = sampler(make)
+    first, second = sample(4), sample(4)
+    assert [question.id for question, _ in pool.requests] == ["q0", "q1", "q2", "q3"]
+    resumed, pool, _, _ = sampler(make, history=[first.metrics, second.metrics])
+    assert resumed(4).metrics["questions/used"] == 6
+    assert [question.id for question, _ in pool.requests] == ["q0", "q1"]
+    assert pool.requests[0][1] == ["3/4/0", "3/4/1"]
 
 
 def test_a_question_that_comes_twice_makes_two_groups_of_distinct_episodes():
     sample, pool, _, _ = sampler(rewarded(0.0, 1.0, 1.0, 0.0), order=[QUESTIONS[0]] * 2)
-    batch = sample([0, 0, 1, 1])
+    batch = sample(4)
     assert len(pool.requests) == 2
     assert len({episode.id for episode in batch.trajectories}) == 4
 
 
-@pytest.mark.parametrize("positions", [[0, 1, 1, 0], [0, 0, 1], [0, 0, 0, 1]])
-def test_rows_that_are_not_whole_groups_are_refused(positions):
+def test_episodes_that_are_no_whole_groups_are_refused():
     sample, pool, _, _ = sampler(rewarded(0.0, 1.0, 1.0, 0.0))
-    with pytest.raises(RuntimeError, match="are not 2 times one question"):
-        sample(positions)
+    with pytest.raises(RuntimeError, match="3 episodes are not whole groups of 2"):
+        sample(3)
     assert pool.requests == []
 
 
 def test_advantages_belong_to_their_episodes():
     sample, _, _, _ = sampler(rewarded(0.0, 1.0, 1.0, 0.0))
-    batch = sample([2, 2, 0, 0])
+    batch = sample(4)
     assert len(batch.advantages) == len(batch.trajectories)
     assert [advantage > 0 for advantage in batch.advantages] == [
         episode.reward == 1.0 for episode in batch.trajectories
@@ -96,7 +122,7 @@ def test_advantages_belong_to_their_episodes():
 
 def test_episodes_are_compared_within_their_own_group_alone():
     sample, _, _, _ = sampler(rewarded(1.0, 1.0, 1.0, 0.0))
-    assert sample([0, 0, 1, 1]).advantages[:2] == [0.0, 0.0]
+    assert sample(4).advantages[:2] == [0.0, 0.0]
 
 
 def test_episodes_are_compared_with_those_that_searched_as_often():
@@ -106,7 +132,7 @@ def test_episodes_are_compared_with_those_that_searched_as_often():
         )
 
     sample, _, _, _ = sampler(make, size=4, estimator="stratified")
-    batch = sample([0] * 4 + [1] * 4)
+    batch = sample(8)
     # In the second group all that searched once were right and none that did not: nothing separates equals.
     assert batch.metrics["strata/0/share"] == batch.metrics["strata/1/share"] == 0.5
     within = batch.advantages[0], batch.advantages[2]
@@ -121,7 +147,7 @@ def test_failed_episodes_have_no_advantage_and_stand_in_no_mean():
         )
 
     sample, _, _, _ = sampler(make, size=4, most=0.5)
-    batch = sample([0] * 4)
+    batch = sample(4)
     assert batch.advantages[1] == 0.0
     assert [advantage > 0 for advantage in batch.advantages] == [True, False, False, True]
     assert batch.metrics["reward/mean"] == pytest.approx(2 / 3)
@@ -136,7 +162,7 @@ def test_a_group_of_failures_alone_leaves_the_others_as_they_are():
         return failed(name, question) if number < 2 else make_episode(name, question, reward=number - 2.0)
 
     sample, _, _, _ = sampler(make)
-    batch = sample([0, 0, 1, 1])
+    batch = sample(4)
     assert batch.advantages[:2] == [0.0, 0.0]
     assert batch.metrics["groups/reward_varies"] == 1.0
 
@@ -147,26 +173,26 @@ def test_too_many_failures_stop_the_run_with_the_first_and_are_recorded():
 
     sample, _, batches, _ = sampler(make)
     with pytest.raises(EnvironmentFailure, match=r"3 of 4 episodes failed, .*max_failed_share 0\.5 .*: failure 1$"):
-        sample([0, 0, 1, 1])
+        sample(4)
     assert len(batches) == 1
 
 
 def test_a_step_without_one_sound_episode_stops_whatever_share_is_allowed():
     sample, _, _, _ = sampler(lambda question, name, number: failed(name, question), most=0.99)
     with pytest.raises(EnvironmentFailure, match="4 of 4 episodes failed"):
-        sample([0, 0, 1, 1])
+        sample(4)
 
 
 def test_an_episode_that_comes_twice_is_refused():
     sample, _, _, _ = sampler(lambda question, name, number: make_episode("same", question, reward=0.0))
     with pytest.raises(GroupError, match="holds episode same more than once"):
-        sample([0, 0, 1, 1])
+        sample(4)
 
 
 def test_an_episode_of_another_question_is_refused():
     sample, _, _, _ = sampler(lambda question, name, number: make_episode(name, QUESTIONS[3], reward=0.0))
     with pytest.raises(GroupError, match="group of question 'q0': episode 3/0/0 answers another question, 'q3'"):
-        sample([0, 0, 1, 1])
+        sample(4)
 
 
 def test_a_group_of_the_wrong_size_is_refused():
@@ -174,7 +200,135 @@ def test_a_group_of_the_wrong_size_is_refused():
     whole = pool.sample
     pool.sample = lambda *arguments: [group[:1] for group in whole(*arguments)]
     with pytest.raises(GroupError, match="expected 2 episodes"):
-        sample([0, 0, 1, 1])
+        sample(4)
+
+
+def by_question(rewards):
+    """Rewards of the two episodes of each question, by its id."""
+    return lambda question, name, number: make_episode(name, question, reward=rewards[question.id][number % 2])
+
+
+SILENT_FIRST = {"q0": [0.0, 0.0], "q1": [0.0, 1.0], "q2": [1.0, 1.0], "q3": [1.0, 0.0]}
+
+
+def test_without_selection_groups_without_signal_stay():
+    sample, pool, _, _ = sampler(by_question(SILENT_FIRST))
+    batch = sample(4)
+    assert len(pool.requests) == 2
+    assert batch.trained == [True] * 4
+    assert batch.advantages[:2] == [0.0, 0.0]
+
+
+def test_selection_replaces_groups_without_signal_by_the_next_questions():
+    sample, pool, batches, done = sampler(by_question(SILENT_FIRST), selection={"enabled": True})
+    batch = sample(4)
+    assert [question.id for question, _ in pool.requests] == ["q0", "q1", "q2", "q3"]
+    assert [episode.question.id for episode in batch.trajectories] == ["q1", "q1", "q3", "q3"]
+    assert batch.trained == [True] * 4
+    assert all(batch.advantages)
+    assert batch.metrics["selection/sampled_groups"] == 4
+    assert batch.metrics["selection/dropped_groups"] == 2
+    assert batch.metrics["selection/unfilled_groups"] == 0
+    # What is dropped is recorded and counted all the same.
+    assert [len(episodes) for _, episodes in batches] == [4, 6, 8]
+    assert batch.metrics["reward/mean"] == 0.5
+    assert batch.metrics["episodes"] == 8
+    assert done == [0, 2, 4, 2, 4, 2, 4]
+
+
+def test_selection_keeps_to_its_bound_and_does_not_train_on_what_fills_the_batch():
+    rewards = {name: [0.0, 0.0] for name in SILENT_FIRST} | {"q1": [0.0, 1.0]}
+    sample, pool, _, _ = sampler(by_question(rewards), selection={"enabled": True, "max_extra": 0.5})
+    batch = sample(4)
+    assert [question.id for question, _ in pool.requests] == ["q0", "q1", "q2"]
+    assert [episode.question.id for episode in batch.trajectories] == ["q1", "q1", "q0", "q0"]
+    assert batch.trained == [True, True, False, False]
+    assert batch.metrics["selection/unfilled_groups"] == 1
+    assert batch.metrics["tokens/trained"] == 2 * (2 + 2)
+
+
+def test_selection_without_a_bound_stops_after_as_many_questions_as_there_are():
+    rewards = {name: [1.0, 1.0] for name in SILENT_FIRST}
+    sample, pool, _, _ = sampler(by_question(rewards), selection={"enabled": True, "max_extra": None})
+    with pytest.raises(AgentRLError, match=r"6 questions gave 0 groups with a learning signal instead of 2"):
+        sample(4)
+    assert len(pool.requests) == 6
+
+
+def test_selection_asks_the_estimator_that_is_chosen():
+    """A group whose strata are constant has a signal for GRPO and none for pure SAN."""
+
+    def make(question, name, number):
+        return make_episode(name, question, searches=number % 2, reward=float(number % 2))
+
+    for estimator, dropped in (("grpo", 0), ("stratified", 4)):
+        options = {} if estimator == "grpo" else {"alpha": 1.0}
+        sample, _, _, _ = sampler(
+            make, estimator=estimator, options=options, selection={"enabled": True, "max_extra": 1.0}
+        )
+        assert sample(4).metrics["selection/dropped_groups"] == dropped
+
+
+def test_a_schedule_follows_the_steps_of_the_run_and_is_recorded():
+    def make(question, name, number):
+        return make_episode(name, question, searches=number % 2, reward=float(number % 2))
+
+    options = {"alpha": {"start": 1.0, "end": 0.0, "shape": "step", "at": 0.5}}
+    for step, alpha in ((5, 1.0), (6, 0.0)):
+        sample, _, _, _ = sampler(make, step=step, estimator="stratified", options=options)
+        batch = sample(4)
+        assert batch.metrics["advantages/option/alpha"] == alpha
+        assert any(batch.advantages) == (alpha == 0.0)
+
+
+def test_a_progress_rule_resumes_from_the_metrics_of_the_steps_before():
+    options = {"alpha": {"rule": "progress", "window": 1, "patience": 1, "least": 1, "stride": 0.5}}
+    make = rewarded(*[0.0, 1.0] * 20)
+    whole, _, _, _ = sampler(make, estimator="stratified", options=options)
+    history = [whole(4).metrics for _ in range(4)]
+    assert [metrics["advantages/option/alpha"] for metrics in history] == [1.0, 1.0, 0.5, 0.0]
+    resumed, _, _, _ = sampler(make, estimator="stratified", options=options, history=history[:2])
+    assert resumed(4).metrics["advantages/option/alpha"] == 0.5
+
+
+def test_strata_can_be_capped_and_made_of_several_stratifiers():
+    def make(question, name, number):
+        return make_episode(name, question, searches=number % 4, reward=0.0)
+
+    sample, _, _, _ = sampler(make, size=4, max_strata=3)
+    assert {name for name in sample(4).metrics if name.endswith("/share")} == {
+        "strata/0/share",
+        "strata/1/share",
+        "strata/2+/share",
+    }
+    sample, _, _, _ = sampler(make, size=4, stratum=["searches", "end"])
+    assert "strata/3, answered/share" in sample(4).metrics
+
+
+@pytest.mark.parametrize("estimator", list(ESTIMATORS))
+def test_every_estimator_gives_a_batch(estimator):
+    def make(question, name, number):
+        if number == 3:
+            return failed(name, question)
+        return make_episode(name, question, searches=number % 3, reward=[1.0, 0, 0.0, 1.0][number % 4])
+
+    sample, _, _, _ = sampler(make, size=4, estimator=estimator)
+    batch = sample(8)
+    assert len(batch.advantages) == 8
+    assert np.any(batch.advantages)
+    assert not np.any(batch.advantages[3])
+    assert batch.trained == [True] * 3 + [False] + [True] * 4
+    if estimator in ("gigpo", "mt_grpo"):
+        assert np.shape(batch.advantages) == (8, 3)
+
+
+def test_the_log_probability_of_correct_episodes_is_reported_apart():
+    right, wrong = make_episode("a", reward=1.0), make_episode("b", reward=0.0)
+    doubled = dataclasses.replace(wrong.turns[0], logprobs=tuple(2 * value for value in wrong.turns[0].logprobs))
+    metrics = batch_metrics([right, dataclasses.replace(wrong, turns=(doubled,))], [0, 0], [0, 0])
+    assert metrics["logprobs/correct_mean"] == -0.5
+    assert metrics["logprobs/mean"] == -0.75
+    assert "logprobs/correct_mean" not in batch_metrics([wrong], [0], [0])
 
 
 batches = st.lists(

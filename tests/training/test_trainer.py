@@ -1,7 +1,12 @@
-"""The trainer against TRL's own pass: same loss, same gradients, and every private name that it relies on."""
+"""The trainer against TRL's own pass: same loss, same gradients, and every private name that it relies on.
 
+Also what agentrl adds to it: advantages of turns, episodes that are not trained, LLDS and the metrics of a step.
+"""
+
+import dataclasses
 import random
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -13,6 +18,8 @@ from agentrl.training.trainer import PRIVATE_HOOKS, StratifiedTrainer, batch_ten
 from agentrl.types import Action, ActionKind, End, Question, Trajectory, Turn
 
 VOCABULARY = 300
+LOSSES = ["grpo", "bnpo", "dr_grpo", "dapo"]
+LENGTH_LIMIT = 64
 
 
 def make_policy(dropout=0.0):
@@ -60,15 +67,28 @@ def make_turn(rng, last):
     return Turn(ids, logprobs, "", Action(ActionKind.ANSWER, "a"), 0, None, observation)
 
 
-def make_trainer(tmp_path, tokenizer, batch, episodes, policy=None, **settings):
+def make_trainer(
+    tmp_path,
+    tokenizer,
+    batch,
+    episodes,
+    policy=None,
+    micro_batch=None,
+    llds_weight=0.0,
+    llds_tolerance=1e-3,
+    **settings,
+):
     return StratifiedTrainer(
         model=policy or make_policy(),
         processing_class=tokenizer,
         questions=4,
-        sample=lambda positions: batch,
+        sample=lambda episodes: batch,
+        llds_weight=llds_weight,
+        llds_tolerance=llds_tolerance,
         args=grpo_config(
             output_dir=str(tmp_path),
-            per_device_train_batch_size=episodes,
+            per_device_train_batch_size=micro_batch or episodes,
+            gradient_accumulation_steps=episodes // (micro_batch or episodes),
             num_generations=episodes,
             max_steps=1,
             use_cpu=True,
@@ -90,12 +110,49 @@ def loss_and_gradients(trainer, tensors, compute_loss):
     return loss.item(), gradients.clone()
 
 
-@pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dapo"])
+def score(trainer, episodes):
+    return trainer._generate_and_score_completions([{"prompt": "0"}] * episodes)
+
+
+def likelihoods(trainer, trajectories):
+    """The trainer's log-probabilities [B, C] of the model's own tokens."""
+    tensors = batch_tensors(trajectories, 0)
+    trainer._scored_mask = tensors["tool_mask"]
+    ids = torch.cat([tensors["prompt_ids"], tensors["completion_ids"]], 1)
+    attended = torch.cat([tensors["prompt_mask"], tensors["completion_mask"]], 1)
+    with torch.no_grad():
+        return trainer._get_per_token_logps_and_entropies(
+            trainer.model, ids, attended, tensors["completion_ids"].size(1)
+        )[0]
+
+
+def sampled_earlier(trajectories, policy_logps, falls):
+    """The trajectories as sampled by a policy under which each token of row r, turn t was falls[r][t] likelier (in nats)
+    than it is in `policy_logps`."""
+    changed = []
+    for trajectory, logps, by_turn in zip(trajectories, policy_logps.tolist(), falls, strict=True):
+        old = [value + by_turn[t] for value, t in zip(logps, trajectory.turn_index, strict=False)]
+        turns, start = [], 0
+        for turn in trajectory.turns:
+            turns.append(dataclasses.replace(turn, logprobs=tuple(old[start : start + len(turn.token_ids)])))
+            start += len(turn.token_ids) + len(turn.observation_ids)
+        changed.append(dataclasses.replace(trajectory, turns=tuple(turns)))
+    return changed
+
+
+@pytest.mark.parametrize("loss_type", LOSSES)
 def test_loss_and_gradients_equal_those_of_trls_padded_pass(tmp_path, tokenizer, monkeypatch, loss_type):
     rng = random.Random(1)
     trajectories = make_trajectories(6, rng)
     advantages = [rng.gauss(0, 1) for _ in trajectories]
-    trainer = make_trainer(tmp_path, tokenizer, ScoredBatch(trajectories, advantages, {}), 6, loss_type=loss_type)
+    trainer = make_trainer(
+        tmp_path,
+        tokenizer,
+        ScoredBatch(trajectories, advantages, {}),
+        6,
+        loss_type=loss_type,
+        max_completion_length=LENGTH_LIMIT,
+    )
     tensors = trainer._generate_and_score_completions([{"prompt": "0"}] * 6)
 
     loss, gradients = loss_and_gradients(trainer, tensors, trainer._compute_loss)
@@ -176,20 +233,9 @@ def test_a_step_makes_rewarded_episodes_likelier_than_unrewarded_ones(tmp_path, 
         tmp_path, tokenizer, ScoredBatch(trajectories, advantages, {}), 4, policy, learning_rate=1e-3, weight_decay=0.0
     )
 
-    def likelihoods():
-        tensors = batch_tensors(trajectories, 0)
-        trainer._scored_mask = tensors["tool_mask"]
-        ids = torch.cat([tensors["prompt_ids"], tensors["completion_ids"]], 1)
-        attended = torch.cat([tensors["prompt_mask"], tensors["completion_mask"]], 1)
-        with torch.no_grad():
-            logps, _, _ = trainer._get_per_token_logps_and_entropies(
-                trainer.model, ids, attended, tensors["completion_ids"].size(1)
-            )
-        return logps.sum(1)
-
-    before = likelihoods()
+    before = likelihoods(trainer, trajectories).sum(1)
     trainer.train()
-    change = likelihoods() - before
+    change = likelihoods(trainer, trajectories).sum(1) - before
     assert (change * torch.tensor(advantages)).sum() > 0
     assert change[[0, 2]].mean() > change[[1, 3]].mean()
 
@@ -206,7 +252,333 @@ def test_batch_tensors_align_ids_masks_and_sampler_logprobs():
         assert torch.allclose(
             tensors["sampling_per_token_logps"][row][completion], torch.tensor(trajectory.logprobs), atol=1e-6
         )
+        assert tensors["turn_index"][row][completion].tolist() == trajectory.turn_index
         assert tensors["tool_mask"][row][~completion].sum() == 0
+        assert tensors["turn_index"][row][~completion].sum() == 0
+
+
+@pytest.mark.parametrize("loss_type", LOSSES)
+def test_advantages_that_agree_over_an_episodes_turns_equal_one_for_the_episode(tmp_path, tokenizer, loss_type):
+    rng = random.Random(7)
+    trajectories = make_trajectories(4, rng)
+    by_episode = [rng.gauss(0, 1) for _ in trajectories]
+    results = []
+    for advantages in (by_episode, [[advantage] * 3 for advantage in by_episode]):
+        batch = ScoredBatch(trajectories, advantages, {})
+        trainer = make_trainer(tmp_path, tokenizer, batch, 4, loss_type=loss_type, max_completion_length=LENGTH_LIMIT)
+        results.append(loss_and_gradients(trainer, score(trainer, 4), trainer._compute_loss))
+    (loss, gradients), (expected_loss, expected) = results
+    assert gradients.norm() > 0
+    assert loss == pytest.approx(expected_loss, abs=1e-6)
+    assert torch.allclose(gradients, expected, atol=1e-7)
+
+
+def test_the_advantage_of_a_turn_acts_on_that_turns_tokens_only(tmp_path, tokenizer):
+    trajectories = make_trajectories(3, random.Random(8))
+    # The second episode has two turns, the third one; their rows are padded.
+    trajectories = [dataclasses.replace(t, turns=t.turns[: 3 - i]) for i, t in enumerate(trajectories)]
+    advantages = [[0.0, 2.0, -1.0], [0.5, 0.0, 0.0], [-3.0, 0.0, 0.0]]
+    trainer = make_trainer(tmp_path, tokenizer, ScoredBatch(trajectories, advantages, {}), 3, loss_type="dapo")
+    tensors = score(trainer, 3)
+    assert tensors["advantages"].shape == tensors["completion_ids"].shape
+    assert tensors["advantages"][~tensors["completion_mask"].bool()].abs().sum() == 0
+
+    scored = []
+    original = trainer._get_per_token_logps_and_entropies
+
+    def keep(*arguments, **options):
+        scored.append(original(*arguments, **options))
+        scored[0][0].retain_grad()
+        return scored[0]
+
+    trainer._get_per_token_logps_and_entropies = keep
+    loss_and_gradients(trainer, tensors, trainer._compute_loss)
+    tokens = sum(sum(t.action_mask) for t in trajectories)
+    for row, trajectory in enumerate(trajectories):
+        expected = [
+            -advantages[row][turn] / tokens if own else 0.0
+            for turn, own in zip(trajectory.turn_index, trajectory.action_mask, strict=True)
+        ]
+        assert scored[0][0].grad[row, : len(expected)].tolist() == pytest.approx(expected, abs=1e-8)
+
+
+def test_an_episode_that_is_not_trained_adds_nothing_and_is_not_run(tmp_path, tokenizer):
+    rng = random.Random(9)
+    trajectories = make_trajectories(4, rng)
+    batch = ScoredBatch(trajectories, [1.0, 2.0, -1.0, 5.0], {}, trained=[True, False, True, False])
+    trainer = make_trainer(tmp_path, tokenizer, batch, 4, beta=0.1)
+    runs = []
+    trainer.model.register_forward_hook(lambda *_: runs.append(1))
+    tensors = score(trainer, 4)
+    assert tensors["tool_mask"][[1, 3]].sum() == 0
+    assert tensors["num_items_in_batch"] == sum(sum(trajectories[i].action_mask) for i in (0, 2))
+    assert len(runs) == 2, "the reference's pass"
+    loss, gradients = loss_and_gradients(trainer, tensors, trainer._compute_loss)
+    assert len(runs) == 4
+
+    trainer = make_trainer(tmp_path, tokenizer, ScoredBatch(trajectories[::2], [1.0, -1.0], {}), 2, beta=0.1)
+    expected_loss, expected = loss_and_gradients(trainer, score(trainer, 2), trainer._compute_loss)
+    assert loss == pytest.approx(expected_loss, abs=1e-6)
+    assert torch.allclose(gradients, expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("loss_type", LOSSES)
+def test_a_micro_batch_without_a_trained_episode_leaves_every_gradient_as_it_is(tmp_path, tokenizer, loss_type):
+    trajectories = make_trajectories(2, random.Random(10))
+    batch = ScoredBatch(trajectories, [1.0, -1.0], {}, trained=[True, False])
+    trainer = make_trainer(
+        tmp_path, tokenizer, batch, 2, llds_weight=1.0, loss_type=loss_type, max_completion_length=LENGTH_LIMIT
+    )
+    tensors = score(trainer, 2)
+    rows = [{k: v[i : i + 1] if v.dim() else v for k, v in tensors.items()} for i in range(2)]
+    _, gradients = loss_and_gradients(trainer, rows[0], trainer._compute_loss)
+    trainer.model.register_forward_hook(lambda *_: pytest.fail("the model was run"))
+    loss = trainer._compute_loss(trainer.model, rows[1])
+    loss.backward()
+    assert loss.item() == 0.0
+    after = torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])
+    assert torch.equal(after, gradients)
+    trainer.model.zero_grad()
+    trainer._compute_loss(trainer.model, rows[1]).backward()
+    assert all(p.grad is None for p in trainer.model.parameters())
+
+
+def test_a_step_without_a_trained_episode_changes_no_weight(tmp_path, tokenizer):
+    trajectories = make_trajectories(2, random.Random(11))
+    batch = ScoredBatch(trajectories, [1.0, -1.0], {}, trained=[False, False])
+    trainer = make_trainer(
+        tmp_path, tokenizer, batch, 2, micro_batch=1, llds_weight=1.0, learning_rate=1e-2, weight_decay=0.1
+    )
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.train()
+    assert all(torch.equal(p, before[name]) for name, p in trainer.model.named_parameters())
+    logs = trainer.state.log_history[0]
+    assert logs["llds/loss"] == 0.0
+    assert not any(name.startswith(("ratio/", "logprobs/", "llds/actions")) for name in logs)
+
+
+def test_the_means_that_a_step_logs_leave_out_episodes_that_are_not_trained(tmp_path, tokenizer):
+    trajectories = make_trajectories(4, random.Random(12))
+    whole = ScoredBatch(trajectories, [1.0, 1.0, -1.0, 1.0], {}, trained=[True, False, True, False])
+    half = ScoredBatch(trajectories[::2], [1.0, -1.0], {})
+    logs = []
+    for batch in (whole, half):
+        trainer = make_trainer(tmp_path, tokenizer, batch, len(batch.trajectories), micro_batch=1, beta=0.1)
+        trainer.train()
+        logs.append(trainer.state.log_history[0])
+    names = {"entropy", "kl", "logprobs/difference_max", "logprobs/difference_mean"}
+    names |= {name for name in logs[1] if name.startswith(("clip_ratio/", "ratio/"))}
+    assert len(names) == 12
+    for name in names:
+        assert logs[0][name] == pytest.approx(logs[1][name], abs=1e-6), name
+
+
+def test_an_episode_that_failed_after_its_first_turn_is_not_trained_even_if_the_batch_says_so():
+    good, failed = make_trajectories(2, random.Random(21))
+    failed = dataclasses.replace(failed, end=End.ENVIRONMENT_FAILURE, reward=None)
+    mask = batch_tensors([good, failed], 0, trained=[True, True])["tool_mask"]
+    assert mask.sum(1).tolist() == [sum(good.action_mask), 0]
+
+
+def test_trained_must_have_an_entry_for_each_trajectory():
+    with pytest.raises(ValueError, match="shorter"):
+        batch_tensors(make_trajectories(2, random.Random(0)), 0, trained=[True])
+
+
+def test_dr_grpo_is_refused_without_the_length_that_it_divides_by(tmp_path):
+    with pytest.raises(ValueError, match="max_completion_length"):
+        grpo_config(output_dir=str(tmp_path), loss_type="dr_grpo", use_cpu=True, bf16=False)
+
+
+# The first turn fell by half a nat a token, the second rose, the third moved by less than the tolerance.
+FALLS = (0.5, -0.5, 0.0005)
+
+
+def displaced(tmp_path, tokenizer, advantages, rng, falls=FALLS):
+    """Episodes with the given advantages, whose turns moved by `falls` since they were sampled."""
+    trajectories = make_trajectories(len(advantages), rng)
+    trainer = make_trainer(tmp_path, tokenizer, ScoredBatch([], [], {}), 2)
+    return sampled_earlier(trajectories, likelihoods(trainer, trajectories), [falls] * len(trajectories))
+
+
+def tokens_of(trajectory, turn):
+    return len(trajectory.turns[turn].token_ids)
+
+
+@pytest.mark.parametrize("loss_type", LOSSES)
+def test_llds_adds_its_weight_times_the_mean_that_the_loss_takes(tmp_path, tokenizer, loss_type):
+    advantages = [1.0, -1.0, 0.5, 0.0]
+    trajectories = displaced(tmp_path, tokenizer, advantages, random.Random(13))
+    batch = ScoredBatch(trajectories, advantages, {})
+    sums = [0.5 * tokens_of(t, 0) * (a >= 0) for t, a in zip(trajectories, advantages, strict=True)]
+    lengths = [sum(t.action_mask) for t in trajectories]
+    expected = {
+        "grpo": np.mean([total / length for total, length in zip(sums, lengths, strict=True)]),
+        "bnpo": sum(sums) / sum(lengths),
+        "dapo": sum(sums) / sum(lengths),
+        "dr_grpo": sum(sums) / (len(sums) * LENGTH_LIMIT),
+    }[loss_type]
+
+    results = {}
+    for weight in (0.0, 0.3, 0.6):
+        trainer = make_trainer(
+            tmp_path,
+            tokenizer,
+            batch,
+            4,
+            llds_weight=weight,
+            loss_type=loss_type,
+            beta=0.1,
+            max_completion_length=LENGTH_LIMIT,
+        )
+        results[weight] = loss_and_gradients(trainer, score(trainer, 4), trainer._compute_loss)
+    assert trainer._metrics["train"]["llds/loss"] == [pytest.approx(expected, rel=1e-4)]
+    (loss, gradient), (loss_3, gradient_3), (loss_6, gradient_6) = results.values()
+    assert loss_3 - loss == pytest.approx(0.3 * expected, rel=1e-4)
+    assert loss_6 - loss == pytest.approx(0.6 * expected, rel=1e-4)
+    assert (gradient_3 - gradient).norm() > 0
+    assert torch.allclose(gradient_6 - gradient, 2 * (gradient_3 - gradient), atol=1e-6)
+
+
+def test_llds_alone_makes_only_what_fell_likelier_again(tmp_path, tokenizer):
+    trajectories = displaced(tmp_path, tokenizer, [0.0, 0.0], random.Random(14))
+    batch = ScoredBatch(trajectories, [0.0, 0.0], {})
+    trainer = make_trainer(tmp_path, tokenizer, batch, 2, llds_weight=1.0, learning_rate=1e-3)
+    _, gradient = loss_and_gradients(trainer, score(trainer, 2), trainer._compute_loss)
+    trainer.model.zero_grad()
+    tensors = batch_tensors(trajectories, 0)
+    trainer._scored_mask = tensors["tool_mask"] * (tensors["turn_index"] == 0)
+    logps, _, _ = trainer._get_per_token_logps_and_entropies(
+        trainer.model,
+        torch.cat([tensors["prompt_ids"], tensors["completion_ids"]], 1),
+        torch.cat([tensors["prompt_mask"], tensors["completion_mask"]], 1),
+        tensors["completion_ids"].size(1),
+    )
+    (-logps.sum() / sum(sum(t.action_mask) for t in trajectories)).backward()
+    expected = torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])
+    assert torch.allclose(gradient, expected, atol=1e-6)
+    before = likelihoods(trainer, trajectories)
+    trainer.train()
+    change = likelihoods(trainer, trajectories) - before
+    assert change[tensors["turn_index"] == 0].sum() > 0
+
+
+@pytest.mark.parametrize("noise", [0.0, 5e-4])
+def test_llds_of_fresh_rollouts_is_zero(tmp_path, tokenizer, noise):
+    trajectories = displaced(tmp_path, tokenizer, [1.0, -1.0], random.Random(15), falls=[noise] * 3)
+    batch = ScoredBatch(trajectories, [1.0, -1.0], {})
+    results = []
+    for weight in (0.0, 1.0):
+        trainer = make_trainer(tmp_path, tokenizer, batch, 2, llds_weight=weight)
+        results.append(loss_and_gradients(trainer, score(trainer, 2), trainer._compute_loss))
+    assert trainer._metrics["train"]["llds/loss"] == [0.0]
+    assert results[0][0] == results[1][0]
+    assert torch.equal(results[0][1], results[1][1])
+
+
+def test_llds_of_weight_0_computes_nothing_and_leaves_trls_loss_as_it_is(tmp_path, tokenizer, monkeypatch):
+    trajectories = displaced(tmp_path, tokenizer, [1.0, -1.0], random.Random(16))
+    trainer = make_trainer(tmp_path, tokenizer, ScoredBatch(trajectories, [1.0, -1.0], {}), 2, llds_weight=0.0)
+    monkeypatch.setattr("agentrl.training.trainer.displacement", lambda *_: pytest.fail("LLDS was computed"))
+    tensors = score(trainer, 2)
+    loss, gradients = loss_and_gradients(trainer, tensors, trainer._compute_loss)
+    expected_loss, expected = loss_and_gradients(
+        trainer, tensors, lambda model, inputs: GRPOTrainer._compute_loss(trainer, model, inputs)
+    )
+    assert loss == expected_loss
+    assert torch.equal(gradients, expected)
+    assert not any(name.startswith("llds/") for name in trainer._metrics["train"])
+
+
+def test_llds_leaves_what_trl_logs_as_it_is(tmp_path, tokenizer):
+    trajectories = displaced(tmp_path, tokenizer, [1.0, -1.0], random.Random(22))
+    logged = []
+    for weight in (0.0, 1.0):
+        batch = ScoredBatch(trajectories, [1.0, -1.0], {})
+        trainer = make_trainer(tmp_path, tokenizer, batch, 2, llds_weight=weight, beta=0.1)
+        loss_and_gradients(trainer, score(trainer, 2), trainer._compute_loss)
+        logged.append(dict(trainer._metrics["train"]))
+    assert logged[1].pop("llds/loss") != [0.0]
+    assert logged[0].keys() >= {"entropy", "kl"}
+    assert logged[1] == logged[0]
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 4])
+def test_llds_metrics_of_a_step_do_not_depend_on_its_micro_batches(tmp_path, tokenizer, micro_batch):
+    advantages = [1.0, -1.0, 0.5, 2.0]
+    trajectories = displaced(tmp_path, tokenizer, advantages, random.Random(17))
+    # The first episode fell in one of two turns, the third in one of three, the last is not trained.
+    trajectories[0] = dataclasses.replace(trajectories[0], turns=trajectories[0].turns[:2])
+    batch = ScoredBatch(trajectories, advantages, {}, trained=[True, True, True, False])
+    trainer = make_trainer(tmp_path, tokenizer, batch, 4, micro_batch=micro_batch, llds_weight=0.5, loss_type="dapo")
+    trainer.train()
+    logs = trainer.state.log_history[0]
+    tokens = sum(sum(t.action_mask) for t in trajectories[:3])
+    fallen = tokens_of(trajectories[0], 0) + tokens_of(trajectories[2], 0)
+    assert logs["llds/loss"] == pytest.approx(0.5 * fallen / tokens, rel=1e-4)
+    assert logs["llds/actions_fallen_share"] == pytest.approx(2 / 5)
+    assert "llds/actions_fallen_share" not in trainer.state.log_history[1], "a later log holds only what came since"
+
+
+def test_llds_looks_at_the_advantage_of_the_turn(tmp_path, tokenizer):
+    advantages = [[-1.0, 1.0, 1.0], [1.0, -1.0, -1.0]]
+    trajectories = displaced(tmp_path, tokenizer, advantages, random.Random(18), falls=[0.5] * 3)
+    batch = ScoredBatch(trajectories, advantages, {})
+    trainer = make_trainer(tmp_path, tokenizer, batch, 2, llds_weight=1.0, loss_type="dapo")
+    loss_and_gradients(trainer, score(trainer, 2), trainer._compute_loss)
+    first, second = trajectories
+    kept = tokens_of(first, 1) + tokens_of(first, 2) + tokens_of(second, 0)
+    expected = 0.5 * kept / sum(sum(t.action_mask) for t in trajectories)
+    assert trainer._metrics["train"]["llds/loss"] == [pytest.approx(expected, rel=1e-4)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"llds_weight": -0.1}, "at least 0"),
+        ({"llds_tolerance": -1e-3}, "at least 0"),
+        ({"llds_weight": 0.1, "loss_type": "cispo"}, "LLDS needs a loss of grpo, bnpo, dr_grpo, dapo, got 'cispo'"),
+    ],
+)
+def test_settings_with_which_llds_would_be_wrong_are_refused(tmp_path, tokenizer, settings, message):
+    with pytest.raises(ValueError, match=message):
+        make_trainer(tmp_path, tokenizer, ScoredBatch([], [], {}), 2, **settings)
+
+
+@pytest.mark.parametrize("by_turn", [False, True])
+def test_ratio_quantiles_are_over_the_tokens_of_advantage_at_least_0_in_the_whole_step(tmp_path, tokenizer, by_turn):
+    rng = random.Random(19)
+    advantages = [[rng.choice([-1.0, 0.0, 1.0])] * 3 for _ in range(6)]
+    if by_turn:
+        advantages = [[rng.choice([-1.0, 0.0, 1.0]) for _ in range(3)] for _ in range(6)]
+    falls = [[rng.gauss(0, 0.3) for _ in range(3)] for _ in range(6)]
+    trajectories = make_trajectories(6, rng)
+    trainer = make_trainer(tmp_path, tokenizer, ScoredBatch([], [], {}), 2)
+    trajectories = sampled_earlier(trajectories, likelihoods(trainer, trajectories), falls)
+    batch = ScoredBatch(
+        trajectories, advantages if by_turn else [row[0] for row in advantages], {}, trained=[True] * 5 + [False]
+    )
+    trainer = make_trainer(tmp_path, tokenizer, batch, 6, micro_batch=2)
+    trainer.train()
+    ratios = [
+        np.exp(-falls[row][turn])
+        for row in range(5)
+        for turn in range(3)
+        if advantages[row][turn] >= 0
+        for _ in range(tokens_of(trajectories[row], turn))
+    ]
+    logs = trainer.state.log_history[0]
+    found = [logs[f"ratio/positive_{name}"] for name in ("q01", "q50", "q99")]
+    assert found == pytest.approx(np.quantile(ratios, (0.01, 0.5, 0.99)).tolist(), rel=1e-4)
+    assert "ratio/positive_q50" not in trainer.state.log_history[1], "a later log holds only what came since"
+
+
+def test_without_a_token_of_advantage_at_least_0_no_ratio_is_logged(tmp_path, tokenizer):
+    batch = ScoredBatch(make_trajectories(2, random.Random(20)), [-1.0, -2.0], {})
+    trainer = make_trainer(tmp_path, tokenizer, batch, 2)
+    trainer.train()
+    assert not any(name.startswith("ratio/") for name in trainer.state.log_history[0])
+    assert "logprobs/difference_max" in trainer.state.log_history[0]
 
 
 @pytest.mark.parametrize("name", PRIVATE_HOOKS)

@@ -20,5 +20,4 @@ def grpo(batch: Batch, *, eps: float = 1e-6, ddof: int = 0) -> Floats:
     Raises:
         AdvantageError: if eps or ddof is out of range.
     """
-    scores, _ = standardise(batch.rewards, batch.groups, eps, ddof)
-    return scores
+    return standardise(batch.by_group, batch.groups, eps, ddof)
