@@ -184,6 +184,9 @@ def main() -> None:
     """Run the command line; errors that agentrl knows become one message and exit status 1."""
     # Without this a terminated run would leave Ray, Java and vLLM behind.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    # A config may name the user's own estimator or stratifier, in a module where the command is run. Last, because a file
+    # there must not stand in for a library; Ray hands the path on to its workers.
+    sys.path.append(os.getcwd())
     try:
         app()
     except (AgentRLError, RetrieverError, OSError) as error:

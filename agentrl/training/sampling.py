@@ -34,7 +34,7 @@ class ScoredBatch:
         trajectories: B episodes.
         advantages: [B], or [B, T] with a value for each turn.
         metrics: by name.
-        trained: [B], false where an episode takes no part in the loss; None where all valid ones do.
+        trained: [B], false where an episode has no token in the loss; None where all valid ones do.
     """
 
     trajectories: Sequence[Trajectory]
