@@ -6,7 +6,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,11 +18,13 @@ from agentrl.advantages.strata import cap_strata
 from agentrl.config import Config
 from agentrl.data.stream import QuestionStream
 from agentrl.rollout.failures import check_failures
-from agentrl.types import AgentRLError, Trajectory, TrajectoryGroup
+from agentrl.types import AgentRLError, Question, Trajectory, TrajectoryGroup
 
 if TYPE_CHECKING:
     from agentrl.rollout.pool import RolloutPool
 
+# No turn of an episode of this question earns anything either.
+_WITHOUT_ANSWERS = Question("", "", ())
 _STRATUM_METRIC = re.compile(r"strata/(.+)/rollouts")
 
 
@@ -131,8 +133,13 @@ class StepSampler:
         ]
 
     def _has_signal(self, groups: Sequence[TrajectoryGroup], options: Mapping[str, Any]) -> list[bool]:
+        """Tell of each group whether its rewards make a difference to any of its advantages."""
         trajectories = _members(groups)
-        values = np.asarray(self._advantages(trajectories, self._strata(trajectories), options).values)
+        strata = self._strata(trajectories)
+        rewarded = np.asarray(self._advantages(trajectories, strata, options).values)
+        # A term such as the balance of strata is there without any reward.
+        plain = [replace(t, reward=0.0 if t.valid else None, question=_WITHOUT_ANSWERS) for t in trajectories]
+        values = rewarded - np.asarray(self._advantages(plain, strata, options).values)
         return np.any(values.reshape(len(groups), -1), axis=1).tolist()
 
     def _strata(self, trajectories: Sequence[Trajectory]) -> list[Hashable]:

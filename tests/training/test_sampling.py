@@ -269,6 +269,18 @@ def test_selection_asks_the_estimator_that_is_chosen():
         assert sample(4).metrics["selection/dropped_groups"] == dropped
 
 
+def test_selection_is_about_rewards_and_not_about_terms_that_are_there_without_them():
+    def make(question, name, number):
+        return make_episode(name, question, searches=int(number % 4 == 0), reward=0.0)
+
+    sample, _, _, _ = sampler(
+        make, size=4, estimator="stratified", options={"alpha": 1.0, "balance": 0.5}, selection={"enabled": True}
+    )
+    batch = sample(8)
+    assert batch.metrics["selection/dropped_groups"] == 6
+    assert batch.trained == [False] * 8
+
+
 def test_a_schedule_follows_the_steps_of_the_run_and_is_recorded():
     def make(question, name, number):
         return make_episode(name, question, searches=number % 2, reward=float(number % 2))
