@@ -8,8 +8,9 @@ each turn, found by its name in `ESTIMATORS` or by an import path `package.modul
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -40,7 +41,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Advantages:
     """Advantages of N rollouts in the order they were given, in the kind that the rewards had.
 
@@ -50,12 +51,16 @@ class Advantages:
         values: floats [N], or [N, T] from an estimator with a value for each turn; 0 for excluded rollouts and beyond a
             rollout's last turn.
         valid: booleans [N], false for excluded rollouts.
-        report: what structure the rollouts have and what it does to the learning signal.
     """
 
     values: Any
     valid: Any
-    report: Report
+    _summarise: Callable[[], Report] = field(repr=False)
+
+    @cached_property
+    def report(self) -> Report:
+        """What structure the rollouts have and what it does to the learning signal; made when it is first asked for."""
+        return self._summarise()
 
 
 def compute(
@@ -128,7 +133,7 @@ def compute(
     values = np.zeros((len(all_rewards), *found.shape[1:]))
     values[counts] = found
     kind = like(rewards)
-    return Advantages(kind(values), kind(counts), summarise(batch, found, excluded=int((~counts).sum())))
+    return Advantages(kind(values), kind(counts), partial(summarise, batch, found, excluded=int((~counts).sum())))
 
 
 def _check_sizes(groups: Keys, size: int) -> None:

@@ -21,7 +21,8 @@ Ints = NDArray[np.intp]
 Bools = NDArray[np.bool_]
 
 TOLERANCE = 64 * float(np.finfo(np.float64).eps)
-"""A part with std <= TOLERANCE * max|reward in the part| is degenerate.
+"""A part with std <= TOLERANCE * |reward| is degenerate, for the part's first reward, which stands for all where they are
+this near to one another.
 
 The bound follows the rewards' own magnitude, so that 1e-12 and 1e12 are treated alike, and 64 units in the last place
 cover what summing a few reward terms in another order can change. Differences that are rounding noise around zero, left
@@ -73,15 +74,14 @@ class Moments:
 def moments(values: Floats, parts: Ints) -> Moments:
     """Moments of values [n] by parts [n], which are numbered 0 to C-1 without gaps; std = sqrt(sum centred^2 / count)."""
     count = np.bincount(parts)
-    low = np.full(len(count), np.inf)
-    np.minimum.at(low, parts, values)
-    magnitude = np.zeros(len(count))
-    np.maximum.at(magnitude, parts, np.abs(values))
-    # Measured from the smallest value, equal values are exactly 0 and a large common offset costs no digits.
-    shifted = values - low[parts]
+    first = np.zeros(len(count))
+    # Of several assignments to one place NumPy keeps the last.
+    first[parts[::-1]] = values[::-1]
+    # Measured from a value of its part, equal values are exactly 0 and a large common offset costs no digits.
+    shifted = values - first[parts]
     centred = shifted - (np.bincount(parts, shifted) / count)[parts]
     std = np.sqrt(np.bincount(parts, centred**2) / count)
-    return Moments(count, centred, std, (count < 2) | (std <= TOLERANCE * magnitude))
+    return Moments(count, centred, std, (count < 2) | (std <= TOLERANCE * np.abs(first)))
 
 
 @dataclass(frozen=True)

@@ -62,9 +62,9 @@ def stratified(
         strata = merge_degenerate(batch, odd)
         part = moments(batch.rewards, strata)
         odd = part.degenerate
-    a_stratified = np.where(
-        odd[strata], a_global if degenerate == "global" else 0.0, standardise(part, strata, eps, ddof)
-    )
+    a_stratified = standardise(part, strata, eps, ddof)
+    if degenerate == "global" or min_stratum_size > 2:
+        a_stratified = np.where(odd[strata], a_global if degenerate == "global" else 0.0, a_stratified)
     weight = np.where(odd, 0.0, shrinkage(batch, part, strata))[strata] if alpha == "auto" else alpha
     if balance:
         a_stratified += balance * rarity(batch)
