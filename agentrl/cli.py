@@ -92,6 +92,71 @@ def evaluate(
 
 
 @app.command()
+def rollout(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]... | FILE...", help="Settings to change; without --config files to --show."
+        ),
+    ] = None,
+    config: Annotated[
+        str | None, typer.Option("--config", "-c", help="A config file, or the name of a packaged one.")
+    ] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="Folder of the PEFT adapter; by default the config's own.")
+    ] = None,
+    questions: Annotated[
+        list[str] | None, typer.Option(help="Question file, in place of data.eval; may be repeated.")
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="Use at most this many questions of each file; without --config, episodes."),
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Episodes a question; by default rollout.group_size.")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(min=0.0, help="By default agent.temperature.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the episodes into this new .jsonl.zst file.")] = None,
+    show: Annotated[bool, typer.Option("--show", help="Print episodes as a person reads them.")] = False,
+) -> None:
+    """Sample episodes without training, or with --show FILE read those of any run."""
+    if config is None:
+        if not show or not arguments:
+            raise AgentRLError("give --config X to sample episodes, or --show FILE to read recorded ones")
+        given = [adapter, questions, samples, temperature, out]
+        if any(value is not None and value != [] for value in given):
+            raise AgentRLError("--show FILE only reads; give --config X to sample episodes")
+        from agentrl.rollout.show import show_files
+
+        show_files([Path(file) for file in arguments], limit, console)
+        return
+    if out is None and not show:
+        raise AgentRLError("give --out FILE.jsonl.zst to keep the episodes, --show to read them, or both")
+    from agentrl.display import RunDisplay
+    from agentrl.rollout.command import run_rollout, summary
+    from agentrl.rollout.show import episode
+
+    settings = _load(config, arguments)
+    with RunDisplay(console, 0) as display:
+        groups = run_rollout(
+            settings,
+            adapter=adapter,
+            files=questions or [],
+            limit=limit,
+            samples=samples,
+            temperature=temperature,
+            out=out,
+            on_progress=display.update,
+        )
+    if show:
+        for group in groups:
+            console.print(*map(episode, group))
+    console.print(summary(settings, groups))
+    if out is not None:
+        console.print(f"episodes    {out}", highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
 def warmstart(config: ConfigOption, overrides: Overrides = None) -> None:
     """Write demonstrations through the real retriever and train an adapter on them."""
     from agentrl.training.warmstart import warm_start

@@ -112,21 +112,49 @@ class RetrieverConfig(Section):
 class AgentConfig(Section):
     """How an episode runs.
 
-    `max_turns` bounds the searches that are executed; one more turn remains to answer. Token limits count ids of the
-    model's tokenizer; `max_episode_tokens` includes the prompt. `instruction` replaces the protocol's own wording, and
-    an empty one leaves only the question, for a model whose adapter already knows the protocol.
+    `protocol` is a name or `package.module:Class`. `max_turns` bounds the calls of tools that are executed; one more turn
+    remains to answer. `max_invalid` bounds the mistakes that are corrected, unless `mistakes_are_turns`: then they count
+    towards `max_turns`. Token limits count ids of the model's tokenizer; `max_episode_tokens` includes the prompt.
+    `instruction` replaces the protocol's own wording, and an empty one leaves only the question, for a model whose adapter
+    already knows the protocol. `instruction_file` names a file that holds the wording; the resolved configuration holds
+    the wording itself.
     """
 
     protocol: str = "search_tags"
     prompt: Literal["plain", "chat"] = "plain"
+    tools: list[Literal["search", "open"]] = Field(["search"], min_length=1)
     instruction: str | None = None
+    instruction_file: str | None = None
     worked_examples: int = Field(0, ge=0, le=2)
     max_turns: int = Field(3, ge=0)
     max_invalid: int = Field(1, ge=0)
+    mistakes_are_turns: bool = False
     max_turn_tokens: int = Field(96, ge=8)
     max_observation_tokens: int = Field(240, ge=32)
     max_episode_tokens: int = Field(1024, ge=64)
     temperature: float = Field(1.0, gt=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _reads_its_instruction(cls, tree: Any) -> Any:
+        file = tree.get("instruction_file") if isinstance(tree, dict) else None
+        if not isinstance(file, str):
+            return tree
+        if tree.get("instruction") is not None:
+            raise ValueError("set `instruction` or `instruction_file`, not both")
+        try:
+            text = Path(file).expanduser().read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"instruction_file cannot be read: {error}") from error
+        # The file may change, or be missing on another machine; what a run was told stands in its resolved configuration.
+        return tree | {"instruction": text, "instruction_file": None}
+
+    @field_validator("tools")
+    @classmethod
+    def _has_each_tool_once(cls, tools: list[str]) -> list[str]:
+        if len(set(tools)) < len(tools):
+            raise ValueError("name each tool once")
+        return tools
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -141,12 +169,30 @@ class AgentConfig(Section):
         return self
 
 
-class EngineConfig(Section):
-    """One vLLM engine per rollout worker. `kv_cache_gib` counts on a CPU, `gpu_memory_utilization` on a GPU.
+class EndpointConfig(Section):
+    """An OpenAI-compatible server, for evaluation. `url` is its base, such as http://127.0.0.1:8000/v1.
 
-    `max_concurrent` bounds the episodes under way on an engine: beyond what the cache holds they only slow one another.
+    `key_env` names the environment variable that holds the API key on the engine's machine; null sends none. `prompt: ids`
+    sends token ids and asks for them, which vLLM's server understands; `text` sends text and OpenAI's own fields alone.
     """
 
+    url: str = Field(pattern=r"^https?://[^/]")
+    model: str
+    key_env: str | None = None
+    prompt: Literal["ids", "text"] = "text"
+    timeout_seconds: float = Field(120.0, gt=0)
+    retries: int = Field(4, ge=0)
+
+
+class EngineConfig(Section):
+    """One engine per rollout worker: vLLM, transformers (where there is no vLLM), or an endpoint, for evaluation only.
+
+    `max_concurrent` bounds the episodes under way on an engine: beyond what the cache holds they only slow one another.
+    Of vLLM's settings, `kv_cache_gib` counts on a CPU and `gpu_memory_utilization` on a GPU.
+    """
+
+    kind: Literal["vllm", "transformers", "openai"] = "vllm"
+    endpoint: EndpointConfig | None = None
     kv_cache_gib: int = Field(2, ge=1)
     gpu_memory_utilization: float = Field(0.85, gt=0, lt=1)
     gpus: int = Field(1, ge=1)
@@ -154,11 +200,21 @@ class EngineConfig(Section):
     max_concurrent: int = Field(48, ge=1)
     start_timeout_seconds: float = Field(300.0, gt=0)
 
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if (self.kind == "openai") != (self.endpoint is not None):
+            raise ValueError("kind openai and the section `endpoint` go together: set both or neither")
+        if self.kind == "transformers" and self.gpus > 1:
+            raise ValueError("kind transformers runs on one GPU; use vllm for tensor parallelism")
+        return self
+
 
 class RolloutConfig(Section):
     """Groups of `group_size` episodes for each of `questions_per_step` questions, on `workers` engines.
 
-    A run stops when more than `max_failed_share` of a step's episodes end because engine or retriever failed.
+    A run stops when more than `max_failed_share` of a step's episodes end because engine or retriever failed, or when
+    engines die or hang more than `max_failures` times within `failure_window_seconds`; fewer are restarted and their
+    episodes run again. With `max_staleness` n, engines sample up to n steps ahead of the trainer; 0 is on-policy.
     """
 
     workers: int = Field(1, ge=1)
@@ -166,6 +222,9 @@ class RolloutConfig(Section):
     questions_per_step: int = Field(2, ge=1)
     episode_timeout_seconds: float = Field(300.0, gt=0)
     max_failed_share: float = Field(0.5, ge=0, lt=1)
+    max_failures: int = Field(5, ge=0)
+    failure_window_seconds: float = Field(600.0, gt=0)
+    max_staleness: int = Field(0, ge=0)
 
 
 class RewardConfig(Section):
@@ -220,6 +279,17 @@ class LldsConfig(Section):
     tolerance: float = Field(1e-3, ge=0)
 
 
+class ImportanceConfig(Section):
+    """Corrects for rollouts of older weights, where `rollout.max_staleness` allows them.
+
+    A token's advantage is multiplied by the ratio of its probability under the trained policy to that under the policy
+    that sampled it: cut at `cap` (truncate), or 0 where it is above `cap` or below 1 / `cap` (mask).
+    """
+
+    mode: Literal["truncate", "mask"] = "truncate"
+    cap: float = Field(2.0, gt=1)
+
+
 class TrainingConfig(Section):
     """`kl_coefficient` weighs the KL divergence to the model as it was when training began; 0 computes none.
 
@@ -234,6 +304,7 @@ class TrainingConfig(Section):
     kl_coefficient: float = Field(0.0, ge=0)
     clip: float = Field(0.2, gt=0)
     llds: LldsConfig = LldsConfig()
+    importance: ImportanceConfig = ImportanceConfig()
     max_grad_norm: float = Field(1.0, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     micro_batch: int = Field(1, ge=1)

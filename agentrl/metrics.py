@@ -24,8 +24,8 @@ def normalize_answer(text: str) -> str:
 def exact_match(prediction: str, golds: Sequence[str]) -> float:
     """Return 1.0 where the normalised prediction equals a normalised accepted answer, else 0.0.
 
-    An accepted answer of which the normaliser leaves nothing, such as "A" or "+", is compared as it stands: SQuAD's
-    script would accept any article and any punctuation for it.
+    An accepted answer of which the normaliser leaves nothing, such as "A" or "+", is compared as it stands but for
+    its spaces: SQuAD's script would accept any article and any punctuation for it.
 
     Raises:
         ValueError: if there is no accepted answer.
@@ -71,7 +71,7 @@ def _best(prediction: str, golds: Sequence[str], score: Callable[[str, str], flo
 def _same(prediction: str, gold: str) -> float:
     expected = normalize_answer(gold)
     if not expected:
-        return float(prediction.strip() == gold.strip())
+        return float(prediction.split() == gold.split())
     return float(normalize_answer(prediction) == expected)
 
 

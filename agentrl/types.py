@@ -25,6 +25,10 @@ class EnvironmentFailure(AgentRLError):
     """A retriever or an engine failed after its retries; the episode that needed it ends as `End.ENVIRONMENT_FAILURE`."""
 
 
+class EngineDied(EnvironmentFailure):
+    """An engine can answer nothing more; what it was doing has to be done again elsewhere."""
+
+
 @dataclass(frozen=True, slots=True)
 class Question:
     """One question with its accepted answers.
@@ -51,13 +55,15 @@ class SearchCall:
 
 class ActionKind(StrEnum):
     SEARCH = "search"
+    OPEN = "open"
     ANSWER = "answer"
     INVALID = "invalid"
 
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """What the model asked for in one turn. `argument` is the query or the answer, or for INVALID what was wrong."""
+    """What the model asked for in one turn. `argument` is the query, the id of the document to open, the answer, or for
+    INVALID what was wrong."""
 
     kind: ActionKind
     argument: str

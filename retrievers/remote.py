@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import httpx
 
 from retrievers.base import Hit, RetrieverError
+from retrievers.breaker import CircuitBreaker
 
 _CONNECTIONS = 16
 _BACKOFF_SECONDS = 0.25
@@ -24,7 +25,8 @@ class HttpRetriever:
     """Asks a server, and again after a while if it could not be reached, was too slow, too busy (429) or failed (5xx).
 
     The pauses double from 0.25 s up to 8 s, each shortened at random by up to half, so that many clients do not come
-    back at once. Use it on one event loop only, where its connections live.
+    back at once; after five failures in a row one search at a time finds out whether the server is back. Use it on one
+    event loop only, where its connections live.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class HttpRetriever:
         self._client = httpx.AsyncClient(timeout=None, limits=limits, transport=transport)
         # httpx searches its whole queue at every answer; ours keeps that queue empty, and outside the deadline.
         self._free = asyncio.Semaphore(_CONNECTIONS)
+        self._breaker = CircuitBreaker()
 
     async def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
         """Return the `k` best hits of each query, best first, in the order of the queries.
@@ -74,7 +77,7 @@ class HttpRetriever:
         payload = {"queries": sent, "topk": k, "return_scores": True}
         attempts = self._retries + 1
         for attempt in range(1, attempts + 1):
-            outcome = await self._post(payload)
+            outcome = await self._breaker.run(lambda: self._post(payload), lambda o: isinstance(o, str))
             if isinstance(outcome, httpx.Response):
                 return self._parse(outcome, len(sent), k)
             if attempt < attempts:

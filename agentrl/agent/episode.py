@@ -10,10 +10,10 @@ import asyncio
 import dataclasses
 import hashlib
 import time
-from dataclasses import dataclass
 
-from agentrl.agent.codec import Codec
-from agentrl.agent.protocols import PROTOCOLS, Protocol
+from agentrl.agent.codec import Codec, as_string
+from agentrl.agent.protocols import Protocol, get_protocol
+from agentrl.agent.tools import Toolbox
 from agentrl.config import AgentConfig, ConfigError
 from agentrl.engines.base import Engine, Sampling
 from agentrl.types import (
@@ -23,47 +23,23 @@ from agentrl.types import (
     End,
     EnvironmentFailure,
     Question,
-    SearchCall,
     Trajectory,
     Turn,
 )
 from retrievers.base import Retriever, RetrieverError
 
-# An observation leaves at least this many tokens for an answer, and is not worth a search when it gets fewer.
+# An observation leaves at least this many tokens for an answer, and is not worth a call when it gets fewer.
 _ANSWER_TOKENS = 16
 _SMALLEST_OBSERVATION = 32
 
 
-def get_protocol(name: str) -> Protocol:
-    """Return the protocol registered as `name`.
-
-    Raises:
-        ConfigError: if there is none.
-    """
-    if name not in PROTOCOLS:
-        raise ConfigError(f"agent.protocol {name!r} is not known; choose one of: {', '.join(PROTOCOLS)}")
-    return PROTOCOLS[name]()
-
-
-def prompt_ids(question: Question, config: AgentConfig, codec: Codec) -> list[int]:
+def prompt_ids(question: Question, protocol: Protocol, config: AgentConfig, codec: Codec) -> list[int]:
     """Write the prompt of an episode as token ids.
-
-    `plain` is the instruction, the worked examples and `Question: …` as text for base models; `chat` puts the same into
-    one user message of the tokenizer's chat template.
 
     Raises:
         AgentRLError: if the prompt leaves no room for a turn within `max_episode_tokens`.
     """
-    protocol = get_protocol(config.protocol)
-    instruction = protocol.instruction() if config.instruction is None else config.instruction
-    text = f"{instruction}{protocol.worked_examples(config.worked_examples)}Question: {question.text}\n"
-    if config.prompt == "chat":
-        if codec.tokenizer.chat_template is None:
-            raise ConfigError("agent.prompt chat: this model's tokenizer has no chat template; use plain")
-        text = codec.tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False
-        )
-    ids = codec.encode(text, control_tokens=config.prompt == "chat")
+    ids = codec.encode(protocol.prompt(question.text))
     if len(ids) + config.max_turn_tokens > config.max_episode_tokens:
         raise AgentRLError(
             f"question {question.id}: its prompt has {len(ids)} tokens and leaves no room for a turn of "
@@ -72,27 +48,38 @@ def prompt_ids(question: Question, config: AgentConfig, codec: Codec) -> list[in
     return ids
 
 
-@dataclass(frozen=True, slots=True)
 class Agent:
-    """What an episode needs: settings, tokenizer, engine and retriever. `k` passages come back for a search."""
+    """Runs episodes, any number of them at once."""
 
-    config: AgentConfig
-    codec: Codec
-    engine: Engine
-    retriever: Retriever
-    k: int
+    def __init__(self, config: AgentConfig, codec: Codec, engine: Engine, retriever: Retriever, k: int) -> None:
+        """`k` passages come back for a search.
+
+        Raises:
+            ConfigError: if the protocol, the tools, the tokenizer, the retriever or the limits do not go together.
+        """
+        self.config, self.codec, self.engine = config, codec, engine
+        self.tools = Toolbox(config.tools, retriever, k)
+        self.protocol = get_protocol(config, codec)
+        nothing = len(codec.encode(self.protocol.observation((), 0)))
+        if nothing > config.max_observation_tokens:
+            raise ConfigError(
+                f"agent.max_observation_tokens {config.max_observation_tokens}: an observation of protocol "
+                f"{config.protocol} that holds nothing takes {nothing} tokens of this tokenizer; raise it"
+            )
+        self._smallest_observation = max(_SMALLEST_OBSERVATION, nothing)
 
     async def run(
         self, question: Question, episode_id: str, *, temperature: float, seed: int, timeout: float
     ) -> Trajectory:
         """Run one episode of at most `timeout` seconds. Failures of engine or retriever end it as environment failure."""
         started = time.monotonic()
-        prompt = prompt_ids(question, self.config, self.codec)
+        prompt = prompt_ids(question, self.protocol, self.config, self.codec)
         turns: list[Turn] = []
         failure, answer = "", None
         try:
             async with asyncio.timeout(timeout):
-                end, answer = await self._play(prompt, turns, episode_id, temperature, seed)
+                end = await self._play(prompt, turns, episode_id, temperature, seed)
+            answer = self.protocol.answer(self.codec.decode(prompt), turns)
         except (EnvironmentFailure, RetrieverError) as error:
             end, failure = End.ENVIRONMENT_FAILURE, str(error)
         except TimeoutError:
@@ -108,13 +95,11 @@ class Agent:
             seconds=time.monotonic() - started,
         )
 
-    async def _play(
-        self, prompt: list[int], turns: list[Turn], episode_id: str, temperature: float, seed: int
-    ) -> tuple[End, str | None]:
-        """Append turns until the episode ends; return the end and the answer."""
-        config, protocol = self.config, get_protocol(self.config.protocol)
+    async def _play(self, prompt: list[int], turns: list[Turn], episode_id: str, temperature: float, seed: int) -> End:
+        """Append turns until the episode ends; return how it did."""
+        config, protocol, codec = self.config, self.protocol, self.codec
         ids = list(prompt)
-        searches = mistakes = 0
+        calls = mistakes = 0
         while True:
             room = config.max_episode_tokens - len(ids)
             generation = await self.engine.generate(
@@ -126,51 +111,45 @@ class Agent:
                     seed=turn_seed(seed, episode_id, len(turns)),
                 ),
             )
-            text = self.codec.decode(generation.token_ids)
-            action = protocol.parse(text)
+            action = protocol.parse(codec.said(generation.token_ids, protocol.stop))
             if action.kind is ActionKind.INVALID and generation.finish == "length":
                 action = Action(ActionKind.INVALID, "the turn was too long")
+            text = codec.decode(generation.token_ids)
             turn = Turn(generation.token_ids, generation.logprobs, text, action, generation.adapter_version)
             room -= len(generation.token_ids)
 
             if action.kind is ActionKind.ANSWER:
                 turns.append(turn)
-                return End.ANSWERED, action.argument
+                return End.ANSWERED
             limit = min(config.max_observation_tokens, room - _ANSWER_TOKENS)
             end = None
-            if action.kind is ActionKind.SEARCH and searches == config.max_turns:
+            if action.kind is ActionKind.INVALID and not config.mistakes_are_turns:
+                end = End.INVALID if mistakes == config.max_invalid else None
+            elif calls + mistakes * config.mistakes_are_turns == config.max_turns:
                 end = End.TURN_LIMIT
-            elif action.kind is ActionKind.INVALID and mistakes == config.max_invalid:
-                end = End.INVALID
-            elif limit < _SMALLEST_OBSERVATION:
+            if end is None and limit < self._smallest_observation:
                 end = End.TRUNCATED
             if end is not None:
                 turns.append(turn)
-                return end, None
+                return end
 
             search = None
-            if action.kind is ActionKind.SEARCH:
-                searches += 1
-                started = time.monotonic()
-                hits = (await self.retriever.search([action.argument], self.k))[0]
-                search = SearchCall(
-                    query=action.argument,
-                    passage_ids=tuple(hit.id for hit in hits),
-                    scores=tuple(hit.score for hit in hits),
-                    seconds=time.monotonic() - started,
-                )
-                observation = protocol.observation(hits, self.codec, limit)
-            else:
+            ended = codec.ended(generation.token_ids)
+            if action.kind is ActionKind.INVALID:
                 mistakes += 1
-                observation = protocol.correction(action.argument)
-            observation_ids = self.codec.encode(observation)
-            # An observation of passages fits, but a correction has a length of its own.
+                observation = protocol.correction(action.argument, ended)
+            else:
+                calls += 1
+                hits, search = await self.tools.call(action.kind, action.argument)
+                observation = protocol.observation(hits, limit, ended)
+            observation_ids = codec.encode(observation)
+            # An observation of hits fits, but a correction has a length of its own.
             if len(observation_ids) > room - _ANSWER_TOKENS:
                 turns.append(dataclasses.replace(turn, search=search))
-                return End.TRUNCATED, None
+                return End.TRUNCATED
             turns.append(
                 dataclasses.replace(
-                    turn, search=search, observation_ids=tuple(observation_ids), observation=observation
+                    turn, search=search, observation_ids=tuple(observation_ids), observation=as_string(observation)
                 )
             )
             ids += [*turn.token_ids, *observation_ids]

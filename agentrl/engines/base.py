@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to sample one turn. `temperature` 0 is greedy. `stop` strings end the turn and stay part of it."""
+    """How to sample one turn. `temperature` 0 is greedy. `stop` strings end the turn and stay part of it.
+
+    There is no top_p, top_k or min_p: they would sample from another distribution than the one that is trained.
+    """
 
     max_tokens: int
     temperature: float = 1.0
@@ -21,8 +24,8 @@ class Sampling:
 class Generation:
     """What was sampled. `logprobs` are natural logarithms at the sampling temperature, one for each id.
 
-    `finish` is "stop" after a stop string or the end token, "length" when `max_tokens` ran out. `adapter_version` names
-    the weights that produced every one of these ids.
+    `finish` is "stop" after a stop string or the end token, which is the last of the ids, and "length" when `max_tokens`
+    ran out. `adapter_version` names the weights that produced every one of these ids.
     """
 
     token_ids: tuple[int, ...]
@@ -32,8 +35,14 @@ class Generation:
 
 
 class Engine(Protocol):
+    trainable: ClassVar[bool]
+    """Whether ids and log-probabilities are exactly those that were sampled, which training needs."""
+
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
-        """Continue `prompt_ids`. Any number of calls may be under way at once.
+        """Continue `prompt_ids`. Any number of calls may be under way at once; one that is cancelled frees its place.
+
+        With a seed the ids depend on nothing but prompt, sampling and weights, up to the rounding of batches of another
+        size. At temperature 0 the log-probabilities are those at temperature 1.
 
         Raises:
             EnvironmentFailure: if the engine could not answer.
@@ -46,4 +55,16 @@ class Engine(Protocol):
         Raises:
             EnvironmentFailure: if the adapter cannot be loaded.
         """
+        ...
+
+    async def load_weights(self, version: int, folder: str) -> None:
+        """Use the model in this folder, of the same architecture and without an adapter, from now on.
+
+        Raises:
+            EnvironmentFailure: if it cannot be loaded.
+        """
+        ...
+
+    async def close(self) -> None:
+        """End the engine. Generations that have not ended by then, and later ones, raise EnvironmentFailure."""
         ...

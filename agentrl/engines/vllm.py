@@ -5,16 +5,19 @@ The process that makes a `VllmEngine` must have `environment(...)` in its enviro
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from agentrl.config import EngineConfig
 from agentrl.engines.base import Generation, Sampling
-from agentrl.types import EnvironmentFailure
+from agentrl.types import EngineDied, EnvironmentFailure
 
 # The adapter ranks that vLLM can reserve space for.
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -43,8 +46,19 @@ def environment(settings: EngineConfig, device: str) -> dict[str, str]:
     return variables
 
 
+@dataclass(slots=True, eq=False)
+class _Weights:
+    """A version, the LoRARequest that gives it (None for the model alone), and how many generations use it."""
+
+    version: int
+    adapter: Any
+    users: int = 0
+
+
 class VllmEngine:
     """One AsyncLLM in this process. Must be made inside a running event loop."""
+
+    trainable: ClassVar[bool] = True
 
     def __init__(
         self, model: str, settings: EngineConfig, *, device: str, dtype: str, max_tokens: int, lora_rank: int, seed: int
@@ -80,20 +94,21 @@ class VllmEngine:
                 **on_device,
             )
         )
-        self._requests = itertools.count()
-        self._adapters: dict[int, Any] = {}
+        self._limit = max_tokens
+        self._requests, self._loads = itertools.count(), itertools.count(1)
         self._folder = Path(tempfile.mkdtemp(prefix="agentrl-adapters-"))
-        self._version = 0
+        self._current = _Weights(0, None)
+        self._old: list[_Weights] = []
+        self._running: set[asyncio.Task[Any]] = set()
+        self._changing, self._closed = asyncio.Lock(), False
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
-        """See `Engine.generate`. Before the first adapter is loaded, version 0 is the model alone."""
+        """See `Engine.generate`. Before anything is loaded, version 0 is the model alone."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
-        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-        version = self._version
         parameters = SamplingParams(
-            max_tokens=sampling.max_tokens,
+            max_tokens=max(1, min(sampling.max_tokens, self._limit - len(prompt_ids))),
             temperature=sampling.temperature,
             stop=list(sampling.stop),
             include_stop_str_in_output=True,
@@ -101,46 +116,117 @@ class VllmEngine:
             seed=sampling.seed,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        last = None
-        try:
-            async for output in self._llm.generate(
-                {"prompt_token_ids": list(prompt_ids)},
-                parameters,
-                request_id=f"r{next(self._requests)}",
-                lora_request=self._adapters.get(version),
-            ):
-                last = output
-        except (EngineDeadError, EngineGenerateError) as error:
-            raise EnvironmentFailure(f"the vLLM engine failed: {error}") from error
-        if last is None:
+        async with self._using() as weights:
+            completion = await self._complete(list(prompt_ids), parameters, weights)
+        if completion is None or completion.finish_reason not in ("stop", "length"):
             raise EnvironmentFailure("the vLLM engine ended a request without an answer")
-        completion = last.outputs[0]
         ids = tuple(completion.token_ids)
         logprobs = tuple(table[token].logprob for token, table in zip(ids, completion.logprobs, strict=True))
-        finish = "length" if completion.finish_reason == "length" else "stop"
-        return Generation(ids, logprobs, finish, version)
+        return Generation(ids, logprobs, completion.finish_reason, weights.version)
 
     async def load_adapter(self, version: int, files: Mapping[str, bytes]) -> None:
-        """See `Engine.load_adapter`. The version before stays loaded for the requests that still use it."""
+        """See `Engine.load_adapter`. Generations under way keep the adapter that they began with."""
         from vllm.lora.request import LoRARequest
 
-        folder = self._folder / f"v{version}"
-        folder.mkdir(exist_ok=True)
+        number = next(self._loads)
+        folder = self._folder / str(number)
+        folder.mkdir()
         for name, content in files.items():
             (folder / name).write_bytes(content)
-        request = LoRARequest(f"policy-v{version}", version + 1, str(folder))
-        if version in self._adapters:
-            await self._llm.remove_lora(version + 1)
-            await self._llm.reset_prefix_cache()
-        if not await self._llm.add_lora(request):
-            raise EnvironmentFailure(f"vLLM refused adapter version {version} in {folder}")
-        self._adapters[version] = request
-        self._version = version
-        for old in [v for v in self._adapters if v < version - 1]:
-            await self._llm.remove_lora(old + 1)
-            del self._adapters[old]
-            shutil.rmtree(self._folder / f"v{old}")
+        # vLLM keys its prefix cache by an adapter's name and path: new ones each time, and no entry meets other weights.
+        request = LoRARequest(f"policy-{number}", number, str(folder))
+        async with self._changing:
+            with self._failures(f"cannot load adapter version {version}"):
+                if not await self._llm.add_lora(request):
+                    raise EnvironmentFailure(f"vLLM refused adapter version {version} in {folder}")
+                self._old.append(self._current)
+                self._current = _Weights(version, request)
+                await self._retire()
 
-    def close(self) -> None:
+    async def load_weights(self, version: int, folder: str) -> None:
+        """See `Engine.load_weights`. Waits for the generations under way; those that come meanwhile wait for it."""
+        async with self._changing:
+            while any(weights.users for weights in (self._current, *self._old)):
+                await asyncio.sleep(0.01)
+            with self._failures(f"cannot load the weights of version {version} from {folder}"):
+                if not await self._llm.reset_prefix_cache():
+                    raise EnvironmentFailure("vLLM still uses its prefix cache, so the weights stay as they are")
+                try:
+                    await self._llm.collective_rpc("reload_weights", kwargs={"weights_path": folder})
+                except Exception as error:
+                    # Which layers have new weights by now is unknown.
+                    raise EngineDied(f"vLLM cannot load weights from {folder}: {error}") from error
+                self._old.append(self._current)
+                self._current = _Weights(version, None)
+                await self._retire()
+
+    async def close(self) -> None:
+        """See `Engine.close`."""
+        self._closed = True
+        # vLLM would leave them waiting for ever.
+        for task in self._running:
+            task.cancel()
         self._llm.shutdown()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    async def _complete(self, prompt: list[int], parameters: Any, weights: _Weights) -> Any:
+        """Return vLLM's CompletionOutput, or None if there is none. `close` ends it with EngineDied."""
+
+        async def outputs() -> list[Any]:
+            answers = self._llm.generate(
+                {"prompt_token_ids": prompt},
+                parameters,
+                request_id=f"r{next(self._requests)}",
+                lora_request=weights.adapter,
+            )
+            return [answer async for answer in answers]
+
+        task = asyncio.ensure_future(outputs())
+        self._running.add(task)
+        try:
+            answers = await task
+        except asyncio.CancelledError:
+            if self._closed:
+                raise EngineDied("the vLLM engine was closed") from None
+            raise
+        finally:
+            self._running.discard(task)
+        return answers[-1].outputs[0] if answers else None
+
+    async def _retire(self) -> None:
+        """Remove the adapters that nothing uses any more."""
+        for weights in [old for old in self._old if not old.users]:
+            self._old.remove(weights)
+            if weights.adapter is not None:
+                await self._llm.remove_lora(weights.adapter.lora_int_id)
+                shutil.rmtree(weights.adapter.lora_path)
+
+    @asynccontextmanager
+    async def _using(self) -> AsyncIterator[_Weights]:
+        """Hold on to the current weights, and wait for a change of the whole model to end before."""
+        async with self._changing:
+            weights = self._current
+            weights.users += 1
+        try:
+            with self._failures("cannot generate"):
+                yield weights
+        finally:
+            weights.users -= 1
+
+    @contextmanager
+    def _failures(self, what: str) -> Iterator[None]:
+        """Turn whatever vLLM raises into an EnvironmentFailure."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        if self._closed:
+            raise EngineDied("the vLLM engine is closed")
+        try:
+            yield
+        except EnvironmentFailure:
+            raise
+        except EngineDeadError as error:
+            raise EngineDied(f"the vLLM engine died: {error}") from error
+        # What fails in the process of vLLM's core arrives here as a bare Exception.
+        except Exception as error:
+            kind = EngineDied if self._closed else EnvironmentFailure
+            raise kind(f"vLLM {what}: {type(error).__name__}: {error}") from error

@@ -8,23 +8,25 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from agentrl.config import Config, ConfigError, RetrieverConfig
-from agentrl.engines.vllm import environment
+from agentrl.engines.registry import environment
 from agentrl.models import resolve_model
-from agentrl.rollout.pool import RolloutPool
+from agentrl.rollout.pool import Limits, RolloutPool
 from agentrl.rollout.worker import RolloutWorker
 from agentrl.types import EnvironmentFailure
 from retrievers.remote import HttpRetriever
 
 # Ray counts CPUs to place actors, not to bind them; a laptop's two would not place retriever, engine and trainer.
 _LEAST_CPUS = 8
+
+_CLOSE_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +54,18 @@ def cluster(config: Config, on_phase: Callable[[str], None] = lambda phase: None
     resolve_model(config.model.path)
     on_phase("Ray")
     _connect(config)
+    workers: list[Any] = []
     try:
         _check_device(config)
         on_phase("retriever")
         retriever = _start_retriever(config)
         on_phase(f"{config.rollout.workers} engine(s)")
-        workers = _start_workers(config, retriever)
-        deadline = config.rollout.episode_timeout_seconds + 60.0
-        yield Cluster(RolloutPool(workers, deadline), workers, retriever)
+        workers, pids = _start_workers(config, retriever)
+        yield Cluster(RolloutPool(workers, pids, _limits(config)), workers, retriever)
     finally:
+        # Engines keep adapters on the disk, which nobody else removes.
+        with suppress(RayError):
+            ray.get([worker.close.remote() for worker in workers], timeout=_CLOSE_SECONDS)
         ray.shutdown()
 
 
@@ -89,11 +94,18 @@ def _connect(config: Config) -> None:
 
 
 def _check_device(config: Config) -> None:
+    if not _engines_need_gpus(config):
+        return
     gpus = ray.cluster_resources().get("GPU", 0)
-    wanted = config.rollout.workers * config.engine.gpus + 1
-    if config.device == "cuda" and gpus < wanted:
+    # One more trains, where there is something to train.
+    wanted = config.rollout.workers * config.engine.gpus + (config.training is not None)
+    if gpus < wanted:
         hint = f"; on a machine without GPUs use {config.cpu_config}" if config.cpu_config else ""
         raise ConfigError(f"config {config.name!r} needs {wanted} GPUs (engines and trainer), Ray sees {gpus:g}{hint}")
+
+
+def _engines_need_gpus(config: Config) -> bool:
+    return config.device == "cuda" and config.engine.kind != "openai"
 
 
 def _start_retriever(config: Config) -> Any | None:
@@ -106,7 +118,7 @@ def _start_retriever(config: Config) -> Any | None:
 
     actor = (
         ray.remote(LuceneRetriever)
-        .options(num_cpus=1, max_restarts=3, max_concurrency=1000)
+        .options(num_cpus=1, max_restarts=-1, max_concurrency=1000)
         .remote(
             str(config.data.resolve(settings.index).absolute()),
             k1=settings.k1,
@@ -128,21 +140,34 @@ async def _probe(settings: RetrieverConfig) -> None:
         await retriever.close()
 
 
-def _start_workers(config: Config, retriever: Any | None) -> list[Any]:
-    resources = {"num_gpus": config.engine.gpus} if config.device == "cuda" else {"num_cpus": 1}
+def _start_workers(config: Config, retriever: Any | None) -> tuple[list[Any], list[int]]:
+    resources = {"num_gpus": config.engine.gpus} if _engines_need_gpus(config) else {"num_cpus": 1}
     worker = ray.remote(RolloutWorker).options(
         max_concurrency=1000,
-        runtime_env={"env_vars": environment(config.engine, config.device)},
+        # The pool counts deaths and ends the run when there are too many.
+        max_restarts=-1,
+        runtime_env={"env_vars": environment(config)},
         **resources,
     )
     workers = [worker.remote(config, retriever) for _ in range(config.rollout.workers)]
-    _await([w.start.remote() for w in workers], config.engine.start_timeout_seconds, "engine")
-    return workers
+    return workers, _await([w.prepare.remote() for w in workers], config.engine.start_timeout_seconds, "engine")
 
 
-def _await(references: list[Any], timeout: float, what: str) -> None:
+def _limits(config: Config) -> Limits:
+    rollout = config.rollout
+    return Limits(
+        places=config.engine.max_concurrent,
+        # An episode may wait for a place until those before it have run out of their time.
+        deadline_seconds=2 * rollout.episode_timeout_seconds + 60.0,
+        start_seconds=config.engine.start_timeout_seconds,
+        max_failures=rollout.max_failures,
+        window_seconds=rollout.failure_window_seconds,
+    )
+
+
+def _await(references: list[Any], timeout: float, what: str) -> list[Any]:
     try:
-        ray.get(references, timeout=timeout)
+        return ray.get(references, timeout=timeout)
     except GetTimeoutError as error:
         raise EnvironmentFailure(f"the {what} did not start within {timeout:g} s") from error
     except RayTaskError as error:

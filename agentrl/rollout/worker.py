@@ -10,10 +10,12 @@ from typing import Any
 from agentrl.agent.codec import Codec
 from agentrl.agent.episode import Agent
 from agentrl.config import Config
+from agentrl.engines.base import Engine, Generation, Sampling
+from agentrl.engines.registry import make_engine
 from agentrl.models import load_tokenizer, resolve_model
 from agentrl.rewards import REWARDS
 from agentrl.rollout.retrieval import ActorRetriever
-from agentrl.types import Question, Trajectory
+from agentrl.types import EngineDied, Question, Trajectory
 from retrievers.base import Retriever
 from retrievers.remote import HttpRetriever
 
@@ -31,38 +33,54 @@ class RolloutWorker:
             else ActorRetriever(retriever, settings)
         )
         self._agent: Agent | None = None
+        self._engine: _Watched | None = None
+        self._version: int | None = None
+        self._preparing = asyncio.Lock()
 
-    async def start(self) -> int:
-        """Start the engine and return the actor's process id."""
-        from agentrl.engines.vllm import VllmEngine
+    async def prepare(self, version: int | None = None, files: Mapping[str, bytes] | None = None) -> int:
+        """Start the engine if it does not run, load the adapter if it is not loaded, and return the process id.
 
+        Ray makes this actor anew when it died; the same call then brings it back to where it was. Without a version the
+        engine keeps what it has, at first the model alone.
+
+        Raises:
+            EnvironmentFailure: if the engine or the adapter cannot be loaded.
+        """
+        async with self._preparing:
+            if self._engine is None:
+                self._start()
+            if version is not None and version != self._version:
+                await self._engine.load_adapter(version, files)
+                self._version = version
+        return os.getpid()
+
+    def _start(self) -> None:
         config = self._config
         # Resolved here because each machine of a cluster has its own disk.
         model = resolve_model(config.model.path)
-        engine = VllmEngine(
-            model,
-            config.engine,
-            device=config.device,
-            dtype=config.model.dtype,
-            max_tokens=config.agent.max_episode_tokens,
-            lora_rank=config.model.lora.rank,
-            seed=config.seed,
-        )
-        self._engine = engine
+        self._engine = _Watched(make_engine(config, model))
         self._slots = asyncio.Semaphore(config.engine.max_concurrent)
-        self._agent = Agent(config.agent, Codec(load_tokenizer(model)), engine, self._retriever, config.retriever.k)
-        return os.getpid()
-
-    async def load_adapter(self, version: int, files: Mapping[str, bytes]) -> None:
-        await self._engine.load_adapter(version, files)
+        codec = Codec(load_tokenizer(model))
+        self._agent = Agent(config.agent, codec, self._engine, self._retriever, config.retriever.k)
 
     async def rollout(self, question: Question, episode_ids: Sequence[str], temperature: float) -> list[Trajectory]:
-        """Run one episode for each id, as many at once as the engine has places for, and score them."""
+        """Run one episode for each id, as many at once as the engine has places for, and score them.
+
+        Raises:
+            EngineDied: if the engine died meanwhile; none of these episodes counts.
+        """
         if self._agent is None:
-            raise RuntimeError("call start() before rollout()")
+            raise EngineDied("this worker has no engine: it was made anew and not prepared")
         reward = REWARDS[self._config.reward.kind]
         trajectories = await asyncio.gather(*(self._run(question, i, temperature) for i in episode_ids))
+        if self._engine.death is not None:
+            raise EngineDied(self._engine.death)
         return [t.with_reward(reward(t)) if t.valid else t for t in trajectories]
+
+    async def close(self) -> None:
+        """Stop the engine, if there is one, and remove what it keeps on the disk."""
+        if self._engine is not None:
+            await self._engine.close()
 
     async def _run(self, question: Question, episode_id: str, temperature: float) -> Trajectory:
         # An episode's time begins when it has a place, or the last of a long queue would run out of it while they wait.
@@ -74,3 +92,24 @@ class RolloutWorker:
                 seed=self._config.seed,
                 timeout=self._config.rollout.episode_timeout_seconds,
             )
+
+
+class _Watched:
+    """An engine that remembers that it died: its episodes take that for one failure among others."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.death: str | None = None
+
+    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
+        try:
+            return await self._engine.generate(prompt_ids, sampling)
+        except EngineDied as error:
+            self.death = str(error)
+            raise
+
+    async def load_adapter(self, version: int, files: Mapping[str, bytes]) -> None:
+        await self._engine.load_adapter(version, files)
+
+    async def close(self) -> None:
+        await self._engine.close()

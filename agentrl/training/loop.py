@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,8 +12,8 @@ from typing import Any
 from agentrl.config import Config
 from agentrl.data.stream import QuestionStream
 from agentrl.rollout.pool import RolloutPool
-from agentrl.runs import RunFolder
-from agentrl.types import Trajectory
+from agentrl.runs import RunFolder, checkpoint_step
+from agentrl.types import AgentRLError, Trajectory
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,8 @@ def train_loop(loop_config: dict[str, Any]) -> None:
 
     from agentrl.models import load_tokenizer, resolve_model
     from agentrl.training.adapter import adapter_files, load_policy
-    from agentrl.training.sampling import StepSampler
+    from agentrl.training.prefetch import Prefetch
+    from agentrl.training.sampling import ScoredBatch, StepSampler
     from agentrl.training.trainer import StratifiedTrainer, grpo_config
 
     settings: TrainSettings = loop_config["settings"]
@@ -54,15 +56,43 @@ def train_loop(loop_config: dict[str, Any]) -> None:
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder.tensorboard)
     if config.device == "cpu":
         torch.set_num_threads(training.threads)
+    checkpoint = folder.latest_checkpoint() if settings.resume else None
     episodes = config.rollout.group_size * config.rollout.questions_per_step
     accumulation = episodes // training.micro_batch
     model_path = resolve_model(config.model.path)
+
+    done = checkpoint_step(checkpoint) if checkpoint else 0
+    waiting = threading.Event()
 
     def tell(phase: str, done: int, total: int, metrics: dict[str, float] | None = None) -> None:
         settings.events.put(Progress(trainer.state.global_step, phase, done, total, metrics))
 
     def record(step: int, trajectories: Sequence[Trajectory]) -> None:
         folder.write_trajectories(step, trajectories)
+
+    def tell_rollout(finished: int) -> None:
+        # What is made ahead goes on behind the training that is shown.
+        if waiting.is_set():
+            tell("rollout", finished, episodes)
+
+    sampler = StepSampler(
+        config,
+        settings.pool,
+        settings.questions,
+        on_batch=record,
+        on_done=tell_rollout,
+        on_stall=lambda message: tell(message, 0, 0),
+        history=folder.read_metrics(),
+    )
+    prefetch = Prefetch(lambda step: sampler(step, episodes), done + 1, training.steps, config.rollout.max_staleness)
+
+    def next_batch(count: int) -> ScoredBatch:
+        started = time.monotonic()
+        waiting.set()
+        batch = prefetch.take(trainer.state.global_step + 1)
+        waiting.clear()
+        batch.metrics.update({"seconds/wait": time.monotonic() - started, **settings.pool.counters})
+        return batch
 
     class Spine(TrainerCallback):
         """Publishes the adapter when training begins and after each optimizer step, and records metrics."""
@@ -75,6 +105,7 @@ def train_loop(loop_config: dict[str, Any]) -> None:
             started = time.monotonic()
             settings.pool.publish(version, adapter_files(trainer.accelerator.unwrap_model(trainer.model)))
             self.publish_seconds = time.monotonic() - started
+            prefetch.published(version)
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self._publish(state.global_step)
@@ -91,29 +122,22 @@ def train_loop(loop_config: dict[str, Any]) -> None:
             if "loss" not in logs:
                 return
             metrics = {name: value for name, value in logs.items() if isinstance(value, (int, float))}
-            # TRL's step_time holds the rollout, which it knows nothing of.
-            metrics["seconds/train"] = metrics.pop("step_time") - metrics["seconds/rollout"]
+            # TRL's step_time holds the wait for the rollout, which it knows nothing of.
+            metrics["seconds/train"] = metrics.pop("step_time") - metrics["seconds/wait"]
             metrics["tokens_per_second/train"] = metrics["tokens/trained"] / metrics["seconds/train"]
             metrics["seconds/publish"] = self.publish_seconds
             folder.append_metrics(state.global_step, metrics)
             tell("step", state.global_step, training.steps, metrics)
 
-    checkpoint = folder.latest_checkpoint() if settings.resume else None
     trainer = StratifiedTrainer(
         model=load_policy(config, model_path),
         processing_class=load_tokenizer(model_path),
         questions=training.steps * config.rollout.questions_per_step,
         llds_weight=training.llds.weight,
         llds_tolerance=training.llds.tolerance,
-        sample=StepSampler(
-            config,
-            settings.pool,
-            settings.questions,
-            current_step=lambda: trainer.state.global_step + 1,
-            on_batch=record,
-            on_done=lambda done: tell("rollout", done, episodes),
-            history=folder.read_metrics(),
-        ),
+        # Fresh rollouts need no correction; the difference between engine and trainer is numerical noise.
+        importance=(training.importance.mode, training.importance.cap) if config.rollout.max_staleness else None,
+        sample=next_batch,
         args=grpo_config(
             output_dir=str(folder.checkpoints),
             per_device_train_batch_size=training.micro_batch,
@@ -142,5 +166,11 @@ def train_loop(loop_config: dict[str, Any]) -> None:
         callbacks=[Spine()],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except AgentRLError:
+        # The steps that were taken are kept; the optimizer stands between two of them, since what failed is a rollout.
+        if trainer.state.global_step > done:
+            trainer.save_checkpoint()
+        raise
     trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder.adapter, selected_adapters=["default"])

@@ -31,7 +31,7 @@ def plan(config: Config) -> Table:
     disk = None if adapter is None else (3 * training.keep_checkpoints + 1) * adapter
     table = Table("", "", title=f"plan of {config.name}", title_justify="left", show_header=False)
     table.add_row("run folder", str(config.folder))
-    table.add_row("engines", f"{rollout.workers} x vLLM on {config.device}")
+    table.add_row("engines", f"{rollout.workers} x {config.engine.kind} on {config.device}")
     table.add_row(
         "GPUs", f"{gpus} ({rollout.workers} x {config.engine.gpus} for engines, 1 for the trainer)" if gpus else "none"
     )

@@ -17,6 +17,7 @@ from agentrl.advantages.registry import check_options
 from agentrl.config import Config, ConfigError
 from agentrl.data.questions import read_questions
 from agentrl.data.stream import QuestionStream
+from agentrl.engines.registry import require_trainable
 from agentrl.evaluation.run import Evaluation, evaluate
 from agentrl.rollout.cluster import Cluster, cluster
 from agentrl.rollout.pool import RolloutPool
@@ -49,6 +50,7 @@ def load_inputs(config: Config) -> Inputs:
         raise ConfigError(f"config {config.name!r}: data.train names no question set")
     get_stratifier(config.advantages.stratum)
     check_options(config.advantages.estimator, get_estimator(config.advantages.estimator), config.advantages.options)
+    require_trainable(config)
     adapter_folder(config)
     check_index(config)
     stream = QuestionStream(

@@ -53,22 +53,23 @@ class StepSampler:
         config: Config,
         pool: RolloutPool,
         questions: QuestionStream,
-        current_step: Callable[[], int],
         on_batch: Callable[[int, Sequence[Trajectory]], None],
         on_done: Callable[[int], None],
+        on_stall: Callable[[str], None] = lambda message: None,
         history: Sequence[Mapping[str, float]] = (),
     ) -> None:
-        """`current_step` returns the number of the step being taken, from 1; `history` holds the metrics of the steps
-        that a resumed run has done, from which sampler and options take up where they were.
+        """`history` holds the metrics of the steps that a resumed run has done, from which sampler and options take up
+        where they were.
 
-        `on_batch` receives the step and its trajectories, `on_done` the number of the step's episodes that are done.
+        `on_batch` receives the step and its trajectories, `on_done` the number of the step's episodes that are done,
+        `on_stall` a line about who waits for whom when nothing gets done.
         """
         self._config = config
         self._pool = pool
         self._questions = questions
-        self._current_step = current_step
         self._on_batch = on_batch
         self._on_done = on_done
+        self._on_stall = on_stall
         self._stratifier = get_stratifier(config.advantages.stratum)
         self._options = Options(config.advantages.options)
         self._used = 0
@@ -76,15 +77,15 @@ class StepSampler:
             self._used = int(metrics["questions/used"])
             self._options.observe(_stratum_rewards(metrics))
 
-    def __call__(self, episodes: int) -> ScoredBatch:
-        """Roll out the next questions, `episodes` episodes in whole groups, and score them.
+    def __call__(self, step: int, episodes: int) -> ScoredBatch:
+        """Roll out the next questions for a step (from 1), `episodes` episodes in whole groups, and score them.
 
         Raises:
             EnvironmentFailure: if more than `rollout.max_failed_share` of the episodes failed.
             GroupError: if a group is not what it should be.
             AgentRLError: if selection without a bound has gone through as many questions as there are.
         """
-        step, settings = self._current_step(), self._config.advantages
+        settings = self._config.advantages
         size = self._config.rollout.group_size
         options = self._options.at((step - 1) / self._config.training.steps)
         wanted = episodes // size
@@ -109,7 +110,7 @@ class StepSampler:
                 f"step {step}: {len(sampled)} questions gave {sum(signal)} groups with a learning signal instead of "
                 f"{wanted}; set advantages.selection.max_extra, or train a model that is sometimes right and sometimes not"
             )
-        return self._score(sampled, signal, wanted, options, seconds)
+        return self._score(step, sampled, signal, wanted, options, seconds)
 
     def _bound(self, wanted: int) -> int:
         """Return how many questions a step may sample beyond those that it needs."""
@@ -126,7 +127,9 @@ class StepSampler:
         ]
         self._used += count
         self._on_done(done)
-        sampled = self._pool.sample(requests, self._config.agent.temperature, lambda n: self._on_done(done + n))
+        sampled = self._pool.sample(
+            requests, self._config.agent.temperature, lambda n: self._on_done(done + n), self._on_stall
+        )
         return [
             TrajectoryGroup(question, tuple(trajectories), size)
             for (question, _), trajectories in zip(requests, sampled, strict=True)
@@ -167,6 +170,7 @@ class StepSampler:
 
     def _score(
         self,
+        step: int,
         sampled: Sequence[TrajectoryGroup],
         signal: Sequence[bool],
         wanted: int,
@@ -196,7 +200,11 @@ class StepSampler:
                 "selection/dropped_groups": float(len(signal) - sum(signal)),
                 "selection/unfilled_groups": float(len(fillers) // size),
             }
+        # The weights that a step starts from have the number of the step before.
+        staleness = [step - 1 - version for t in kept if t.valid for version in t.adapter_versions]
         metrics |= {
+            "staleness/mean": float(np.mean(staleness)) if staleness else 0.0,
+            "staleness/max": float(max(staleness, default=0)),
             "questions/used": float(self._used),
             "tokens/trained": float(sum(len(t.prompt_ids) + len(t.completion_ids) for t in kept if t.valid)),
             "seconds/rollout": seconds,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ PRIVATE_HOOKS = (
     "_metrics",
     "_tokenizer",
     "_step",
+    "_save_checkpoint",
     "loss_type",
 )
 
@@ -53,6 +54,7 @@ class StratifiedTrainer(GRPOTrainer):
         questions: int,
         llds_weight: float = 0.0,
         llds_tolerance: float = 1e-3,
+        importance: tuple[Literal["truncate", "mask"], float] | None = None,
         **kwargs: Any,
     ) -> None:
         """Set up training on what `sample` returns.
@@ -65,6 +67,8 @@ class StratifiedTrainer(GRPOTrainer):
                 the loss takes. The log-probabilities to preserve are the sampler's, so with one update for each batch of
                 fresh rollouts the term is 0; it acts on rollouts of an older adapter. 0 computes nothing.
             llds_tolerance: in nats per token; an action whose mean log-probability fell by no more counts as unchanged.
+            importance: mode and cap of the weights that correct for rollouts of older weights, see
+                `importance_weights`; None weighs nothing.
             kwargs: TRL's own.
 
         Raises:
@@ -87,6 +91,8 @@ class StratifiedTrainer(GRPOTrainer):
         self._sample = sample
         self._llds_weight = llds_weight
         self._llds_tolerance = llds_tolerance
+        self._importance = importance
+        self._to_weigh: dict[str, torch.Tensor] | None = None
         self._scored_mask: torch.Tensor | None = None
         self._last_logps: torch.Tensor | None = None
         self._differences: list[tuple[float, float]] = []
@@ -107,6 +113,10 @@ class StratifiedTrainer(GRPOTrainer):
         if self.beta != 0.0:
             tensors["ref_per_token_logps"] = self._reference_logps(tensors)
         return tensors
+
+    def save_checkpoint(self) -> None:
+        """Write a checkpoint of the last step that was taken, as the schedule of checkpoints would."""
+        self._save_checkpoint(self.model, trial=None)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add to TRL's metrics what was observed in each micro-batch, before the update.
@@ -148,8 +158,9 @@ class StratifiedTrainer(GRPOTrainer):
         self._scored_mask = inputs["completion_mask"] * inputs["tool_mask"]
         own = self._scored_mask.bool()
         # TRL would count the zeros of a micro-batch without a scored token in the means that it logs.
+        self._to_weigh = weighed = dict(inputs)
         with nullcontext() if own.any() else self._metrics_apart():
-            loss = super()._compute_loss(model, inputs)
+            loss = super()._compute_loss(model, weighed)
         logps = self._last_logps
         # Kept with their graph, they would hold the activations of this micro-batch during the next.
         self._last_logps = logps.detach()
@@ -158,6 +169,16 @@ class StratifiedTrainer(GRPOTrainer):
         if self._llds_weight:
             loss = loss + self._llds_weight * self._llds(model, logps, inputs, own)
         return loss
+
+    def _weigh(self, inputs: dict[str, torch.Tensor], logps: torch.Tensor) -> None:
+        """Multiply the advantages in `inputs` by importance weights; TRL reads them after the log-probabilities [B, C]."""
+        own = self._scored_mask.bool()
+        weights = importance_weights(logps, inputs["sampling_per_token_logps"], *self._importance)
+        inputs["advantages"] = per_token(inputs["advantages"], own) * weights
+        if own.any():
+            cut = weights[own] != (logps - inputs["sampling_per_token_logps"])[own].exp()
+            self._metrics["train"]["importance/mean"].append(weights[own].mean().item())
+            self._metrics["train"]["importance/cut_share"].append(cut.float().mean().item())
 
     def _observe(self, logps: torch.Tensor, inputs: dict[str, torch.Tensor], own: torch.Tensor) -> None:
         """Keep for `log` how log-probabilities [B, C] differ from the sampler's at the tokens in `own` [B, C]."""
@@ -235,6 +256,9 @@ class StratifiedTrainer(GRPOTrainer):
             )
         ]
         self._last_logps = logps = torch.stack([row[0] for row in rows])
+        if self._importance is not None and self._to_weigh is not None:
+            self._weigh(self._to_weigh, logps.detach())
+        self._to_weigh = None
         entropies = torch.stack([row[1] for row in rows]) if compute_entropy else None
         return logps, entropies, None
 
@@ -304,6 +328,20 @@ def batch_tensors(
             out["turn_index"][row, : len(completion)] = torch.tensor(trajectory.turn_index)
             out["sampling_per_token_logps"][row, : len(completion)] = torch.tensor(trajectory.logprobs)
     return out
+
+
+def importance_weights(
+    logps: torch.Tensor, sampler_logps: torch.Tensor, mode: Literal["truncate", "mask"], cap: float
+) -> torch.Tensor:
+    """Return w = exp(logp - sampler's logp) for each token [B, C], min(w, cap) or 0 where w is not within 1/cap to cap.
+
+    Truncated importance sampling (Ionides, Journal of Computational and Graphical Statistics 17, 2008) for rollouts of
+    older weights: unbiased up to what is cut, and of bounded variance.
+    """
+    weights = (logps - sampler_logps).exp()
+    if mode == "truncate":
+        return weights.clamp(max=cap)
+    return torch.where((weights > cap) | (weights < 1 / cap), 0.0, weights)
 
 
 def spread_over_tokens(

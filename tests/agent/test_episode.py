@@ -1,6 +1,7 @@
 """An episode hands the engine exactly the ids that were sampled and observed, and always ends for a named reason."""
 
 import asyncio
+import copy
 import itertools
 
 import pytest
@@ -8,7 +9,9 @@ from fakes import FOREVER, PassageRetriever, ScriptedEngine, passage
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentrl.agent.episode import Agent, get_protocol, prompt_ids, turn_seed
+from agentrl.agent.codec import Codec
+from agentrl.agent.episode import Agent, prompt_ids, turn_seed
+from agentrl.agent.protocols import get_protocol
 from agentrl.config import AgentConfig, ConfigError
 from agentrl.types import ActionKind, AgentRLError, End, EnvironmentFailure, Question
 
@@ -29,6 +32,10 @@ def play(
     engine = ScriptedEngine(codec, script, version)
     agent = Agent(config or settings(), codec, engine, retriever or PassageRetriever(ELBE), 3)
     return asyncio.run(agent.run(question, name, temperature=0.7, seed=seed, timeout=timeout)), engine
+
+
+def prompt_of(config, codec):
+    return prompt_ids(QUESTION, get_protocol(config, codec), config, codec)
 
 
 def letter_by_letter(codec, text):
@@ -130,7 +137,7 @@ def test_a_search_whose_passages_would_not_fit_is_not_executed(codec):
     config = settings(max_turn_tokens=64, max_observation_tokens=40, max_episode_tokens=114)
     retriever = PassageRetriever(ELBE)
     long_search = f"<search> {'e' * 50} </search>"
-    prompt, turn = prompt_ids(QUESTION, config, codec), codec.encode(long_search)
+    prompt, turn = prompt_of(config, codec), codec.encode(long_search)
     assert 114 - 48 < len(prompt) + len(turn) < 114
     episode, _ = play(codec, [long_search], config=config, retriever=retriever)
     assert (episode.end, episode.searches, retriever.queries) == (End.TRUNCATED, (), [])
@@ -138,7 +145,7 @@ def test_a_search_whose_passages_would_not_fit_is_not_executed(codec):
 
 
 def test_a_correction_that_would_not_fit_is_not_given(codec):
-    prompt = prompt_ids(QUESTION, settings(), codec)
+    prompt = prompt_of(settings(), codec)
     config = settings(max_turn_tokens=16, max_observation_tokens=32, max_episode_tokens=len(prompt) + 16 + 48)
     episode, _ = play(codec, [list(range(100, 116))], config=config)
     assert (episode.end, len(episode.turns), episode.turns[0].observation_ids) == (End.TRUNCATED, 1, ())
@@ -225,25 +232,25 @@ def test_a_seed_has_32_bits_and_follows_from_its_three_parts(seed, name, turn):
 
 
 def test_the_plain_prompt_is_instruction_examples_and_question(codec):
-    protocol = get_protocol("search_tags")
-    ids = prompt_ids(QUESTION, settings(instruction=None, worked_examples=1, max_episode_tokens=4096), codec)
+    config = settings(instruction=None, worked_examples=1, max_episode_tokens=4096)
+    protocol, ids = get_protocol(config, codec), prompt_of(config, codec)
     expected = f"{protocol.instruction()}{protocol.worked_examples(1)}Question: {QUESTION.text}\n"
     assert codec.decode(ids) == expected
 
 
 def test_an_empty_instruction_leaves_the_question_alone(codec):
-    assert codec.decode(prompt_ids(QUESTION, settings(), codec)) == f"Question: {QUESTION.text}\n"
+    assert codec.decode(prompt_of(settings(), codec)) == f"Question: {QUESTION.text}\n"
 
 
 def test_a_chat_prompt_without_a_template_is_refused(codec):
-    with pytest.raises(ConfigError, match=r"agent\.prompt chat: .* no chat template; use plain"):
-        prompt_ids(QUESTION, settings(prompt="chat"), codec)
+    with pytest.raises(ConfigError, match=r"agent\.prompt chat: the chat template .* is missing"):
+        prompt_of(settings(prompt="chat"), codec)
 
 
 def test_a_chat_prompt_goes_through_the_template_with_its_control_tokens(codec, monkeypatch):
     template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
     monkeypatch.setattr(codec.tokenizer, "chat_template", template)
-    ids = prompt_ids(QUESTION, settings(prompt="chat"), codec)
+    ids = prompt_of(settings(prompt="chat"), codec)
     assert codec.decode(ids) == f"<|im_start|>user\nQuestion: {QUESTION.text}\n<|im_end|>\n<|im_start|>assistant"
     assert ids[0] == codec.tokenizer.convert_tokens_to_ids("<|im_start|>")
 
@@ -257,7 +264,7 @@ def test_a_question_that_leaves_no_room_is_named(codec):
 
 
 def test_an_unknown_protocol_is_refused_with_the_known_ones(codec):
-    with pytest.raises(ConfigError, match=r"agent\.protocol 'tags' is not known; choose one of: search_tags"):
+    with pytest.raises(ConfigError, match=r"agent\.protocol: unknown protocol 'tags' \(there are: .*search_tags"):
         play(codec, [ANSWER], config=settings(protocol="tags"))
 
 
@@ -271,3 +278,36 @@ def test_episodes_that_run_at_once_do_not_touch_one_another(codec):
     episodes = asyncio.run(together())
     assert [len(episode.turns) for episode in episodes] == [2, 1, 3]
     assert all(a.id != b.id for a, b in itertools.combinations(episodes, 2))
+
+
+def test_a_tag_whose_last_id_says_more_still_acts_and_keeps_its_ids(codec):
+    tokenizer = copy.deepcopy(codec.tokenizer)
+    tokenizer.add_tokens([">; and"])
+    shared = Codec(tokenizer)
+    ids = [*codec.encode(SEARCH[:-1]), *shared.encode(">; and")]
+    retriever = PassageRetriever(ELBE)
+    episode, _ = play(shared, [ids, ANSWER], retriever=retriever)
+    assert (episode.end, retriever.queries) == (End.ANSWERED, ["Elbe"])
+    assert list(episode.turns[0].token_ids) == ids
+    assert episode.turns[0].text == f"{SEARCH}; and"
+
+
+@pytest.mark.parametrize("turns", [0, 1, 3])
+def test_mistakes_can_share_the_turns_with_searches(codec, turns):
+    config = settings(max_turns=turns, max_invalid=0, mistakes_are_turns=True)
+    episode, _ = play(codec, [NONSENSE, SEARCH] * 2, config=config)
+    assert (episode.end, len(episode.turns)) == (End.TURN_LIMIT, turns + 1)
+
+
+class Halfway:
+    """Lacks what a protocol needs."""
+
+    stop = ()
+
+    def __init__(self, config, codec):
+        pass
+
+
+def test_a_class_that_is_no_protocol_is_refused_by_what_it_lacks(codec):
+    with pytest.raises(ConfigError, match=r"agent\.protocol test_episode:Halfway has no `prompt`"):
+        play(codec, [ANSWER], config=settings(protocol="test_episode:Halfway"))

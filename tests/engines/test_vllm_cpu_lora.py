@@ -110,7 +110,7 @@ def _sample_versions(model, versions, prompts):
             rounds.append(
                 await asyncio.gather(*(engine.generate(p, Sampling(24, 1.0, seed=i)) for i, p in enumerate(prompts)))
             )
-        engine.close()
+        await engine.close()
         return rounds
 
     return asyncio.run(sample())

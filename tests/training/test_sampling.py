@@ -32,7 +32,7 @@ class FakePool:
         self.requests = []
         self.temperature = None
 
-    def sample(self, requests, temperature, on_done):
+    def sample(self, requests, temperature, on_done, on_stall):
         self.requests += [(question, list(names)) for question, names in requests]
         self.temperature = temperature
         groups, done = [], 0
@@ -60,9 +60,13 @@ def sampler(make, *, size=2, step=3, order=QUESTIONS, most=0.5, history=(), **ad
         source="test",
     )
     pool, batches, done = FakePool(make), [], []
-    sample = StepSampler(
-        config, pool, Questions(order), lambda: step, lambda *batch: batches.append(batch), done.append, history
+    sampler = StepSampler(
+        config, pool, Questions(order), lambda *batch: batches.append(batch), done.append, history=history
     )
+
+    def sample(episodes):
+        return sampler(step, episodes)
+
     return sample, pool, batches, done
 
 
@@ -332,6 +336,20 @@ def test_every_estimator_gives_a_batch(estimator):
     assert batch.trained == [True] * 3 + [False] + [True] * 4
     if estimator in ("gigpo", "mt_grpo"):
         assert np.shape(batch.advantages) == (8, 3)
+
+
+def test_staleness_counts_the_versions_since_a_turn_was_sampled():
+    def make(question, name, number):
+        made = make_episode(name, question, searches=1, reward=float(number % 2))
+        turns = [
+            dataclasses.replace(turn, adapter_version=version) for turn, version in zip(made.turns, (1, 2), strict=True)
+        ]
+        return dataclasses.replace(made, turns=tuple(turns))
+
+    sample, _, _, _ = sampler(make, step=3)
+    metrics = sample(4).metrics
+    assert metrics["staleness/max"] == 1.0
+    assert metrics["staleness/mean"] == 0.5
 
 
 def test_the_log_probability_of_correct_episodes_is_reported_apart():

@@ -1,0 +1,42 @@
+"""Protocols: how the model is asked, where a turn stops, what an action is and how an observation is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from agentrl.advantages import AdvantageError
+from agentrl.advantages.registry import look_up
+from agentrl.agent.codec import Codec
+from agentrl.agent.protocols.base import Protocol
+from agentrl.agent.protocols.chat_tools import ChatTools
+from agentrl.agent.protocols.json_tools import JsonTools
+from agentrl.agent.protocols.search_r1 import SearchR1
+from agentrl.agent.protocols.tags import SearchTags
+from agentrl.config import AgentConfig, ConfigError
+
+__all__ = ["PROTOCOLS", "ChatTools", "JsonTools", "Protocol", "SearchR1", "SearchTags", "get_protocol"]
+
+PROTOCOLS: dict[str, Callable[..., Any]] = {
+    "search_tags": SearchTags,
+    "json_tools": JsonTools,
+    "chat_tools": ChatTools,
+    "search_r1": SearchR1,
+}
+
+
+def get_protocol(config: AgentConfig, codec: Codec) -> Protocol:
+    """Make the protocol that `agent.protocol` names, by its registered name or as `package.module:Class`.
+
+    Raises:
+        ConfigError: if there is none, or it cannot work with these settings or this tokenizer.
+    """
+    try:
+        make = look_up(config.protocol, PROTOCOLS, "protocol")
+    except AdvantageError as error:
+        raise ConfigError(f"agent.protocol: {error}") from error
+    made = make(config, codec)
+    for part in ("stop", "prompt", "parse", "observation", "correction", "answer"):
+        if not hasattr(made, part):
+            raise ConfigError(f"agent.protocol {config.protocol} has no `{part}`; see agentrl.agent.protocols.Protocol")
+    return made

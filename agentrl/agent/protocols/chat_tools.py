@@ -1,0 +1,90 @@
+"""Native tools: the tokenizer's own chat template writes the prompt and what stands around every result."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from agentrl.agent.codec import Codec, Segment, Text
+from agentrl.agent.protocols.json_tools import JsonTools
+from agentrl.config import AgentConfig, ConfigError
+from agentrl.types import Action, ActionKind
+
+# Words that no template changes and no conversation holds.
+_SAID, _TOLD = "agentrl-said-here", "agentrl-told-here"
+
+
+class ChatTools(JsonTools):
+    """Tools through the chat template of a model that writes calls as <tool_call> JSON, such as Qwen2.5, Qwen3 and Hermes.
+
+    The template describes the tools in the prompt. A turn ends with the model's own end token, which is sampled and trained
+    like any other; it holds one call, or the answer in <answer>. A result comes back as a message of role tool, a
+    correction as one of role user.
+
+    A conversation is never rendered anew, or ids would change. Instead one made-up conversation is, once: what the template
+    writes from the end of an assistant's message to the text of the next message, and from there to where the model
+    continues, is the frame of every message after it. Where a turn was cut off before its end token, the frame brings it.
+    Templates that write a message differently by its place in a conversation, as Qwen3's drops earlier thoughts, therefore
+    give what the model had seen when it went on, not what a new rendering would show.
+    """
+
+    stop = ()
+
+    def __init__(self, config: AgentConfig | None = None, codec: Codec | None = None) -> None:
+        """Raises ConfigError if the tokenizer's template does not support tools in this form."""
+        super().__init__(config, codec)
+        if self.config.worked_examples:
+            raise ConfigError("agent.worked_examples: protocol chat_tools has none; set 0")
+        self._in_chat = True
+        self._schemas: list[dict[str, Any]] = [tool.schema for tool in self.tools]
+        # Some tokenizers count the tags of tools among their special tokens.
+        special = self.codec.tokenizer.all_special_tokens
+        self._controls = [token for token in special if len(token) > 1 and not self._tag.fullmatch(token)]
+        asked = self._render([{"role": "user", "content": "?"}])
+        if not all(tool.description in asked for tool in self.tools):
+            raise self._unfit("does not describe the tools that it is given")
+        if "<tool_call>" not in asked:
+            raise self._unfit(
+                "asks for calls in another form than <tool_call> JSON; write a protocol of your own for it"
+            )
+        self._tool, self._user = self._around("tool"), self._around("user")
+
+    def instruction(self) -> str:
+        return (
+            "Answer the question at the end. Call the tools as often as you need, one call in a turn. When you know the "
+            "answer, write it, as short as possible and without explanation, as <answer> the answer </answer>.\n\n"
+        )
+
+    def parse(self, text: str) -> Action:
+        if any(token in text for token in self._controls):
+            return Action(ActionKind.INVALID, "only the conversation's own frame has control tokens")
+        return super().parse(text)
+
+    def correction(self, problem: str, ended: bool = False) -> Text:
+        return self._message(self._user, self._advice(problem), ended)
+
+    def _frame(self, body: str, ended: bool) -> Text:
+        return self._message(self._tool, body, ended)
+
+    def _message(self, around: tuple[str, str], body: str, ended: bool) -> Text:
+        head, tail = around
+        if ended:
+            head = head.removeprefix(self.codec.tokenizer.eos_token)
+        return Segment(head, True), Segment(body), Segment(tail, True)
+
+    def _around(self, role: str) -> tuple[str, str]:
+        """Return what the template writes before and after the text of a message that follows the assistant's."""
+        rendered = self._render(
+            [
+                {"role": "user", "content": "?"},
+                {"role": "assistant", "content": _SAID},
+                {"role": role, "content": _TOLD},
+            ]
+        )
+        _, said, rest = rendered.rpartition(_SAID)
+        head, told, tail = rest.partition(_TOLD)
+        if not said or not told:
+            raise self._unfit(f"leaves out the text of a message of role {role}")
+        end = self.codec.tokenizer.eos_token
+        if not end or not head.lstrip().startswith(end):
+            raise self._unfit(f"does not end the assistant's message with the tokenizer's end token, {end}")
+        return head.lstrip(), tail

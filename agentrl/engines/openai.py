@@ -1,0 +1,164 @@
+"""Any server with OpenAI's /v1/completions as an engine, for evaluation: vLLM's, llama.cpp's or a hosted one.
+
+With `prompt: ids` the server must be vLLM's or speak its extensions: ids in, ids and log-probabilities out, stop strings
+kept. With `prompt: text` only OpenAI's own fields are sent. The text that comes back is cut here after its first stop
+string and encoded with the local tokenizer, and log-probabilities are zeros: servers leave stop strings out of their
+answers and do not say which one it was, so they get none and answer up to `max_tokens`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import httpx
+
+from agentrl.config import ConfigError, EngineConfig
+from agentrl.engines.base import Generation, Sampling
+from agentrl.types import EngineDied, EnvironmentFailure
+
+_BACKOFF_SECONDS = 0.5
+_LONGEST_BACKOFF_SECONDS = 30.0
+
+
+def environment(settings: EngineConfig, device: str) -> dict[str, str]:
+    """Return the environment variables that an engine process needs; the API key stays where it is."""
+    return {"TOKENIZERS_PARALLELISM": "false"}
+
+
+class OpenAIEngine:
+    """Use it on one event loop only, where its connections live. `adapter_version` is always 0."""
+
+    trainable: ClassVar[bool] = False
+
+    def __init__(
+        self, model: str, settings: EngineConfig, *, transport: httpx.AsyncBaseTransport | None = None
+    ) -> None:
+        """Remember the server; nothing is sent yet.
+
+        Args:
+            model: folder or hub name with the tokenizer of the model that is served.
+            transport: replaces the network, for tests.
+
+        Raises:
+            ConfigError: if the environment variable with the API key is not set.
+        """
+        from transformers import AutoTokenizer
+
+        endpoint = settings.endpoint
+        if endpoint is None:
+            raise ConfigError("engine.kind openai needs the section engine.endpoint")
+        headers = {}
+        if endpoint.key_env is not None:
+            if not os.environ.get(endpoint.key_env):
+                raise ConfigError(
+                    f"engine.endpoint.key_env: the environment variable {endpoint.key_env} is not set; "
+                    f"put the API key into it"
+                )
+            headers["Authorization"] = f"Bearer {os.environ[endpoint.key_env]}"
+        self._endpoint = endpoint
+        self._url = f"{endpoint.url.rstrip('/')}/completions"
+        self._tokenizer = AutoTokenizer.from_pretrained(model)
+        # The deadline is ours: httpx's own limits start anew with every packet.
+        limits = httpx.Limits(max_connections=settings.max_concurrent)
+        self._client = httpx.AsyncClient(timeout=None, limits=limits, headers=headers, transport=transport)
+        self._free = asyncio.Semaphore(settings.max_concurrent)
+
+    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
+        """See `Engine.generate`. Only a server that answers with ids gives log-probabilities; others are zeros."""
+        payload = self._payload(list(prompt_ids), sampling)
+        attempts = self._endpoint.retries + 1
+        outcome: httpx.Response | str = ""
+        for attempt in range(attempts):
+            if attempt:
+                pause = min(_BACKOFF_SECONDS * 2 ** (attempt - 1), _LONGEST_BACKOFF_SECONDS)
+                await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+            outcome = await self._post(payload)
+            if isinstance(outcome, httpx.Response):
+                return self._parse(outcome, sampling)
+        raise EnvironmentFailure(f"{self._url} gave no answer in {attempts} attempts; the last one: {outcome}")
+
+    async def load_adapter(self, version: int, files: Mapping[str, bytes]) -> None:
+        """Raise EnvironmentFailure: the server decides what it serves."""
+        raise EnvironmentFailure(f"{self._url}: an endpoint cannot load adapters; serve the merged model instead")
+
+    async def load_weights(self, version: int, folder: str) -> None:
+        """Raise EnvironmentFailure: the server decides what it serves."""
+        raise EnvironmentFailure(f"{self._url}: an endpoint cannot load weights; serve that model instead")
+
+    async def close(self) -> None:
+        """See `Engine.close`."""
+        await self._client.aclose()
+
+    def _payload(self, prompt: list[int], sampling: Sampling) -> dict[str, Any]:
+        payload: dict[str, Any] = {
+            "model": self._endpoint.model,
+            "max_tokens": sampling.max_tokens,
+            "temperature": sampling.temperature,
+            "top_p": 1.0,
+        }
+        if sampling.seed is not None:
+            payload["seed"] = sampling.seed
+        if self._endpoint.prompt == "text":
+            return payload | {"prompt": self._tokenizer.decode(prompt, clean_up_tokenization_spaces=False)}
+        # A server may take its defaults from the model's generation settings, hence the neutral values.
+        return payload | {
+            "prompt": prompt,
+            "stop": list(sampling.stop),
+            "include_stop_str_in_output": True,
+            "return_token_ids": True,
+            "logprobs": 0,
+            "top_k": 0,
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
+        }
+
+    async def _post(self, payload: dict[str, Any]) -> httpx.Response | str:
+        """The answer of one attempt, or why it is worth another one. Raises EnvironmentFailure if it is not."""
+        try:
+            async with self._free, asyncio.timeout(self._endpoint.timeout_seconds):
+                if self._client.is_closed:
+                    raise EngineDied("the endpoint's engine is closed")
+                response = await self._client.post(self._url, json=payload)
+        except TimeoutError:
+            return f"no answer within {self._endpoint.timeout_seconds:g} s"
+        except httpx.TransportError as error:
+            return f"{type(error).__name__} {error}"
+        if response.status_code == 429 or response.status_code >= 500:
+            return f"status {response.status_code} {response.text[:200]}"
+        if response.status_code != 200:
+            raise EnvironmentFailure(
+                f"{self._url} refused the request: status {response.status_code} {response.text[:500]}"
+            )
+        return response
+
+    def _parse(self, response: httpx.Response, sampling: Sampling) -> Generation:
+        try:
+            choice = response.json()["choices"][0]
+            ids, text, finish = choice.get("token_ids"), choice["text"], choice["finish_reason"]
+            if ids is None:
+                return self._from_text(text, finish, sampling)
+            logprobs = (choice.get("logprobs") or {}).get("token_logprobs") or [0.0] * len(ids)
+            if len(logprobs) != len(ids):
+                raise ValueError(f"{len(ids)} ids and {len(logprobs)} log-probabilities")
+            return Generation(tuple(ids), tuple(map(float, logprobs)), "length" if finish == "length" else "stop", 0)
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+            raise EnvironmentFailure(
+                f"{self._url} does not speak OpenAI's completions: {type(error).__name__} {error} in {response.text[:200]!r}"
+            ) from error
+
+    def _from_text(self, text: str, finish: str, sampling: Sampling) -> Generation:
+        """Cut `text` after the stop string that ends first, or end it with the end token that the server left out."""
+        ends = [text.find(stop) + len(stop) for stop in sampling.stop if stop in text]
+        if ends:
+            text = text[: min(ends)]
+        ids = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        stopped, end = bool(ends) or finish != "length", self._tokenizer.eos_token_id
+        if stopped and not ends and end is not None:
+            ids.append(end)
+        # Encoded anew, a text can have more tokens than were sampled, and an episode counts on its bound.
+        stopped, ids = stopped and len(ids) <= sampling.max_tokens, ids[: sampling.max_tokens]
+        return Generation(tuple(ids), (0.0,) * len(ids), "stop" if stopped else "length", 0)

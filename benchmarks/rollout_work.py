@@ -1,0 +1,373 @@
+"""The work of benchmarks/rollout.py: scripted episodes, a slow retriever, turn barriers and two small worlds to run in."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import functools
+import json
+import random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+from unittest import mock
+
+from agentrl.agent.codec import Codec
+from agentrl.agent.episode import Agent, turn_seed
+from agentrl.config import AgentConfig
+from agentrl.engines.base import Generation, Sampling
+from agentrl.engines.vllm import VllmEngine
+from agentrl.types import End, Question, Trajectory
+from retrievers.base import Hit, Retriever
+
+GROUP, PASSAGES, SEED = 8, 3, 0
+# Longer than any episode here; a benchmark whose episodes time out has measured nothing.
+_TIMEOUT = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What happens in one turn: `tokens` are sampled, then the episode acts; `latency` is its search's, mean 1."""
+
+    episode: int
+    turn: int
+    tokens: int
+    action: str
+    query: str
+    latency: float
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Scripted episodes: a question and an id for each, and their steps by the seed with which an agent samples them."""
+
+    questions: Sequence[Question]
+    ids: Sequence[str]
+    steps: Mapping[int, Step]
+
+    @property
+    def tokens(self) -> int:
+        return sum(step.tokens for step in self.steps.values())
+
+
+def make_work(questions: Sequence[Question], episodes: int, tokens: tuple[int, int], seed: int) -> Work:
+    """Draw `episodes` episodes in groups of 8 with one to three searches each and `tokens` (least, most) a turn.
+
+    Latencies are lognormal with mean 1 and sigma 1: one in a hundred is above 6.
+    """
+    rng = random.Random(seed)
+    first = rng.randrange(len(questions))
+    steps = {}
+    ids = [f"{seed}/{episode}" for episode in range(episodes)]
+    for episode, name in enumerate(ids):
+        searches = rng.randint(1, 3)
+        for turn in range(searches + 1):
+            # The query names its turn, by which the retriever finds the latency.
+            query = f"passage for {seed} {episode} {turn}" if turn < searches else ""
+            action = f" <search> {query} </search>" if query else " <answer> it </answer>"
+            steps[turn_seed(SEED, name, turn)] = Step(
+                episode, turn, rng.randint(*tokens), action, query, rng.lognormvariate(-0.5, 1.0)
+            )
+    own = [questions[(first + episode // GROUP) % len(questions)] for episode in range(episodes)]
+    return Work(own, ids, steps)
+
+
+@dataclass(frozen=True, slots=True)
+class Produced:
+    """A request that was answered. Of its prompt, `cached` tokens came from the engine's prefix cache."""
+
+    seed: int
+    prompt_ids: tuple[int, ...]
+    ids: tuple[int, ...]
+    cached: int
+
+    @property
+    def computed(self) -> int:
+        return len(self.prompt_ids) - self.cached
+
+
+class Producer(Protocol):
+    async def produce(self, prompt_ids: Sequence[int], tokens: int, seed: int) -> Produced:
+        """Sample exactly `tokens` tokens."""
+        ...
+
+    async def forget(self) -> None:
+        """Empty the prefix cache."""
+        ...
+
+
+class CountingEngine(VllmEngine):
+    """agentrl's engine, which can also sample an exact number of tokens and tell what its cache held."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        import vllm
+
+        # vLLM 0.31 rewinds a seeded generator after each part of a prompt that it takes in parts, and a CPU's generator
+        # cannot be rewound: the engine dies as soon as the prompts of a step are longer than its budget.
+        whole = functools.partial(vllm.AsyncEngineArgs, enable_chunked_prefill=False, max_num_batched_tokens=4096)
+        with mock.patch.object(vllm, "AsyncEngineArgs", whole):
+            super().__init__(*arguments, **settings)
+
+    async def produce(self, prompt_ids: Sequence[int], tokens: int, seed: int) -> Produced:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        parameters = SamplingParams(
+            # Before min_tokens the end token cannot be sampled.
+            max_tokens=tokens,
+            min_tokens=tokens,
+            temperature=1.0,
+            logprobs=0,
+            seed=seed,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        prompt = tuple(prompt_ids)
+        requests = self._llm.generate(
+            {"prompt_token_ids": list(prompt)}, parameters, request_id=f"p{next(self._requests)}"
+        )
+        last = [output async for output in requests][-1]
+        return Produced(seed, prompt, tuple(last.outputs[0].token_ids), last.num_cached_tokens)
+
+    async def forget(self) -> None:
+        await self._llm.reset_prefix_cache()
+
+
+class ScriptedEngine:
+    """Samples as many tokens as the script says and ends the turn with the script's action, as if it had been sampled."""
+
+    trainable: ClassVar[bool] = False
+
+    def __init__(self, producer: Producer, work: Work, codec: Codec) -> None:
+        self._producer = producer
+        self._steps = work.steps
+        self._actions = {seed: codec.encode(step.action) for seed, step in work.steps.items()}
+        self.produced: dict[int, Produced] = {}
+        """By seed, in the order in which they were asked for."""
+
+    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
+        seed = sampling.seed
+        assert seed is not None, "an agent seeds every turn"
+        self.produced[seed] = Produced(seed, (), (), 0)
+        done = await self._producer.produce(prompt_ids, self._steps[seed].tokens, seed)
+        self.produced[seed] = done
+        ids = (*done.ids, *self._actions[seed])
+        return Generation(ids, (0.0,) * len(ids), "stop", 0)
+
+    async def load_adapter(self, version: int, files: Mapping[str, bytes]) -> None:
+        raise NotImplementedError("scripted episodes use the model alone")
+
+    async def close(self) -> None:
+        pass
+
+
+class SlowRetriever:
+    """Finds any passages, after `mean` seconds times the latency that the script has for the query."""
+
+    def __init__(self, passages: Sequence[Hit], work: Work, mean: float) -> None:
+        self._passages = passages
+        self._seconds = {step.query: mean * step.latency for step in work.steps.values() if step.query}
+
+    async def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
+        await asyncio.sleep(max(self._seconds[query] for query in queries))
+        return [random.Random(query).sample(self._passages, k) for query in queries]
+
+
+class Barrier:
+    """Lets nobody pass before everyone who has not left is there."""
+
+    def __init__(self, parties: int) -> None:
+        self._parties = parties
+        self._waiting = 0
+        self._gate = asyncio.Event()
+
+    async def wait(self) -> None:
+        self._waiting += 1
+        gate = self._gate
+        self._open_if_complete()
+        await gate.wait()
+
+    def leave(self) -> None:
+        self._parties -= 1
+        self._open_if_complete()
+
+    def _open_if_complete(self) -> None:
+        if self._waiting == self._parties:
+            self._gate.set()
+            self._gate, self._waiting = asyncio.Event(), 0
+
+
+class BarrierEngine:
+    """An engine whose generations of one turn are all handed out when the last is done."""
+
+    trainable: ClassVar[bool] = False
+
+    def __init__(self, engine: ScriptedEngine, barrier: Barrier) -> None:
+        self._engine, self._barrier = engine, barrier
+
+    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
+        generation = await self._engine.generate(prompt_ids, sampling)
+        await self._barrier.wait()
+        return generation
+
+    async def load_adapter(self, version: int, files: Mapping[str, bytes]) -> None:
+        await self._engine.load_adapter(version, files)
+
+    async def close(self) -> None:
+        pass
+
+
+class BarrierRetriever:
+    """A retriever whose answers of one turn are all handed out when the last is there."""
+
+    def __init__(self, retriever: Retriever, barrier: Barrier) -> None:
+        self._retriever, self._barrier = retriever, barrier
+
+    async def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
+        hits = await self._retriever.search(queries, k)
+        await self._barrier.wait()
+        return hits
+
+
+@dataclass(frozen=True, slots=True)
+class Lab:
+    """Where episodes run. `places` bounds the episodes that agentrl has under way, as its rollout workers do."""
+
+    engine: Any
+    codec: Codec
+    agent: AgentConfig
+    passages: Sequence[Hit]
+    questions: Sequence[Question]
+    places: int
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """Scripted episodes that were played: how long all of them took, and their requests in the order of asking."""
+
+    seconds: float
+    produced: dict[int, Produced]
+    trajectories: list[Trajectory]
+
+
+async def play(lab: Lab, work: Work, mean_latency: float, *, barriers: bool) -> Played:
+    """Play all episodes with agentrl's agent, from an empty prefix cache; `mean_latency` in seconds.
+
+    With barriers each turn is sampled for all episodes, then all searches are made, then the next turn begins, as
+    Search-R1's generation loop does (search_r1/llm_agent/generation.py, commit a14dc3a); nothing else differs, and all
+    episodes are in the batch.
+    """
+    await lab.engine.forget()
+    scripted = ScriptedEngine(lab.engine, work, lab.codec)
+    retriever = SlowRetriever(lab.passages, work, mean_latency)
+    barrier = Barrier(len(work.ids))
+    agent = (
+        Agent(lab.agent, lab.codec, BarrierEngine(scripted, barrier), BarrierRetriever(retriever, barrier), PASSAGES)
+        if barriers
+        else Agent(lab.agent, lab.codec, scripted, retriever, PASSAGES)
+    )
+    places = asyncio.Semaphore(len(work.ids) if barriers else lab.places)
+
+    async def run(question: Question, name: str) -> Trajectory:
+        async with places:
+            trajectory = await agent.run(question, name, temperature=1.0, seed=SEED, timeout=_TIMEOUT)
+        barrier.leave()
+        return trajectory
+
+    started = time.perf_counter()
+    trajectories = await asyncio.gather(*map(run, work.questions, work.ids))
+    seconds = time.perf_counter() - started
+    _check(work, trajectories)
+    return Played(seconds, scripted.produced, trajectories)
+
+
+def _check(work: Work, trajectories: Sequence[Trajectory]) -> None:
+    """Raise RuntimeError unless every episode went as scripted."""
+    strays = [t for t in trajectories if t.end is not End.ANSWERED]
+    turns = sum(len(t.turns) for t in trajectories)
+    if strays or turns != len(work.steps):
+        what = f"{strays[0].end}: {strays[0].failure}" if strays else f"{turns} turns instead of {len(work.steps)}"
+        raise RuntimeError(f"the episodes left their script, {what}")
+
+
+async def replay(lab: Lab, work: Work, played: Played, *, chained: bool) -> Played:
+    """Send the requests of played episodes again, from an empty prefix cache, without agents and retriever.
+
+    A chained request waits for the one before it in its episode, and episodes for a place; the others wait for nothing
+    and go to the engine in the order of asking.
+    """
+    await lab.engine.forget()
+    produced: dict[int, Produced] = {}
+
+    async def send(seed: int) -> None:
+        request = played.produced[seed]
+        produced[seed] = await lab.engine.produce(request.prompt_ids, work.steps[seed].tokens, seed)
+
+    places = asyncio.Semaphore(lab.places)
+    chains: dict[int, list[int]] = {}
+    for seed in played.produced:
+        chains.setdefault(work.steps[seed].episode, []).append(seed)
+
+    async def follow(chain: Sequence[int]) -> None:
+        async with places:
+            for seed in chain:
+                await send(seed)
+
+    started = time.perf_counter()
+    await asyncio.gather(*(map(follow, chains.values()) if chained else map(send, played.produced)))
+    return Played(time.perf_counter() - started, produced, [])
+
+
+class WordRetriever:
+    """Finds the passages that share most words with the query; enough for a model that was trained to search."""
+
+    def __init__(self, passages: Sequence[Hit]) -> None:
+        self._passages = [(set(hit.contents.lower().replace('"', " ").split()), hit) for hit in passages]
+
+    async def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
+        return [self._best(set(query.lower().split()), k) for query in queries]
+
+    def _best(self, words: set[str], k: int) -> list[Hit]:
+        scored = [(len(words & own) / (len(own) + 5), hit) for own, hit in self._passages]
+        best = sorted(scored, key=lambda pair: -pair[0])[:k]
+        return [dataclasses.replace(hit, score=score) for score, hit in best]
+
+
+def demo_world(folder: Path) -> tuple[list[Hit], list[Question]]:
+    """Write the demo world into a new `folder`; return its passages and test questions."""
+    from agentrl.data.demo import write_demo
+    from agentrl.data.questions import read_questions
+
+    write_demo(folder)
+    rows = map(json.loads, (folder / "corpus.jsonl").read_text(encoding="utf-8").splitlines())
+    return [Hit(row["id"], row["contents"], 1.0) for row in rows], read_questions(folder / "test.jsonl")
+
+
+def write_small_model(folder: Path, passages: Sequence[Hit], sizes: Mapping[str, int]) -> int:
+    """Write a Llama of random weights with a byte-level BPE of the passages; return its number of parameters.
+
+    `sizes` are LlamaConfig's vocab_size, hidden_size, intermediate_size, num_hidden_layers and numbers of heads.
+    """
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=sizes["vocab_size"],
+        special_tokens=["<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    core.train_from_iterator((hit.contents for hit in passages), trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|im_end|>")
+    torch.manual_seed(SEED)
+    model = LlamaForCausalLM(
+        LlamaConfig(**sizes, max_position_embeddings=4096, tie_word_embeddings=True, eos_token_id=0, pad_token_id=0)
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model.num_parameters()

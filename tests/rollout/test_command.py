@@ -1,0 +1,179 @@
+"""`agentrl rollout` checks what it was given before it starts anything, and sums up what it sampled."""
+
+import dataclasses
+import io
+import json
+import signal
+import sys
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+from fakes import make_episode
+from rich.console import Console
+
+from agentrl import cli
+from agentrl.config import load_config
+from agentrl.rollout.command import summary
+from agentrl.runs import read_trajectories, write_trajectories
+from agentrl.types import End
+
+
+@pytest.fixture
+def agentrl(monkeypatch, capsys):
+    """Run a command in this process; return exit status, standard output and standard error."""
+    # main() takes over SIGTERM, which belongs to the test's own process here.
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["agentrl", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        written = capsys.readouterr()
+        return left.value.code, written.out, written.err
+
+    return run
+
+
+@pytest.fixture
+def questions(tmp_path):
+    path = tmp_path / "questions.jsonl"
+    rows = [{"id": str(i), "question": f"why {i}?", "golden_answers": ["so"]} for i in range(3)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def settings(tmp_path):
+    """A config whose retriever is elsewhere, so that nothing of it has to be on this disk."""
+    path = tmp_path / "small.yaml"
+    path.write_text(
+        "name: small\nmodel: {path: some/model}\nretriever: {kind: http, url: 'http://127.0.0.1:9/retrieve'}\n"
+        "rollout: {group_size: 4}\nagent: {temperature: 0.7}\n"
+    )
+    return path
+
+
+@pytest.fixture
+def sampled(monkeypatch):
+    """Stand in for the cluster: every second episode is right. Returns what the pool was asked for."""
+    asked = {}
+
+    class Pool:
+        def sample(self, requests, temperature, on_done):
+            asked.update(ids=[ids for _, ids in requests], temperature=temperature)
+            groups = [
+                [
+                    make_episode(name, question, searches=i % 2, answer="so", reward=float(i % 2))
+                    for i, name in enumerate(ids)
+                ]
+                for question, ids in requests
+            ]
+            if asked.get("broken"):
+                groups = [
+                    [dataclasses.replace(t, end=End.ENVIRONMENT_FAILURE, reward=None, failure="gone") for t in group]
+                    for group in groups
+                ]
+            on_done(sum(map(len, groups)))
+            return groups
+
+    @contextmanager
+    def cluster(config, on_phase):
+        asked["config"] = config
+        yield SimpleNamespace(pool=Pool())
+
+    monkeypatch.setattr("agentrl.rollout.cluster.cluster", cluster)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give --config X to sample episodes, or --show FILE"),
+        (["--show"], "give --config X to sample episodes, or --show FILE"),
+        (["some.jsonl.zst"], "give --config X to sample episodes, or --show FILE"),
+        (["--show", "x.jsonl.zst", "--samples", "2"], "--show FILE only reads"),
+        (["--show", "missing.jsonl.zst"], "missing.jsonl.zst"),
+        (["--config", "quickstart.yaml"], "give --out FILE.jsonl.zst to keep the episodes, --show to read them"),
+        (["--config", "quickstart.yaml", "--out", "x", "rollout.workerz=2"], "did you mean `workers`?"),
+        (["--config", "quickstart.yaml", "--out", "{here}"], "exists already"),
+        (["--config", "quickstart.yaml", "--out", "x", "--questions", "missing.jsonl"], "missing.jsonl: no such file"),
+        (["--config", "quickstart.yaml", "--out", "x", "data.eval=[]"], "nothing to sample for"),
+    ],
+)
+def test_what_is_wrong_is_one_message(agentrl, tmp_path, arguments, message):
+    status, out, err = agentrl("rollout", *(argument.format(here=tmp_path) for argument in arguments))
+    assert (status, out) == (1, "")
+    assert err.startswith("error: ")
+    assert message in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("arguments", [["--samples", "0"], ["--temperature", "-1"], ["--limit", "0"]])
+def test_impossible_numbers_are_refused(agentrl, arguments):
+    status, _, err = agentrl("rollout", "--config", "quickstart.yaml", *arguments)
+    assert status == 2
+    assert arguments[0] in err
+
+
+def test_recorded_episodes_are_read_without_a_config(agentrl, tmp_path):
+    file = tmp_path / "episodes.jsonl.zst"
+    write_trajectories(file, [make_episode(f"e{i}", answer="x") for i in range(3)])
+    status, out, _ = agentrl("rollout", "--show", file, "--limit", 2)
+    assert status == 0
+    assert [name in out for name in ("e0 ", "e1 ", "e2 ")] == [True, True, False]
+
+
+def test_groups_are_sampled_written_and_summed_up(agentrl, sampled, settings, questions, tmp_path):
+    out = tmp_path / "new" / "episodes.jsonl.zst"
+    arguments = ["rollout", "--config", settings, "--questions", questions, "--limit", 2, "--out", out]
+    status, text, err = agentrl(*arguments)
+    assert (status, err) == (0, "")
+    ids = [episode.id for episode in read_trajectories(out)]
+    assert ids == [name for group in sampled["ids"] for name in group]
+    assert len(set(ids)) == 8
+    assert sampled["temperature"] == 0.7
+    assert "8 for 2 question(s)" in text
+    assert "0.500, 95 % interval 0.215 to 0.785" in text
+    assert "answered 100 %" in text
+    assert "8 rollouts (0 more excluded), 2 groups, 4 strata" in text
+    status, _, err = agentrl(*arguments)
+    assert status == 1
+    assert "exists already" in err
+
+
+def test_the_command_line_changes_samples_temperature_and_adapter(agentrl, sampled, settings, questions):
+    arguments = ["--samples", 1, "--temperature", 0, "--show"]
+    status, text, _ = agentrl("rollout", "--config", settings, "--questions", questions, *arguments, "seed=5")
+    assert status == 0
+    assert [len(group) for group in sampled["ids"]] == [1, 1, 1]
+    assert sampled["temperature"] == 0.0
+    assert sampled["config"].seed == 5
+    assert all(f"why {i}?" in text for i in range(3))
+    status, _, err = agentrl("rollout", "--config", settings, "--questions", questions, "--show", "--adapter", "none")
+    assert status == 1
+    assert "model.adapter none" in err
+
+
+def test_failed_episodes_are_kept_and_reported(agentrl, sampled, settings, questions, tmp_path):
+    sampled["broken"] = True
+    out = tmp_path / "episodes.jsonl.zst"
+    status, _, err = agentrl("rollout", "--config", settings, "--questions", questions, "--out", out)
+    assert status == 1
+    assert "12 of 12 episodes failed" in err
+    assert "gone" in err
+    assert len(list(read_trajectories(out))) == 12
+
+
+def test_failures_and_graded_rewards_in_the_summary(settings):
+    groups = [
+        [make_episode("a", reward=0.5), make_episode("b", reward=1.0), make_episode("c", end=End.ENVIRONMENT_FAILURE)]
+    ]
+    console = Console(file=io.StringIO(), width=160)
+    console.print(summary(load_config(str(settings)), groups))
+    text = console.file.getvalue()
+    assert "3 for 1 question(s), 1 failed" in text
+    assert "0.750\n" in text.replace(" ", "").replace("reward", "")
+    assert "interval" not in text
+    assert "2 rollouts (1 more excluded)" in text
+    console.print(summary(load_config(str(settings)), [[make_episode("c", end=End.ENVIRONMENT_FAILURE)]]))

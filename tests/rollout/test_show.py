@@ -1,0 +1,121 @@
+"""Episodes are printed for a person, and what a model wrote is text whatever it looks like."""
+
+import dataclasses
+import io
+
+import pytest
+from fakes import make_episode
+from rich.console import Console
+
+from agentrl.rollout.show import episode, show_files
+from agentrl.runs import RunError, write_trajectories
+from agentrl.types import Action, ActionKind, End, Question, SearchCall, Turn
+
+QUESTION = Question("demo:1", "Who painted [bold]The Night Watch[/]?", ("Rembrandt", "Rembrandt van Rijn"))
+
+
+def turn(text, kind, argument, search=None, observation=""):
+    return Turn((1, 2, 3), (-0.1,) * 3, text, Action(kind, argument), 0, search, (4,) * bool(observation), observation)
+
+
+def looked_up(text="<think> Let me look. </think>\n<search> The  Night Watch </search>"):
+    found = SearchCall("The Night Watch", ("p1", "p2"), (2.0, 1.0), 0.0124)
+    observation = (
+        "\n<information>\nDoc 1(Title: The Night Watch) A painting of 1642 by Rembrandt.\n"
+        f"Doc 2(Title: {'Long' * 40}) {'words ' * 100}\n</information>\n"
+    )
+    return turn(text, ActionKind.SEARCH, "The Night Watch", found, observation)
+
+
+def make(*turns, **changes):
+    made = make_episode("7/0/1", QUESTION, answer="Rembrandt", reward=1.0)
+    return dataclasses.replace(made, turns=turns, seconds=2.5, **changes)
+
+
+def printed(trajectory, width=100, **options):
+    console = Console(file=io.StringIO(), width=width, **options)
+    console.print(episode(trajectory))
+    return console.file.getvalue()
+
+
+def lines(trajectory):
+    return [" ".join(line.split()) for line in printed(trajectory, width=1000).splitlines() if line.strip()]
+
+
+def test_an_episode_reads_from_question_to_reward():
+    answered = turn("<think>It is he.</think><answer> Rembrandt </answer>", ActionKind.ANSWER, "Rembrandt")
+    found = lines(make(looked_up(), answered))
+    assert found[0].startswith("7/0/1 ")
+    assert found[1:5] == [
+        "question Who painted [bold]The Night Watch[/]?",
+        "1 think Let me look.",
+        "1 search The Night Watch 12 ms",
+        "1 The Night Watch A painting of 1642 by Rembrandt.",
+    ]
+    title, _, text = found[5].removeprefix("2 ").partition(" ")
+    assert (len(title), len(text)) == (48, 160)
+    assert title.endswith("…")
+    assert text.endswith("…")
+    assert found[6:] == [
+        "2 think It is he.",
+        "answer Rembrandt",
+        "gold Rembrandt | Rembrandt van Rijn",
+        "reward 1 answered",
+        "tokens prompt 2, model 6, environment 1, in 2.5 s",
+    ]
+
+
+def test_a_mistake_is_shown_as_it_was_written_with_what_was_wrong():
+    wrong = turn("<serch> x", ActionKind.INVALID, "no tag was closed", None, "\n<information>\nInvalid action\n")
+    found = lines(make(wrong, end=End.INVALID, answer=None, reward=0.0))
+    assert found[2:5] == ["1 wrote <serch> x", "1 invalid no tag was closed", "answer none"]
+    assert "reward 0 invalid" in found
+
+
+def test_a_search_beyond_the_limit_was_not_executed():
+    asked = turn("<search> more </search>", ActionKind.SEARCH, "more")
+    assert "1 search more not executed" in lines(make(asked, end=End.TURN_LIMIT, answer=None))
+
+
+def test_a_failed_episode_says_why():
+    assert "reward none environment_failure gone" in lines(
+        make(end=End.ENVIRONMENT_FAILURE, answer=None, reward=None, failure="gone")
+    )
+
+
+@pytest.mark.parametrize("text", ["[red]x[/red]", "[/]", "[link=file:///]x", ":smile:"])
+def test_markup_of_the_model_is_shown_and_not_obeyed(text):
+    answered = turn(f"{text}<answer>{text}</answer>", ActionKind.ANSWER, text)
+    shown = lines(make(answered, answer=text))
+    assert f"1 think {text}" in shown
+    assert f"answer {text}" in shown
+
+
+def test_control_characters_of_the_model_do_not_reach_the_terminal():
+    text = "a\x1b[2Jb\x07c\u202ed\ud800e"
+    shown = printed(make(turn(text, ActionKind.INVALID, "?"), answer=None), force_terminal=True, color_system=None)
+    assert "a\ufffd[2Jb\ufffdc\ufffdd\ufffde" in shown
+    assert "\x1b[2J" not in shown
+    shown.encode("utf-8")
+
+
+@pytest.mark.parametrize("width", [30, 80])
+def test_it_fits_the_terminal(width):
+    assert max(map(len, printed(make(looked_up()), width=width).splitlines())) <= width
+
+
+def test_files_are_read_one_after_another_up_to_the_limit(tmp_path):
+    files = [tmp_path / "a.jsonl.zst", tmp_path / "b.jsonl.zst"]
+    for file in files:
+        write_trajectories(file, [dataclasses.replace(make(), id=f"{file.name[0]}{i}") for i in range(2)])
+    console = Console(file=io.StringIO())
+    assert show_files(files, 3, console) == 3
+    text = console.file.getvalue()
+    assert [name in text for name in ("a0 ", "a1 ", "b0 ", "b1 ")] == [True, True, True, False]
+    assert show_files(files, None, console) == 4
+
+
+def test_another_file_is_refused(tmp_path):
+    (tmp_path / "x").write_text("no")
+    with pytest.raises(RunError, match="not a trajectory file"):
+        show_files([tmp_path / "x"], None, Console(file=io.StringIO()))
