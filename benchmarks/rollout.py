@@ -64,11 +64,11 @@ from retrievers.base import Hit
 
 SMALL = {
     "vocab_size": 4096,
-    "hidden_size": 192,
-    "intermediate_size": 512,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 3,
-    "num_key_value_heads": 3,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
     "head_dim": 64,
 }
 SEARCH_R1_TURN = 500
@@ -92,7 +92,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def written(values: Mapping[str, float], digits: int = 2) -> str:
-    return f"{values['median']:.{digits}f} ({values['least']:.{digits}f} to {values['most']:.{digits}f})"
+    return f"{values['median']:.{digits}f} ({values['least']:.{digits}f}–{values['most']:.{digits}f})"
 
 
 def equal_turns(one: Played, other: Played) -> float:
@@ -273,11 +273,13 @@ def barrier_table(report: Mapping[str, Any]) -> Table:
         "search ms",
         "agentrl s",
         "barriers s",
-        "times as fast (range)",
-        "trajectories/s",
-        "equal turns",
+        "times as fast",
+        "episodes/s",
+        "equal",
         title="Against turn barriers",
         title_justify="left",
+        caption="times as fast: median of the rounds with their range; equal: turns with the same prompt and ids",
+        caption_justify="left",
     )
     for model in ("small", "smollm2"):
         for row in report.get(model, {}).get("barriers", []):

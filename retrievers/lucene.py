@@ -84,6 +84,17 @@ class LuceneRetriever:
             jvm.submit(self._answer_waiting)
         return list(await asyncio.gather(*(asyncio.wrap_future(ask.answer) for ask in asks)))
 
+    async def read(self, document_id: str) -> Hit | None:
+        """Return the whole document with this id, with score 0, or None if there is none.
+
+        Raises:
+            RetrieverError: if the retriever is closed or Java fails.
+        """
+        if self._closed:
+            raise RetrieverError(f"the retriever of {self._index} is closed")
+        contents = await asyncio.wrap_future(jvm.submit(_read, self._searcher, _clean(document_id)))
+        return None if contents is None else Hit(document_id, contents, 0.0)
+
     async def ping(self) -> dict[str, object]:
         """Prove that the JVM's thread answers, and describe the index.
 
@@ -184,6 +195,15 @@ def _open(index: str, k1: float, b: float, manifest: Manifest) -> Any:
 def _count(searcher: Any) -> int:
     """On the JVM's thread: the documents of the index."""
     return searcher.get_total_num_docs()
+
+
+def _read(searcher: Any, document_id: str) -> str | None:
+    """On the JVM's thread: the contents of a document. Raises RetrieverError if Java fails."""
+    try:
+        found = searcher.doc(document_id)
+    except jvm.java_exception() as error:
+        raise RetrieverError(f"document {document_id!r} cannot be read: {error}") from error
+    return None if found is None else json.loads(found.get("raw"))["contents"]
 
 
 def _hits(documents: Any) -> list[Hit]:

@@ -148,6 +148,17 @@ def test_a_killed_run_resumes_to_the_same_data_order_and_leaves_no_process(world
     assert len(set(flat)) == len(flat) == 8
 
 
+def test_engines_work_ahead_as_far_as_the_bound_on_staleness_and_weights_correct_for_it(world, tiny_model, tmp_path):
+    more = ["rollout.max_staleness=2", "training.steps=5", "engine.kind=transformers"]
+    run(tiny_arguments(world, tiny_model, tmp_path, "ahead", *more))
+    metrics = folder_of(tmp_path, "ahead").read_metrics()
+    assert [line["step"] for line in metrics] == [1, 2, 3, 4, 5]
+    assert max(line["staleness/max"] for line in metrics) <= 2
+    assert any(line["staleness/mean"] > 0 for line in metrics)
+    assert all(0.5 < line["importance/mean"] < 2 for line in metrics)
+    assert len({name for step in question_order(folder_of(tmp_path, "ahead"), 5) for name in step}) == 10
+
+
 def test_a_dead_retriever_ends_the_run_with_one_message_and_no_process(world, tiny_model, tmp_path):
     """A server that cannot be reached: what the agent needs it for fails, and the run says so."""
     arguments = tiny_arguments(world, tiny_model, tmp_path, "dead", "training.steps=1", "retriever.kind=http")

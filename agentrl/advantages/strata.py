@@ -35,11 +35,11 @@ def effective_searches(trajectory: Trajectory) -> int:
 
 
 def placement(trajectory: Trajectory) -> tuple[str, ...]:
-    """The sequence of actions; a search that was written but not executed is left out."""
+    """The sequence of actions; a search or an open that was written but not executed is left out."""
     return tuple(
         turn.action.kind.value
         for turn in trajectory.turns
-        if turn.action.kind is not ActionKind.SEARCH or turn.search is not None
+        if turn.action.kind not in (ActionKind.SEARCH, ActionKind.OPEN) or turn.search is not None or turn.observation
     )
 
 

@@ -64,9 +64,11 @@ def test_effective_searches_are_at_most_the_passages_seen(results):
 
 
 def test_placement_is_the_sequence_of_actions_that_happened():
-    assert key("placement", search("p1"), INVALID, search("p2"), WRITTEN, ANSWER) == (
+    opened, unopened = turn(ActionKind.OPEN, observation="text"), turn(ActionKind.OPEN)
+    assert key("placement", search("p1"), INVALID, opened, search("p2"), WRITTEN, unopened, ANSWER) == (
         "search",
         "invalid",
+        "open",
         "search",
         "answer",
     )

@@ -40,6 +40,13 @@ def ping(index):
     return asyncio.run(opened(index).ping())
 
 
+def read(index, names):
+    async def run():
+        return [await opened(index).read(name) for name in names]
+
+    return asyncio.run(run())
+
+
 def open_and_close(index):
     """The messages of using a closed retriever; closes it twice."""
     retriever = LuceneRetriever(index)

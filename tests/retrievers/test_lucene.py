@@ -140,6 +140,16 @@ def test_k1_and_b_reach_lucene(java, index):
     assert scores(b=0.0)["long"] > scores(b=1.0)["long"]
 
 
+def test_a_whole_document_is_read_by_its_id_and_an_unknown_id_has_none(java, index):
+    hits = java(lucene_process.read, index, ["odd", "babbage", "no such id", ""])
+    assert [hit and (hit.id, hit.contents) for hit in hits] == [
+        ("odd", PASSAGES["odd"]),
+        ("babbage", PASSAGES["babbage"]),
+        None,
+        None,
+    ]
+
+
 def test_ping_describes_the_index(java, index):
     answer = java(lucene_process.ping, index)
     assert answer["documents"] == len(PASSAGES)
