@@ -81,7 +81,7 @@ class RunDisplay:
             self._phase = phase
             self._bars.reset(self._task, description=phase, total=progress.total or None)
             if self._live is None:
-                self._console.print(f"{time.strftime('%H:%M:%S')}  {phase}", highlight=False)
+                self._console.print(f"{time.strftime('%H:%M:%S')}  {phase}", highlight=False, soft_wrap=True)
             if phase.startswith("step") and not self._last:
                 self._last = time.monotonic()
         self._bars.update(self._task, completed=progress.done, total=progress.total or None)

@@ -11,7 +11,8 @@
 4. The share of prompt tokens that the engine computed, by its own count; the others came from its prefix cache.
 
 1, 2 and 4 run scripted episodes, so that the work is equal: each turn samples exactly as many tokens as a script drawn
-from the round's seed says, and ends with the scripted action, which is appended as if it had been sampled. A search takes
+from the round's seed says, never one with a "<" that could begin a tag, and ends with the scripted action, which is
+appended as if it had been sampled. A search takes
 a lognormal time (sigma 1, mean given). The model is a Llama of random weights, small enough that a turn of 32 episodes
 takes about half a second on two cores, and then SmolLM2-135M. Each round has a script of its own, and within a round all
 runs have the same. Ratios are medians over rounds with their range.
@@ -264,7 +265,9 @@ def _lab(model: str, agent: AgentConfig, places: int, passages: Sequence[Hit], q
         lora_rank=16,
         seed=SEED,
     )
-    return Lab(engine, Codec(load_tokenizer(model)), agent, passages, questions, places)
+    codec = Codec(load_tokenizer(model))
+    engine.unsampled = {number: -100.0 for token, number in codec.tokenizer.get_vocab().items() if "<" in token}
+    return Lab(engine, codec, agent, passages, questions, places)
 
 
 def barrier_table(report: Mapping[str, Any]) -> Table:
@@ -341,7 +344,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two small rounds; the numbers say little")
     parser.add_argument("--model", choices=("small", "smollm2", "all"), default="all")
     parser.add_argument("--rounds", type=int, help="by default 5")
-    parser.add_argument("--episodes", type=int, help="by default 32 with the small model and 12 with SmolLM2")
+    parser.add_argument("--episodes", type=int, help="by default 32 with the small model and 8 with SmolLM2")
     # OpenMP threads wait for one another by spinning, so that two on a machine with other work are slower than one.
     parser.add_argument("--threads", type=int, default=1, help="of the engine, by default 1")
     parser.add_argument("--json", type=Path)
@@ -352,7 +355,7 @@ def main() -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
     rounds = options.rounds or (2 if options.quick else 5)
     small = Scale(rounds, options.episodes or (8 if options.quick else 32), (0.0, 0.05, 0.2), (16, 64))
-    large = Scale(rounds, options.episodes or (4 if options.quick else 12), (0.2,), (16, 40))
+    large = Scale(rounds, options.episodes or (4 if options.quick else 8), (0.2,), (16, 40))
     report: dict[str, Any] = {"rounds": rounds, "seed": SEED, "threads": options.threads, "versions": versions()}
     with tempfile.TemporaryDirectory() as folder:
         world = demo_world(Path(folder) / "demo")
@@ -362,7 +365,7 @@ def main() -> None:
             gc.collect()
             report["small"] |= {"episodes": small.episodes, "tokens": small.tokens}
         if options.model != "small":
-            report["smollm2"] = asyncio.run(measure_smollm2(world, large, 2 if options.quick else 12))
+            report["smollm2"] = asyncio.run(measure_smollm2(world, large, 2 if options.quick else 8))
             gc.collect()
             report["smollm2"] |= {"episodes": large.episodes, "tokens": large.tokens}
     console.print(barrier_table(report))

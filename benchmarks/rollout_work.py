@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import functools
 import json
 import random
 import time
@@ -12,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
-from unittest import mock
 
 from agentrl.agent.codec import Codec
 from agentrl.agent.episode import Agent, turn_seed
@@ -102,13 +100,10 @@ class CountingEngine(VllmEngine):
     """agentrl's engine, which can also sample an exact number of tokens and tell what its cache held."""
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
-        import vllm
 
-        # vLLM 0.31 rewinds a seeded generator after each part of a prompt that it takes in parts, and a CPU's generator
-        # cannot be rewound: the engine dies as soon as the prompts of a step are longer than its budget.
-        whole = functools.partial(vllm.AsyncEngineArgs, enable_chunked_prefill=False, max_num_batched_tokens=4096)
-        with mock.patch.object(vllm, "AsyncEngineArgs", whole):
-            super().__init__(*arguments, **settings)
+        super().__init__(*arguments, **settings)
+        self.unsampled: dict[int, float] = {}
+        """Logit biases of `produce`: ids with which a real model could write a tag that the script does not have."""
 
     async def produce(self, prompt_ids: Sequence[int], tokens: int, seed: int) -> Produced:
         from vllm import SamplingParams
@@ -120,6 +115,7 @@ class CountingEngine(VllmEngine):
             min_tokens=tokens,
             temperature=1.0,
             logprobs=0,
+            logit_bias=self.unsampled,
             seed=seed,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )

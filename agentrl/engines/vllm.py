@@ -25,6 +25,9 @@ _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 # Prefixes are reused in whole blocks. vLLM's default on a CPU is 128 tokens, about the length of one observation.
 _CPU_BLOCK = 32
 
+# The prompt tokens that a step takes at most on a CPU; more wait for the next step.
+_CPU_BATCHED_TOKENS = 4096
+
 
 def environment(settings: EngineConfig, device: str) -> dict[str, str]:
     """Return the environment variables that an engine process needs from its start."""
@@ -72,6 +75,9 @@ class VllmEngine:
                 "block_size": _CPU_BLOCK,
                 "gpu_memory_utilization": 0.3,
                 "enforce_eager": True,
+                # vLLM 0.31 cannot rewind a CPU's random generator, which it does for a seeded prompt taken in parts.
+                "enable_chunked_prefill": False,
+                "max_num_batched_tokens": max(_CPU_BATCHED_TOKENS, max_tokens),
                 "worker_extension_cls": "agentrl.engines.vllm_cpu_lora.CpuLoraExtension",
             }
             if device == "cpu"
@@ -119,7 +125,8 @@ class VllmEngine:
         async with self._using() as weights:
             completion = await self._complete(list(prompt_ids), parameters, weights)
         if completion is None or completion.finish_reason not in ("stop", "length"):
-            raise EnvironmentFailure("the vLLM engine ended a request without an answer")
+            # It gives up what it was doing when its core process is gone, before it says so.
+            raise EngineDied("the vLLM engine ended a request without an answer")
         ids = tuple(completion.token_ids)
         logprobs = tuple(table[token].logprob for token, table in zip(ids, completion.logprobs, strict=True))
         return Generation(ids, logprobs, completion.finish_reason, weights.version)
