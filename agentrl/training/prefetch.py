@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
@@ -23,7 +24,8 @@ class Prefetch(Generic[T]):
         self._steps = range(first, last + 1)
         self._max_staleness = max_staleness
         self._changed = threading.Condition()
-        self._published = first - 1
+        # Until the trainer publishes its weights, engines hold whatever they were started with.
+        self._published = -math.inf
         self._made: dict[int, T] = {}
         self._error: BaseException | None = None
         # A daemon, because nothing should wait for batches that nobody will take.

@@ -35,8 +35,8 @@ def publish(prefetch, maker, version):
     prefetch.published(version)
 
 
-def until(condition):
-    end = time.monotonic() + 5
+def until(condition, seconds=5):
+    end = time.monotonic() + seconds
     while not condition() and time.monotonic() < end:
         time.sleep(0.005)
     return condition()
@@ -61,6 +61,15 @@ def test_batches_are_made_ahead_up_to_the_bound_while_the_trainer_trains(stalene
     assert until(lambda: len(maker.begun) == 1 + staleness)
     time.sleep(0.05)
     assert [step for step, _ in maker.begun] == list(range(1, 2 + staleness))
+
+
+@pytest.mark.parametrize("staleness", [0, 3])
+def test_nothing_is_begun_before_the_trainer_has_published_its_weights(staleness):
+    maker = Maker()
+    prefetch = Prefetch(maker, 1, 2, staleness)
+    assert not until(lambda: maker.begun, seconds=0.1)
+    publish(prefetch, maker, 0)
+    assert prefetch.take(1) == "batch 1"
 
 
 def test_a_resumed_run_goes_on_at_its_step_and_ends_at_the_last():
