@@ -32,6 +32,11 @@ errors = Console(stderr=True)
 
 ConfigOption = Annotated[str, typer.Option("--config", "-c", help="A config file, or the name of a packaged one.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, a.b=value.")]
+AdapterOption = Annotated[str | None, typer.Option(help="Folder of the PEFT adapter; by default the config's own.")]
+QuestionsOption = Annotated[
+    list[str] | None, typer.Option(help="Question file, in place of data.eval; may be repeated.")
+]
+LimitOption = Annotated[int | None, typer.Option(min=1, help="Use at most this many questions of each file.")]
 
 
 def _load(config: str, overrides: list[str] | None) -> Config:
@@ -72,18 +77,14 @@ def train(
 def evaluate(
     config: ConfigOption,
     overrides: Overrides = None,
-    adapter: Annotated[
-        str | None, typer.Option(help="Folder of the PEFT adapter; by default the config's own.")
-    ] = None,
-    questions: Annotated[
-        list[str] | None, typer.Option(help="Question file, in place of data.eval; may be repeated.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Use at most this many questions of each file.")] = None,
+    adapter: AdapterOption = None,
+    questions: QuestionsOption = None,
+    limit: LimitOption = None,
     out: Annotated[Path | None, typer.Option(help="Write scores and episodes into this new folder.")] = None,
 ) -> None:
     """Evaluate greedily over question files: EM with its interval, F1, searches, ends."""
+    from agentrl.commands.evaluate import run_evaluation
     from agentrl.display import RunDisplay, evaluation_table
-    from agentrl.evaluation.command import run_evaluation
 
     settings = _load(config, overrides)
     with RunDisplay(console, 0) as display:
@@ -102,22 +103,18 @@ def rollout(
     config: Annotated[
         str | None, typer.Option("--config", "-c", help="A config file, or the name of a packaged one.")
     ] = None,
-    adapter: Annotated[
-        str | None, typer.Option(help="Folder of the PEFT adapter; by default the config's own.")
-    ] = None,
-    questions: Annotated[
-        list[str] | None, typer.Option(help="Question file, in place of data.eval; may be repeated.")
-    ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(min=1, help="Use at most this many questions of each file; without --config, episodes."),
-    ] = None,
+    adapter: AdapterOption = None,
+    questions: QuestionsOption = None,
+    limit: LimitOption = None,
     samples: Annotated[
         int | None, typer.Option(min=1, help="Episodes a question; by default rollout.group_size.")
     ] = None,
     temperature: Annotated[float | None, typer.Option(min=0.0, help="By default agent.temperature.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write the episodes into this new .jsonl.zst file.")] = None,
-    show: Annotated[bool, typer.Option("--show", help="Print episodes as a person reads them.")] = False,
+    show: Annotated[
+        bool,
+        typer.Option("--show", help="Print episodes as a person reads them; without --config at most --limit of FILE."),
+    ] = False,
 ) -> None:
     """Sample episodes without training, or with --show FILE read those of any run."""
     if config is None:
@@ -126,15 +123,15 @@ def rollout(
         given = [adapter, questions, samples, temperature, out]
         if any(value is not None and value != [] for value in given):
             raise AgentRLError("--show FILE only reads; give --config X to sample episodes")
-        from agentrl.rollout.show import show_files
+        from agentrl.commands.show import show_files
 
         show_files([Path(file) for file in arguments], limit, console)
         return
     if out is None and not show:
         raise AgentRLError("give --out FILE.jsonl.zst to keep the episodes, --show to read them, or both")
+    from agentrl.commands.rollout import run_rollout, summary
+    from agentrl.commands.show import episode
     from agentrl.display import RunDisplay
-    from agentrl.rollout.command import run_rollout, summary
-    from agentrl.rollout.show import episode
 
     settings = _load(config, arguments)
     with RunDisplay(console, 0) as display:

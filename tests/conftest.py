@@ -1,8 +1,12 @@
 """Fixtures that several test files share."""
 
+import signal
+import sys
+
 import pytest
 from hypothesis import HealthCheck, settings
 
+from agentrl import cli
 from agentrl.agent.codec import Codec
 from agentrl.agent.protocols import SearchTags
 
@@ -48,3 +52,19 @@ def tokenizer():
 @pytest.fixture(scope="session")
 def codec(tokenizer):
     return Codec(tokenizer)
+
+
+@pytest.fixture
+def agentrl(monkeypatch, capsys):
+    """Run a command in this process; return exit status, standard output and standard error."""
+    # main() takes over SIGTERM, which belongs to the test's own process here.
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["agentrl", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        written = capsys.readouterr()
+        return left.value.code, written.out, written.err
+
+    return run

@@ -2,30 +2,12 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 
 import pytest
 
-from agentrl import cli
 from agentrl.config import load_config, packaged_configs
-
-
-@pytest.fixture
-def agentrl(monkeypatch, capsys):
-    """Run a command in this process; return exit status, standard output and standard error."""
-    # main() takes over SIGTERM, which belongs to the test's own process here.
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["agentrl", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        written = capsys.readouterr()
-        return left.value.code, written.out, written.err
-
-    return run
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from tiny import tiny_llama
 
 from agentrl.runs import RunFolder, read_trajectories
 
@@ -41,24 +42,8 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory, tokenizer):
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     folder = tmp_path_factory.mktemp("model")
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            head_dim=32,
-            max_position_embeddings=1024,
-            tie_word_embeddings=True,
-        )
-    )
+    model = tiny_llama(len(tokenizer), head_dim=32, max_position_embeddings=1024, tie_word_embeddings=True)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -1,9 +1,61 @@
-"""What estimators with lengths or turns need to know of an episode."""
+"""Strata and advantages of episodes, and what estimators with lengths or turns need to know of one."""
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from agentrl.advantages import Advantages, compute
+from agentrl.advantages.arrays import Keys
+from agentrl.advantages.strata import Stratifier, cap_strata
 from agentrl.metrics import normalize_answer
 from agentrl.types import Trajectory
+
+
+def episode_strata(
+    trajectories: Sequence[Trajectory], stratifier: Stratifier, max_strata: int | None
+) -> list[Hashable]:
+    """Return the stratum [N] of each episode, with the tail merged where there are more than `max_strata`.
+
+    Raises:
+        AdvantageError: if `max_strata` is below 2.
+    """
+    strata = [stratifier(trajectory) for trajectory in trajectories]
+    return strata if max_strata is None else cap_strata(strata, max_strata)
+
+
+def episode_advantages(
+    trajectories: Sequence[Trajectory],
+    groups: Keys,
+    strata: Keys,
+    *,
+    estimator: str,
+    scope: Literal["prompt", "batch"],
+    options: Mapping[str, Any],
+    group_size: int | None = None,
+) -> Advantages:
+    """Return the advantages of N episodes from `groups` [N] and `strata` [N]; the rest as `agentrl.advantages.compute`.
+
+    An episode that has no reward, or whose environment failed, is excluded.
+
+    Raises:
+        AdvantageError: as `agentrl.advantages.compute`.
+    """
+    return compute(
+        [np.nan if t.reward is None else t.reward for t in trajectories],
+        groups=groups,
+        strata=strata,
+        estimator=estimator,
+        valid=[t.valid for t in trajectories],
+        group_size=group_size,
+        lengths=[length(t) for t in trajectories],
+        turn_rewards=[turn_rewards(t) for t in trajectories],
+        anchors=[anchors(t) for t in trajectories],
+        scope=scope,
+        **options,
+    )
 
 
 def length(trajectory: Trajectory) -> int:

@@ -1,17 +1,15 @@
-"""Looking up an estimator or a stratifier by its name or by an import path, and checking an estimator's options."""
+"""Looking up an estimator by its name or by an import path, and checking its options."""
 
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 from agentrl.advantages.base import AdvantageError
 from agentrl.advantages.estimators import ESTIMATORS, Estimator
-
-F = TypeVar("F", bound=Callable[..., Any])
+from agentrl.registry import look_up
 
 
 def get_estimator(name: str) -> Estimator:
@@ -20,30 +18,7 @@ def get_estimator(name: str) -> Estimator:
     Raises:
         AdvantageError: if there is none.
     """
-    return look_up(name, ESTIMATORS, "estimator")
-
-
-def look_up(name: str, registry: Mapping[str, F], kind: str) -> F:
-    """Return registry[name], or what the import path `package.module:function` leads to. `kind` is named in errors.
-
-    Raises:
-        AdvantageError: if the name is neither registered nor the path of something callable.
-    """
-    if name in registry:
-        return registry[name]
-    module_name, colon, attribute = name.partition(":")
-    if not colon:
-        near = difflib.get_close_matches(name, registry, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        known = ", ".join(sorted(registry))
-        raise AdvantageError(f"unknown {kind} {name!r} (there are: {known}; or write package.module:function){hint}")
-    try:
-        found = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise AdvantageError(f"{kind} {name!r} cannot be imported: {error}") from error
-    if not callable(found):
-        raise AdvantageError(f"{kind} {name!r} is a {type(found).__name__}, not a function")
-    return found
+    return look_up(name, ESTIMATORS, "estimator", AdvantageError)
 
 
 def option_names(estimator: Estimator) -> list[str] | None:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 
 from agentrl.advantages.base import AdvantageError
-from agentrl.advantages.registry import look_up
+from agentrl.registry import look_up
 from agentrl.types import ActionKind, Trajectory
 
 Stratifier = Callable[[Trajectory], Hashable]
@@ -90,10 +90,10 @@ def get_stratifier(name: str | Sequence[str] = "searches") -> Stratifier:
         AdvantageError: if there is none.
     """
     if isinstance(name, str):
-        return look_up(name, STRATIFIERS, "stratifier")
+        return look_up(name, STRATIFIERS, "stratifier", AdvantageError)
     if not name:
         raise AdvantageError("a stratum needs at least one stratifier")
-    parts = [look_up(part, STRATIFIERS, "stratifier") for part in name]
+    parts = [look_up(part, STRATIFIERS, "stratifier", AdvantageError) for part in name]
     return lambda trajectory: tuple(part(trajectory) for part in parts)
 
 

@@ -7,13 +7,15 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agentrl.config import Config
 from agentrl.data.stream import QuestionStream
-from agentrl.rollout.pool import RolloutPool
 from agentrl.runs import RunFolder, checkpoint_step
 from agentrl.types import AgentRLError, Trajectory
+
+if TYPE_CHECKING:
+    from agentrl.rollout.pool import RolloutPool
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,8 @@ def train_loop(loop_config: dict[str, Any]) -> None:
     prefetch = Prefetch(lambda step: sampler(step, episodes), done + 1, training.steps, config.rollout.max_staleness)
 
     def next_batch(count: int) -> ScoredBatch:
+        if count != episodes:
+            raise RuntimeError(f"TRL asks for {count} episodes, and a step has {episodes}")
         started = time.monotonic()
         waiting.set()
         batch = prefetch.take(trainer.state.global_step + 1)

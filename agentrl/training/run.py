@@ -15,7 +15,7 @@ from ray.exceptions import RayError, RayTaskError
 from agentrl.advantages import get_estimator, get_stratifier
 from agentrl.advantages.registry import check_options
 from agentrl.config import Config, ConfigError
-from agentrl.data.questions import read_questions
+from agentrl.data.inputs import check_index, evaluation_questions, read_set
 from agentrl.data.stream import QuestionStream
 from agentrl.engines.registry import require_trainable
 from agentrl.evaluation.run import Evaluation, evaluate
@@ -25,7 +25,6 @@ from agentrl.runs import RunFolder
 from agentrl.training.adapter import adapter_folder, read_adapter
 from agentrl.training.loop import Progress, TrainSettings, train_loop
 from agentrl.types import AgentRLError, Question
-from retrievers.index import open_manifest
 
 OnProgress = Callable[[Progress], None]
 
@@ -53,16 +52,9 @@ def load_inputs(config: Config) -> Inputs:
     require_trainable(config)
     adapter_folder(config)
     check_index(config)
-    stream = QuestionStream(
-        [
-            (read_questions(config.data.resolve(s.path), name=s.name, limit=s.limit), s.weight)
-            for s in config.data.train
-        ],
-        config.seed,
-    )
     return Inputs(
-        questions=stream,
-        evaluation=evaluation_questions(config),
+        questions=QuestionStream([(read_set(config.data, s), s.weight) for s in config.data.train], config.seed),
+        evaluation=evaluation_questions(config.data),
     )
 
 
@@ -78,21 +70,6 @@ def check_device(config: Config) -> None:
             f"config {config.name!r} asks for device cuda and this machine has no GPU{instead}, or name a cluster that "
             "has GPUs with ray.address"
         )
-
-
-def evaluation_questions(config: Config) -> list[Question]:
-    """Read the sets of `data.eval`."""
-    return [
-        question
-        for s in config.data.eval
-        for question in read_questions(config.data.resolve(s.path), name=s.name, limit=s.limit)
-    ]
-
-
-def check_index(config: Config) -> None:
-    """Raise RetrieverError unless a local index is there and sound."""
-    if config.retriever is not None and config.retriever.kind == "lucene":
-        open_manifest(config.data.resolve(config.retriever.index))
 
 
 def train(

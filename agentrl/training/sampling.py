@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from agentrl.advantages import Advantages, compute, get_stratifier, label
-from agentrl.advantages.episodes import anchors, length, turn_rewards
+from agentrl.advantages import Advantages, get_stratifier, label
+from agentrl.advantages.episodes import episode_advantages, episode_strata, length
 from agentrl.advantages.schedule import Options, StratumRewards
-from agentrl.advantages.strata import cap_strata
 from agentrl.config import Config
 from agentrl.data.stream import QuestionStream
 from agentrl.rollout.failures import check_failures
@@ -146,26 +145,20 @@ class StepSampler:
         return np.any(values.reshape(len(groups), -1), axis=1).tolist()
 
     def _strata(self, trajectories: Sequence[Trajectory]) -> list[Hashable]:
-        strata = [self._stratifier(trajectory) for trajectory in trajectories]
-        most = self._config.advantages.max_strata
-        return strata if most is None else cap_strata(strata, most)
+        return episode_strata(trajectories, self._stratifier, self._config.advantages.max_strata)
 
     def _advantages(
         self, trajectories: Sequence[Trajectory], strata: Sequence[Hashable], options: Mapping[str, Any]
     ) -> Advantages:
         size = self._config.rollout.group_size
-        return compute(
-            [np.nan if t.reward is None else t.reward for t in trajectories],
-            groups=[i // size for i in range(len(trajectories))],
-            strata=strata,
+        return episode_advantages(
+            trajectories,
+            [i // size for i in range(len(trajectories))],
+            strata,
             estimator=self._config.advantages.estimator,
-            valid=[t.valid for t in trajectories],
-            group_size=size,
-            lengths=[length(t) for t in trajectories],
-            turn_rewards=[turn_rewards(t) for t in trajectories],
-            anchors=[anchors(t) for t in trajectories],
             scope=self._config.advantages.scope,
-            **options,
+            options=options,
+            group_size=size,
         )
 
     def _score(

@@ -1,6 +1,7 @@
 """A tiny model that every engine can load, and adapters for it."""
 
 import pytest
+from tiny import tiny_llama
 
 
 @pytest.fixture(scope="session")
@@ -16,24 +17,16 @@ def other_model(tokenizer, tmp_path_factory):
 
 
 def _save_model(tokenizer, folder, seed):
-    import torch
-    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+    from transformers import GenerationConfig
 
-    torch.manual_seed(seed)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=512,
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            max_position_embeddings=256,
-            initializer_range=0.25,
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+    model = tiny_llama(
+        512,
+        seed=seed,
+        max_position_embeddings=256,
+        initializer_range=0.25,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
     model.generation_config = GenerationConfig(
         do_sample=True,

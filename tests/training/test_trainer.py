@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM
+from tiny import tiny_llama
 from trl import GRPOTrainer
 
 from agentrl.training.sampling import ScoredBatch
@@ -23,19 +23,7 @@ LENGTH_LIMIT = 64
 
 
 def make_policy(dropout=0.0):
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            max_position_embeddings=512,
-            tie_word_embeddings=True,
-        )
-    )
+    model = tiny_llama(VOCABULARY, hidden=32, max_position_embeddings=512, tie_word_embeddings=True)
     policy = get_peft_model(
         model, LoraConfig(r=4, lora_alpha=8, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM")
     )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from transformers import LlamaConfig, LlamaForCausalLM
+from tiny import tiny_llama
 from trl import GRPOConfig, GRPOTrainer
 
 from agentrl.advantages import compute
@@ -28,18 +28,12 @@ REWARDS = {
 def trls_advantages(tokenizer, tmp_path_factory):
     """Run TRL's generate-and-score path on a model of a few thousand weights, with the given rewards for its text."""
     rewards = []
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=8,
-            intermediate_size=8,
-            num_hidden_layers=1,
-            num_attention_heads=1,
-            num_key_value_heads=1,
-            max_position_embeddings=64,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
+    model = tiny_llama(
+        len(tokenizer),
+        hidden=8,
+        max_position_embeddings=64,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
     )
     trainer = GRPOTrainer(
         model=model,

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from agentrl.advantages import AdvantageError
-from agentrl.advantages.registry import look_up
 from agentrl.agent.codec import Codec
 from agentrl.agent.protocols.base import Protocol
 from agentrl.agent.protocols.chat_tools import ChatTools
@@ -14,6 +12,7 @@ from agentrl.agent.protocols.json_tools import JsonTools
 from agentrl.agent.protocols.search_r1 import SearchR1
 from agentrl.agent.protocols.tags import SearchTags
 from agentrl.config import AgentConfig, ConfigError
+from agentrl.registry import look_up
 
 __all__ = ["PROTOCOLS", "ChatTools", "JsonTools", "Protocol", "SearchR1", "SearchTags", "get_protocol"]
 
@@ -31,10 +30,7 @@ def get_protocol(config: AgentConfig, codec: Codec) -> Protocol:
     Raises:
         ConfigError: if there is none, or it cannot work with these settings or this tokenizer.
     """
-    try:
-        make = look_up(config.protocol, PROTOCOLS, "protocol")
-    except AdvantageError as error:
-        raise ConfigError(f"agent.protocol: {error}") from error
+    make = look_up(config.protocol, PROTOCOLS, "protocol", lambda message: ConfigError(f"agent.protocol: {message}"))
     made = make(config, codec)
     for part in ("stop", "prompt", "parse", "observation", "correction", "answer"):
         if not hasattr(made, part):

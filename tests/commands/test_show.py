@@ -7,7 +7,7 @@ import pytest
 from fakes import make_episode
 from rich.console import Console
 
-from agentrl.rollout.show import episode, show_files
+from agentrl.commands.show import episode, show_files
 from agentrl.runs import RunError, write_trajectories
 from agentrl.types import Action, ActionKind, End, Question, SearchCall, Turn
 

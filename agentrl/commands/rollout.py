@@ -5,26 +5,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from agentrl.advantages import compute, get_stratifier
-from agentrl.advantages.episodes import anchors, length, turn_rewards
+from agentrl.advantages import get_stratifier
+from agentrl.advantages.episodes import episode_advantages, episode_strata
 from agentrl.advantages.schedule import Options
-from agentrl.advantages.strata import cap_strata
+from agentrl.commands.policy import prepare, started
 from agentrl.config import Config, ConfigError
-from agentrl.data.questions import read_questions
 from agentrl.metrics import wilson
 from agentrl.rollout.failures import check_failures
 from agentrl.runs import write_trajectories
-from agentrl.types import Question, Trajectory
-
-if TYPE_CHECKING:
-    from agentrl.training.loop import Progress
+from agentrl.training.loop import Progress
+from agentrl.types import Trajectory
 
 
 def run_rollout(
@@ -48,29 +44,16 @@ def run_rollout(
     """
     if out is not None and out.exists():
         raise ConfigError(f"--out {out}: exists already; choose another file")
-    config.require("retriever")
-    if adapter is not None:
-        config = config.model_copy(update={"model": config.model.model_copy(update={"adapter": adapter})})
-    # Ray and the trainer's modules take seconds to import, and most mistakes are found without them.
-    questions = _questions(config, files, limit)
-    from agentrl.rollout.cluster import cluster
-    from agentrl.training.adapter import adapter_folder, read_adapter
-    from agentrl.training.loop import Progress
-    from agentrl.training.run import check_index
-
-    start = adapter_folder(config)
-    check_index(config)
+    config, questions = prepare(config, adapter, files, limit, "sample for")
     if out is not None:
         # A folder that cannot be made is found now and not when all episodes are done.
         out.parent.mkdir(parents=True, exist_ok=True)
     count = samples or config.rollout.group_size
     requests = [(question, [f"rollout/{question.id}/{i}" for i in range(count)]) for question in questions]
-    with cluster(config, lambda phase: on_progress(Progress(0, f"starting {phase}", 0, 0))) as running:
-        if start is not None:
-            running.pool.publish(0, read_adapter(start))
+    with started(config, on_progress) as pool:
         total = count * len(questions)
         on_progress(Progress(0, "sampling", 0, total))
-        groups = running.pool.sample(
+        groups = pool.sample(
             requests,
             config.agent.temperature if temperature is None else temperature,
             lambda done: on_progress(Progress(0, "sampling", done, total)),
@@ -81,21 +64,6 @@ def run_rollout(
         write_trajectories(out, everyone)
     check_failures(everyone, config.rollout.max_failed_share)
     return groups
-
-
-def _questions(config: Config, files: Sequence[str], limit: int | None) -> list[Question]:
-    """Read the first `limit` questions of each file, or of each set of `data.eval`."""
-    if files:
-        return [question for file in files for question in read_questions(Path(file), limit=limit)]
-    if not config.data.eval:
-        raise ConfigError("nothing to sample for: give --questions FILE, or set data.eval in the config")
-    return [
-        question
-        for s in config.data.eval
-        for question in read_questions(
-            config.data.resolve(s.path), name=s.name, limit=min((n for n in (s.limit, limit) if n), default=None)
-        )
-    ]
 
 
 def summary(config: Config, groups: Sequence[Sequence[Trajectory]]) -> Group:
@@ -132,17 +100,11 @@ def _strata(config: Config, groups: Sequence[Sequence[Trajectory]]) -> Table:
     """Return the table of the advantages that a training step would give these groups at its start."""
     settings = config.advantages
     everyone = [trajectory for group in groups for trajectory in group]
-    stratifier = get_stratifier(settings.stratum)
-    strata = [stratifier(t) for t in everyone]
-    return compute(
-        [np.nan if t.reward is None else t.reward for t in everyone],
-        groups=[number for number, group in enumerate(groups) for _ in group],
-        strata=strata if settings.max_strata is None else cap_strata(strata, settings.max_strata),
+    return episode_advantages(
+        everyone,
+        [number for number, group in enumerate(groups) for _ in group],
+        episode_strata(everyone, get_stratifier(settings.stratum), settings.max_strata),
         estimator=settings.estimator,
-        valid=[t.valid for t in everyone],
-        lengths=[length(t) for t in everyone],
-        turn_rewards=[turn_rewards(t) for t in everyone],
-        anchors=[anchors(t) for t in everyone],
         scope=settings.scope,
-        **Options(settings.options).at(0.0),
+        options=Options(settings.options).at(0.0),
     ).report.table()

@@ -1,0 +1,47 @@
+"""`agentrl eval`: from a config and an adapter to scores."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from agentrl.commands.policy import prepare, started
+from agentrl.config import Config, ConfigError
+from agentrl.evaluation.run import Evaluation, evaluate
+from agentrl.runs import write_trajectories
+from agentrl.training.loop import Progress
+
+
+def run_evaluation(
+    config: Config,
+    adapter: str | None,
+    files: Sequence[str],
+    limit: int | None,
+    out: Path | None,
+    on_progress: Callable[[Progress], None],
+) -> Evaluation:
+    """Evaluate `adapter` (default: the config's) greedily over `files` (default: `data.eval`), the first `limit` of each.
+
+    Writes scores.json and trajectories.jsonl.zst into the new folder `out`.
+
+    Raises:
+        AgentRLError, RetrieverError: for missing or unsound inputs.
+    """
+    if out is not None and out.exists():
+        raise ConfigError(f"--out {out}: exists already; choose another folder")
+    config, questions = prepare(config, adapter, files, limit, "evaluate")
+    with started(config, on_progress) as pool:
+        total = len(questions)
+        on_progress(Progress(0, "evaluation", 0, total))
+        result = evaluate(
+            pool,
+            questions,
+            max_failed_share=config.rollout.max_failed_share,
+            on_done=lambda done: on_progress(Progress(0, "evaluation", done, total)),
+        )
+    if out is not None:
+        out.mkdir(parents=True)
+        (out / "scores.json").write_text(json.dumps(result.to_dict(), indent=2) + "\n")
+        write_trajectories(out / "trajectories.jsonl.zst", result.trajectories)
+    return result

@@ -1,0 +1,61 @@
+"""What the commands that only run a policy share: its adapter, its questions, and the engines that hold it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from agentrl.config import Config, ConfigError
+from agentrl.data.inputs import check_index, evaluation_questions
+from agentrl.training.adapter import adapter_folder, read_adapter
+from agentrl.training.loop import Progress
+from agentrl.types import Question
+
+if TYPE_CHECKING:
+    from agentrl.rollout.pool import RolloutPool
+
+
+def with_adapter(config: Config, adapter: str | None) -> Config:
+    """Return the config with `adapter` as `model.adapter`; None leaves the config's own."""
+    if adapter is None:
+        return config
+    return config.model_copy(update={"model": config.model.model_copy(update={"adapter": adapter})})
+
+
+def prepare(
+    config: Config, adapter: str | None, files: Sequence[str], limit: int | None, purpose: str
+) -> tuple[Config, list[Question]]:
+    """Return the config with `adapter` and the questions, once all that can be checked before a start is sound.
+
+    The questions are those of `files`, or without any of `data.eval`; of each all, or the first `limit`. `purpose` says
+    in an error what there are no questions to do.
+
+    Raises:
+        AgentRLError, RetrieverError: for missing or unsound inputs.
+    """
+    config = with_adapter(config, adapter)
+    config.require("retriever")
+    questions = evaluation_questions(config.data, files, limit)
+    if not questions:
+        raise ConfigError(f"nothing to {purpose}: give --questions FILE, or set data.eval in the config")
+    adapter_folder(config)
+    check_index(config)
+    return config, questions
+
+
+@contextmanager
+def started(config: Config, on_progress: Callable[[Progress], None]) -> Iterator[RolloutPool]:
+    """Start the cluster with the config's adapter on its engines, and stop it at the end of the block.
+
+    Raises:
+        AgentRLError, RetrieverError: if a part does not start, or the adapter is unsound.
+    """
+    # Ray takes seconds to import, and most mistakes are found without it.
+    from agentrl.rollout.cluster import cluster
+
+    start = adapter_folder(config)
+    with cluster(config, lambda phase: on_progress(Progress(0, f"starting {phase}", 0, 0))) as running:
+        if start is not None:
+            running.pool.publish(0, read_adapter(start))
+        yield running.pool

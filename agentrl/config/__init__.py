@@ -1,0 +1,63 @@
+"""The whole configuration of a run as pydantic models, read from YAML with dotted overrides.
+
+    config = load_config("quickstart.yaml", ["training.steps=8", "seed=3"])
+
+A config is found by path or by the name of a packaged one. Unknown keys, wrong types and impossible combinations raise
+`ConfigError`, whose message holds the key's path and, for a key, the nearest known one. Importing this module loads
+neither torch nor Ray.
+"""
+
+from agentrl.config.loading import find_config, load_config, packaged_configs, parse_config
+from agentrl.config.sections import (
+    AdvantagesConfig,
+    AgentConfig,
+    Config,
+    ConfigError,
+    DataConfig,
+    DemonstrationSource,
+    EndpointConfig,
+    EngineConfig,
+    EvaluationConfig,
+    ImportanceConfig,
+    LldsConfig,
+    LoraSettings,
+    ModelConfig,
+    QuestionSet,
+    RayConfig,
+    RetrieverConfig,
+    RewardConfig,
+    RolloutConfig,
+    Section,
+    SelectionConfig,
+    TrainingConfig,
+    WarmStartConfig,
+)
+
+__all__ = [
+    "AdvantagesConfig",
+    "AgentConfig",
+    "Config",
+    "ConfigError",
+    "DataConfig",
+    "DemonstrationSource",
+    "EndpointConfig",
+    "EngineConfig",
+    "EvaluationConfig",
+    "ImportanceConfig",
+    "LldsConfig",
+    "LoraSettings",
+    "ModelConfig",
+    "QuestionSet",
+    "RayConfig",
+    "RetrieverConfig",
+    "RewardConfig",
+    "RolloutConfig",
+    "Section",
+    "SelectionConfig",
+    "TrainingConfig",
+    "WarmStartConfig",
+    "find_config",
+    "load_config",
+    "packaged_configs",
+    "parse_config",
+]

@@ -1,0 +1,141 @@
+"""Finding and reading a configuration: YAML, dotted overrides, and errors that name the key."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from agentrl.config.sections import Config, ConfigError
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads 1e-5 as a number, as YAML 1.2 does; PyYAML's YAML 1.1 takes it for a string."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def packaged_configs() -> dict[str, Path]:
+    """Return the packaged configs by file name."""
+    # The project runs from a checkout (an editable install), which has configs/ at its top.
+    folder = Path(__file__).parents[2] / "configs"
+    return {path.name: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def find_config(name: str) -> Path:
+    """Return the file for a path or for the name of a packaged config.
+
+    Raises:
+        ConfigError: if there is neither.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    packaged = packaged_configs()
+    for candidate in (name, f"{name}.yaml"):
+        if candidate in packaged:
+            return packaged[candidate]
+    near = difflib.get_close_matches(name, packaged, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise ConfigError(
+        f"no config file {name!r}, and no packaged one of that name (there are: {', '.join(packaged)}){hint}"
+    )
+
+
+def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
+    """Read a config by path or packaged name and apply `a.b=value` overrides, whose values are YAML.
+
+    Raises:
+        ConfigError: if the file is missing or not YAML, a key is unknown, a value has the wrong type, or the settings
+            contradict one another.
+    """
+    path = find_config(name)
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected a mapping of settings at the top, found {type(tree).__name__}")
+    for override in overrides:
+        _apply_override(tree, override)
+    return parse_config(tree, source=str(path))
+
+
+def parse_config(tree: dict[str, Any], source: str) -> Config:
+    """Validate a nested mapping. `source` is named in errors.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        problems = "\n".join(f"  {_describe(problem)}" for problem in error.errors())
+        raise ConfigError(f"{source}: {error.error_count()} problem(s) in the configuration\n{problems}") from error
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"override {override!r}: write it as key=value, such as training.steps=8")
+    try:
+        parsed = yaml.load(value, _Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: the value is not valid YAML: {error}") from error
+    *parents, last = key.split(".")
+    node: Any = tree
+    for depth, part in enumerate(parents):
+        node = _child(node, part, ".".join(parents[: depth + 1]), override)
+    if isinstance(node, list):
+        node[_position(node, last, key, override)] = parsed
+    else:
+        node[last] = parsed
+
+
+def _child(node: Any, part: str, path: str, override: str) -> Any:
+    if isinstance(node, list):
+        return node[_position(node, part, path, override)]
+    child = node.get(part)
+    if child is None:
+        child = node[part] = {}
+    if not isinstance(child, (dict, list)):
+        raise ConfigError(f"override {override!r}: `{path}` is a single value, not a section")
+    return child
+
+
+def _position(node: list[Any], part: str, path: str, override: str) -> int:
+    if not part.isdigit() or int(part) >= len(node):
+        raise ConfigError(f"override {override!r}: `{path}` must be an index from 0 to {len(node) - 1}")
+    return int(part)
+
+
+def _describe(problem: Any) -> str:
+    location = problem["loc"]
+    key = ".".join(str(part) for part in location) or "(top level)"
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(location[-1]), _known_keys(location[:-1]), n=1)
+        return f"{key}: unknown key" + (f"; did you mean `{near[0]}`?" if near else "")
+    if problem["type"] == "missing":
+        return f"{key}: missing; set it"
+    message = problem["msg"].removeprefix("Value error, ")
+    given = problem["input"]
+    return f"{key}: {message}" + ("" if isinstance(given, dict) else f" (got {given!r})")
+
+
+def _known_keys(location: Sequence[Any]) -> list[str]:
+    model: Any = Config
+    for part in location:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        model = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+    return list(model.model_fields)

@@ -1,0 +1,38 @@
+"""What a config names on disk: its question sets and its index."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from agentrl.config import Config, DataConfig, QuestionSet
+from agentrl.data.questions import read_questions
+from agentrl.types import Question
+from retrievers.index import open_manifest
+
+
+def read_set(data: DataConfig, questions: QuestionSet, limit: int | None = None) -> list[Question]:
+    """Read a question set, or its first questions up to its own limit and `limit`.
+
+    Raises:
+        DataError: as `read_questions`.
+    """
+    least = min((n for n in (questions.limit, limit) if n is not None), default=None)
+    return read_questions(data.resolve(questions.path), name=questions.name, limit=least)
+
+
+def evaluation_questions(data: DataConfig, files: Sequence[str] = (), limit: int | None = None) -> list[Question]:
+    """Read `files`, or without any the sets of `data.eval`: of each all questions, or the first `limit`.
+
+    Raises:
+        DataError: as `read_questions`.
+    """
+    if files:
+        return [question for file in files for question in read_questions(Path(file), limit=limit)]
+    return [question for questions in data.eval for question in read_set(data, questions, limit)]
+
+
+def check_index(config: Config) -> None:
+    """Raise RetrieverError unless a local index is there and sound."""
+    if config.retriever is not None and config.retriever.kind == "lucene":
+        open_manifest(config.data.resolve(config.retriever.index))

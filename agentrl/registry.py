@@ -1,0 +1,37 @@
+"""Looking up what a config names: by a registered name, or by an import path `package.module:function`."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def look_up(name: str, registry: Mapping[str, F], kind: str, error: Callable[[str], Exception]) -> F:
+    """Return registry[name], or what the import path `package.module:function` leads to.
+
+    Args:
+        kind: what is looked up, for messages.
+        error: an exception class, or a function from a message to the exception.
+
+    Raises:
+        Exception: what `error` makes, if the name is neither registered nor the path of something callable.
+    """
+    if name in registry:
+        return registry[name]
+    module_name, colon, attribute = name.partition(":")
+    if not colon:
+        near = difflib.get_close_matches(name, registry, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        known = ", ".join(sorted(registry))
+        raise error(f"unknown {kind} {name!r} (there are: {known}; or write package.module:function){hint}")
+    try:
+        found = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError, ValueError) as problem:
+        raise error(f"{kind} {name!r} cannot be imported: {problem}") from problem
+    if not callable(found):
+        raise error(f"{kind} {name!r} is a {type(found).__name__}, not a function")
+    return found
