@@ -64,12 +64,12 @@ from agentrl.types import Question
 from retrievers.base import Hit
 
 SMALL = {
-    "vocab_size": 4096,
-    "hidden_size": 128,
-    "intermediate_size": 256,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
+    "vocab_size": 2048,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "num_key_value_heads": 1,
     "head_dim": 64,
 }
 SEARCH_R1_TURN = 500
