@@ -9,8 +9,10 @@
    to waiting for one's own turn before is told apart by a third run in which each request waits for that alone.
 3. Sampled tokens with a stop at the action's tag, against Search-R1's 500 tokens a turn that are cut at the tag afterwards.
 4. The share of prompt tokens that the engine computed, by its own count; the others came from its prefix cache.
+5. Against the tool loop of TRL's GRPOTrainer (environment_factory) with each of its engines that runs here, transformers and
+   vLLM. The protocol is chat_tools with TRL's own template for Qwen2.5, so that both send the same prompts; checked.
 
-1, 2 and 4 run scripted episodes, so that the work is equal: each turn samples exactly as many tokens as a script drawn
+1, 2, 4 and 5 run scripted episodes, so that the work is equal: each turn samples exactly as many tokens as a script drawn
 from the round's seed says, never one with a "<" that could begin a tag, and ends with the scripted action, which is
 appended as if it had been sampled. A search takes
 a lognormal time (sigma 1, mean given). The model is a Llama of random weights, small enough that a turn of 32 episodes
@@ -26,6 +28,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import gc
 import json
 import os
@@ -40,6 +43,7 @@ from typing import Any, ClassVar
 
 from rich.console import Console
 from rich.table import Table
+from rollout_trl import Looped, TrlLoop
 from rollout_work import (
     SEED,
     CountingEngine,
@@ -48,6 +52,7 @@ from rollout_work import (
     WordRetriever,
     Work,
     demo_world,
+    in_calls,
     make_work,
     play,
     replay,
@@ -217,14 +222,61 @@ async def against_cutting(lab: Lab, episodes: int) -> dict[str, float]:
     return {"turns": len(kept), "stopped": stopped, "cut": cut, "ratio": cut / stopped, "same_kept_ids": same}
 
 
+async def against_trl(lab: Lab, model: Path, folder: Path, rounds: int, episodes: int, tokens: tuple[int, int]) -> Rows:
+    """Return a row for each engine of TRL and latency."""
+    rows: Rows = []
+    unsampled = list(lab.engine.unsampled)
+    for backend in ("transformers", "vllm"):
+        loop = TrlLoop(lab, str(model), folder / backend, backend, unsampled)
+        warm = make_work(lab.questions, episodes, tokens, seed=-1, write=in_calls)
+        loop.play(warm, 0.0)
+        await play(lab, warm, 0.0, barriers=False)
+        for latency in (0.0, 0.05):
+            own, theirs = [], []
+            for number in range(rounds):
+                work = make_work(lab.questions, episodes, tokens, seed=number, write=in_calls)
+                # The methods take turns at being first.
+                if number % 2:
+                    looped, played = loop.play(work, latency), await play(lab, work, latency, barriers=False)
+                else:
+                    played, looped = await play(lab, work, latency, barriers=False), loop.play(work, latency)
+                check_equal(work, played, looped)
+                own.append(played.seconds)
+                theirs.append(looped.seconds)
+            row = {
+                "engine": backend,
+                "latency_ms": 1000 * latency,
+                "agentrl_seconds": own,
+                "trl_seconds": theirs,
+                "ratio": spread([b / a for a, b in zip(own, theirs, strict=True)]),
+            }
+            rows.append(row)
+            console.print(
+                f"TRL with {backend}, {1000 * latency:.0f} ms: {written(row['ratio'])} times as fast", highlight=False
+            )
+    return rows
+
+
+def check_equal(work: Work, played: Played, looped: Looped) -> None:
+    """Raise RuntimeError unless TRL sent prompts of the same lengths and sampled as many tokens, turn for turn."""
+    for seed, step in work.steps.items():
+        request, where = played.produced[seed], (step.episode, step.turn)
+        if (len(request.prompt_ids), len(request.ids)) != (looped.sent[where], looped.sampled[where]):
+            raise RuntimeError(f"episode and turn {where}: TRL's work is not agentrl's")
+
+
 async def measure_small(folder: Path, world: tuple[list[Hit], list[Question]], scale: Scale) -> dict[str, Any]:
     passages, questions = world
     parameters = write_small_model(folder, passages, SMALL)
     agent = AgentConfig(max_turns=3, max_turn_tokens=160, max_observation_tokens=200, max_episode_tokens=2048)
     lab = _lab(str(folder), agent, scale.episodes, passages, questions)
+    in_chat = dataclasses.replace(lab, agent=agent.model_copy(update={"protocol": "chat_tools", "prompt": "chat"}))
     try:
         rows, played = await against_barriers(lab, scale)
         return {
+            "trl": await against_trl(
+                in_chat, folder, folder.parent / "trl", scale.rounds, scale.episodes, scale.tokens
+            ),
             "parameters": parameters,
             "sizes": SMALL,
             "barriers": rows,
@@ -308,6 +360,38 @@ def engine_table(engine: Mapping[str, Mapping[str, float]]) -> Table:
     return table
 
 
+def trl_table(rows: Rows) -> Table:
+    table = Table("TRL's engine", "search ms", "agentrl s", "TRL s", "times as fast", title_justify="left")
+    table.title = "Against TRL's tool loop"
+    for row in rows:
+        table.add_row(
+            row["engine"],
+            f"{row['latency_ms']:.0f}",
+            f"{statistics.median(row['agentrl_seconds']):.2f}",
+            f"{statistics.median(row['trl_seconds']):.2f}",
+            written(row["ratio"]),
+        )
+    return table
+
+
+def ratios(report: Mapping[str, Any]) -> dict[str, float]:
+    """Return the medians that stand for the parts that were run.
+
+    That against TRL is with the faster of its engines and searches of 50 ms, which TRL makes one after another.
+    """
+    found: dict[str, float] = {}
+    if "small" in report:
+        small = report["small"]
+        barriers = {row["latency_ms"]: row["ratio"]["median"] for row in small["barriers"]}
+        found |= {"turn_barrier_0ms": barriers[0.0], "turn_barrier_200ms": barriers[200.0]}
+        found["trl_tool_loop"] = min(row["ratio"]["median"] for row in small["trl"] if row["latency_ms"])
+        found["engine_limit"] = small["engine"]["share"]["median"]
+        found["prefill_share"] = next(row["share"] for row in small["reuse"] if row["turns"] == 3)
+    if "smollm2" in report:
+        found["search_r1_sampled_tokens"] = report["smollm2"]["cutting"]["ratio"]
+    return found
+
+
 def reuse_table(report: Mapping[str, Any]) -> Table:
     table = Table(
         "model", "turns", "prompt tokens sent", "computed", "share", title="Prefix reuse", title_justify="left"
@@ -371,9 +455,11 @@ def main() -> None:
     console.print(barrier_table(report))
     if "small" in report:
         console.print(engine_table(report["small"]["engine"]))
+        console.print(trl_table(report["small"]["trl"]))
     console.print(reuse_table(report))
     if "smollm2" in report:
         console.print(cutting_table(report["smollm2"]["cutting"]))
+    report["ratios"] = ratios(report)
     if options.json:
         options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 

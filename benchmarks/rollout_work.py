@@ -7,12 +7,12 @@ import dataclasses
 import json
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from agentrl.agent.codec import Codec
+from agentrl.agent.codec import Codec, Segment, Text
 from agentrl.agent.episode import Agent, turn_seed
 from agentrl.config import AgentConfig
 from agentrl.engines.base import Generation, Sampling
@@ -21,6 +21,7 @@ from agentrl.types import End, Question, Trajectory
 from retrievers.base import Hit, Retriever
 
 GROUP, PASSAGES, SEED = 8, 3, 0
+END_TOKEN = "<|im_end|>"
 # Longer than any episode here; a benchmark whose episodes time out has measured nothing.
 _TIMEOUT = 300.0
 
@@ -32,7 +33,7 @@ class Step:
     episode: int
     turn: int
     tokens: int
-    action: str
+    action: Text
     query: str
     latency: float
 
@@ -50,10 +51,28 @@ class Work:
         return sum(step.tokens for step in self.steps.values())
 
 
-def make_work(questions: Sequence[Question], episodes: int, tokens: tuple[int, int], seed: int) -> Work:
+def in_tags(query: str | None) -> Text:
+    """Write a search, or the answer for None, as protocol search_tags reads it."""
+    return " <answer> it </answer>" if query is None else f" <search> {query} </search>"
+
+
+def in_calls(query: str | None) -> Text:
+    """Write the same as protocol chat_tools reads it, with the end token of `write_small_model`."""
+    call = json.dumps({"name": "search", "arguments": {"query": query}})
+    text = "<answer> it </answer>" if query is None else f"<tool_call>\n{call}\n</tool_call>"
+    return Segment(text), Segment(END_TOKEN, True)
+
+
+def make_work(
+    questions: Sequence[Question],
+    episodes: int,
+    tokens: tuple[int, int],
+    seed: int,
+    write: Callable[[str | None], Text] = in_tags,
+) -> Work:
     """Draw `episodes` episodes in groups of 8 with one to three searches each and `tokens` (least, most) a turn.
 
-    Latencies are lognormal with mean 1 and sigma 1: one in a hundred is above 6.
+    Latencies are lognormal with mean 1 and sigma 1: one in a hundred is above 6. `write` writes a turn's action.
     """
     rng = random.Random(seed)
     first = rng.randrange(len(questions))
@@ -64,9 +83,8 @@ def make_work(questions: Sequence[Question], episodes: int, tokens: tuple[int, i
         for turn in range(searches + 1):
             # The query names its turn, by which the retriever finds the latency.
             query = f"passage for {seed} {episode} {turn}" if turn < searches else ""
-            action = f" <search> {query} </search>" if query else " <answer> it </answer>"
             steps[turn_seed(SEED, name, turn)] = Step(
-                episode, turn, rng.randint(*tokens), action, query, rng.lognormvariate(-0.5, 1.0)
+                episode, turn, rng.randint(*tokens), write(query or None), query, rng.lognormvariate(-0.5, 1.0)
             )
     own = [questions[(first + episode // GROUP) % len(questions)] for episode in range(episodes)]
     return Work(own, ids, steps)
@@ -348,18 +366,20 @@ def write_small_model(folder: Path, passages: Sequence[Hit], sizes: Mapping[str,
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from trl.chat_template_utils import qwen2_5_chat_template
 
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=sizes["vocab_size"],
-        special_tokens=["<|im_end|>"],
+        special_tokens=[END_TOKEN, "<|im_start|>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     core.train_from_iterator((hit.contents for hit in passages), trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|im_end|>")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token=END_TOKEN, pad_token=END_TOKEN)
+    tokenizer.chat_template = qwen2_5_chat_template
     torch.manual_seed(SEED)
     model = LlamaForCausalLM(
         LlamaConfig(**sizes, max_position_embeddings=4096, tie_word_embeddings=True, eos_token_id=0, pad_token_id=0)

@@ -144,6 +144,39 @@ def test_engines_work_ahead_as_far_as_the_bound_on_staleness_and_weights_correct
     assert len({name for step in question_order(folder_of(tmp_path, "ahead"), 5) for name in step}) == 10
 
 
+def test_sampled_episodes_are_the_same_in_every_run_and_on_any_number_of_engines(world, tmp_path):
+    sampled = []
+    for name, workers in (("first", 1), ("again", 1), ("two", 2)):
+        out = tmp_path / f"{name}.jsonl.zst"
+        sizes = ["--limit", "3", "--samples", "4", "--out", str(out)]
+        result = run(
+            ["rollout", "--config", "quickstart.yaml", f"data.root={world}", f"rollout.workers={workers}", *sizes]
+        )
+        assert "12 for 3 question(s)" in result.stdout
+        sampled.append(
+            {t.id: (t.completion_ids, [call.passage_ids for call in t.searches]) for t in read_trajectories(out)}
+        )
+    assert len(sampled[0]) == 12
+    assert sum(len(passages) for _, passages in sampled[0].values()) > 3
+    assert sampled[0] == sampled[1] == sampled[2]
+
+
+def test_killed_engines_cost_no_episode_and_change_none(world, tiny_model):
+    script = Path(__file__).with_name("killed_engine.py")
+    settings = [f"data.root={world}", f"model.path={tiny_model}", *TINY, "data.eval.0.limit=24", "rollout.workers=2"]
+
+    def sample(kills):
+        command = [sys.executable, str(script), "8", str(kills), *settings]
+        return json.loads(subprocess.run(command, capture_output=True, text=True, check=True, timeout=600).stdout)
+
+    calm, killed = sample(0), sample(3)
+    assert killed["killed"] == killed["counters"]["rollout/restarts"] == 3
+    assert killed["counters"]["rollout/retried_groups"] >= 1
+    assert killed["got"] == killed["asked"]
+    assert killed["failed"] == 0
+    assert killed["turns"] == calm["turns"]
+
+
 def test_a_dead_retriever_ends_the_run_with_one_message_and_no_process(world, tiny_model, tmp_path):
     """A server that cannot be reached: what the agent needs it for fails, and the run says so."""
     arguments = tiny_arguments(world, tiny_model, tmp_path, "dead", "training.steps=1", "retriever.kind=http")
