@@ -17,6 +17,18 @@ from typing import Any
 _WEAKER = str.maketrans("<>[]", "[]()")
 
 
+# Control characters say nothing to a reader, and some split a tag that is read as whole.
+_CONTROLS = {code: " " for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\t\n\r"}
+
+
+def clean(text: str) -> str:
+    """Return foreign text as text that can be read: control characters as spaces, halves of surrogate pairs as U+FFFD.
+
+    Tokenizers refuse a text with half a surrogate pair, and JSON from a server can hold one.
+    """
+    return text.translate(_CONTROLS).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 @dataclass(frozen=True, slots=True)
 class Segment:
     """A part of a text. Only where `control` is true do special tokens in it become their ids."""
@@ -88,7 +100,8 @@ class Codec:
         return text[: min(ends)] if ends and not any(tag in before for tag in stop) else text
 
     def neutralise(self, text: str) -> str:
-        """Rewrite control tokens in foreign text so that they are read as letters, <|im_end|> as [|im_end|]."""
+        """Clean foreign text and rewrite control tokens in it so that they are read as letters, <|im_end|> as [|im_end|]."""
+        text = clean(text)
         while (weaker := self._added.sub(_weaken, text)) != text:
             text = weaker
         return text

@@ -10,7 +10,7 @@ from typing import Protocol as TypingProtocol
 
 from jinja2 import TemplateError
 
-from agentrl.agent.codec import Codec, Segment, Text
+from agentrl.agent.codec import Codec, Segment, Text, clean
 from agentrl.agent.protocols.passages import fit
 from agentrl.config import AgentConfig, ConfigError
 from agentrl.types import Action, ActionKind, Turn
@@ -134,5 +134,5 @@ class TextProtocol(Protocol):
     def neutralise(self, text: str) -> str:
         """Rewrite the protocol's tags in foreign text, <answer> as [answer], and the tokenizer's control tokens, so that
         no passage can act for the model."""
-        text = self._tag.sub(lambda match: f"[{match.group(1)}{match.group(2)}]", text)
+        text = self._tag.sub(lambda match: f"[{match.group(1)}{match.group(2)}]", clean(text))
         return text if self._codec is None else self._codec.neutralise(text)
