@@ -168,7 +168,8 @@ class EndpointConfig(Section):
 class EngineConfig(Section):
     """One engine per rollout worker: vLLM, transformers (where there is no vLLM), or an endpoint, for evaluation only.
 
-    `max_concurrent` bounds the episodes under way on an engine: beyond what the cache holds they only slow one another.
+    `max_concurrent` bounds the episodes under way on an engine. `token_budget` bounds the tokens that its generations under
+    way may grow to; null is what vLLM's cache holds, beyond which it would compute them again.
     Of vLLM's settings, `kv_cache_gib` counts on a CPU and `gpu_memory_utilization` on a GPU.
     """
 
@@ -179,6 +180,7 @@ class EngineConfig(Section):
     gpus: int = Field(1, ge=1)
     threads: int = Field(2, ge=1)
     max_concurrent: int = Field(48, ge=1)
+    token_budget: int | None = Field(None, ge=1)
     start_timeout_seconds: float = Field(300.0, gt=0)
 
     @model_validator(mode="after")

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 from agentrl.config import EngineConfig
 from agentrl.engines.base import Generation, Sampling
+from agentrl.engines.budget import TokenBudget
 from agentrl.types import EngineDied, EnvironmentFailure
 
 # The adapter ranks that vLLM can reserve space for.
@@ -101,6 +102,10 @@ class VllmEngine:
             )
         )
         self._limit = max_tokens
+        cache = self._llm.vllm_config.cache_config
+        capacity = cache.num_gpu_blocks * cache.block_size
+        # What the cache cannot hold would be thrown out and computed again, more than once under load.
+        self._budget = TokenBudget(min(capacity, settings.token_budget or capacity))
         self._requests, self._loads = itertools.count(), itertools.count(1)
         self._folder = Path(tempfile.mkdtemp(prefix="agentrl-adapters-"))
         self._current = _Weights(0, None)
@@ -113,8 +118,9 @@ class VllmEngine:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
+        most = max(1, min(sampling.max_tokens, self._limit - len(prompt_ids)))
         parameters = SamplingParams(
-            max_tokens=max(1, min(sampling.max_tokens, self._limit - len(prompt_ids))),
+            max_tokens=most,
             temperature=sampling.temperature,
             stop=list(sampling.stop),
             include_stop_str_in_output=True,
@@ -122,7 +128,7 @@ class VllmEngine:
             seed=sampling.seed,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        async with self._using() as weights:
+        async with self._budget.hold(len(prompt_ids) + most), self._using() as weights:
             completion = await self._complete(list(prompt_ids), parameters, weights)
         if completion is None or completion.finish_reason not in ("stop", "length"):
             # It gives up what it was doing when its core process is gone, before it says so.
