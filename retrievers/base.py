@@ -30,6 +30,14 @@ class Hit:
         return rest if separator else head
 
 
+def check_search(queries: Sequence[str], k: int) -> None:
+    """Raise RetrieverError unless these are arguments of a search."""
+    if isinstance(queries, str) or not all(isinstance(query, str) for query in queries):
+        raise RetrieverError("queries must be a list of strings")
+    if k < 1:
+        raise RetrieverError(f"k is {k} and must be at least 1")
+
+
 class Retriever(Protocol):
     async def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
         """Return the `k` best hits of each query, best first, in the order of the queries.

@@ -10,9 +10,12 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import IO, NoReturn
 
 from retrievers.base import RetrieverError
+
+MAX_LINE_BYTES = 16 << 20
+"""A longer line is refused, so that a file without line breaks cannot fill the memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,7 @@ class CorpusReader:
         digest = hashlib.sha256()
         first_line: dict[str, int] = {}
         with self.path.open("rb") as file:
-            for number, line in enumerate(file, 1):
+            for number, line in enumerate(_lines(file, self.path), 1):
                 digest.update(line)
                 passage = _parse(line, f"{self.path}:{number}")
                 if passage.id in first_line:
@@ -64,6 +67,18 @@ class CorpusReader:
         if self.count == 0:
             raise RetrieverError(f"corpus {self.path} is empty; it needs at least one passage")
         self.sha256 = digest.hexdigest()
+
+
+def _lines(file: IO[bytes], path: Path) -> Iterator[bytes]:
+    """The file's lines. Raises RetrieverError at one of more than MAX_LINE_BYTES, of which no more is read."""
+    number = 0
+    while line := file.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        if len(line) > MAX_LINE_BYTES:
+            raise RetrieverError(
+                f"{path}:{number}: longer than {MAX_LINE_BYTES} bytes; write one passage on each line, and cut long ones"
+            )
+        yield line
 
 
 def _parse(line: bytes, where: str) -> Passage:

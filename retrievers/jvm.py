@@ -1,7 +1,8 @@
 """The one Java virtual machine of a process, and the one thread that talks to it.
 
 pyjnius shares state between objects of a class, so two Python threads that use it at once can crash the process or get
-each other's answers. Everything Java therefore goes through `submit`. Do not fork a process after the JVM has started.
+each other's answers. Everything Java therefore goes through `submit`. Do not fork a process after the JVM has started: the
+child hangs. A process of its own is best, and torch is better loaded elsewhere, because much that is used with it forks.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
-"""BM25 over a Lucene index, as an asyncio object or a Ray actor: `ray.remote(LuceneRetriever)`.
+"""Searches a Lucene index, as an asyncio object or a Ray actor: `ray.remote(LuceneRetriever)`.
 
-BM25 is that of Robertson and Zaragoza (2009), doi:10.1561/1500000019, as Lucene computes it. Every call hands its
-queries to a queue; the JVM's thread takes all that wait there, up to `MAX_BATCH`, and searches them in parallel. A lone
-query is never kept waiting for company, and company shares one call into Java.
+The JVM's one thread takes queries in micro-batches, see `retrievers.batching`, and searches them in parallel.
 """
 
 from __future__ import annotations
@@ -10,30 +8,21 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import sys
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from retrievers import jvm
-from retrievers.base import Hit, RetrieverError
-from retrievers.index import Manifest, open_manifest
+from retrievers.base import Hit, RetrieverError, check_search
+from retrievers.batching import MicroBatches
+from retrievers.manifest import Manifest, open_manifest
+from retrievers.scoring import Scoring
+from retrievers.wire import clean_text
 
 MAX_BATCH = 64
 MAX_QUERY_CHARACTERS = 4000
 """What follows in a longer query is not searched; Lucene bounds a query's terms, and a character can be a term."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Ask:
-    """A query that waits for its hits."""
-
-    query: str
-    k: int
-    answer: Future[list[Hit]] = field(default_factory=Future)
 
 
 class LuceneRetriever:
@@ -43,27 +32,38 @@ class LuceneRetriever:
     the analyser keeps, such as "" or "the !?", has no hits.
     """
 
-    def __init__(self, index: str, k1: float = 0.9, b: float = 0.4, threads: int = 2, heap: str = "1g") -> None:
+    def __init__(
+        self,
+        index: str,
+        k1: float = 0.9,
+        b: float = 0.4,
+        threads: int = 2,
+        heap: str = "1g",
+        *,
+        scoring: str = "bm25",
+        mu: float = 1000.0,
+        rm3: bool = False,
+        fb_terms: int = 10,
+        fb_docs: int = 10,
+        original_query_weight: float = 0.5,
+    ) -> None:
         """Open the index.
 
         Args:
             index: the index folder.
-            k1: how soon a term's repetition stops counting; Anserini's default.
-            b: how much long passages are discounted, 0 to 1; Anserini's default.
+            k1, b, scoring, mu, rm3, fb_terms, fb_docs, original_query_weight: see `Scoring`.
             threads: of Java. Retrievers of one process share one JVM and need equal `threads` and `heap`.
             heap: of Java, such as "1g".
 
         Raises:
-            RetrieverError: if the folder is no sound index, or Java does not start.
+            RetrieverError: if the folder is no sound index, an argument is of no use, or Java does not start.
         """
-        if k1 < 0 or not 0 <= b <= 1:
-            raise RetrieverError(f"k1 {k1} must not be negative and b {b} must lie between 0 and 1")
-        self._manifest = open_manifest(Path(index))
-        self._index, self._k1, self._b, self._threads = index, k1, b, threads
-        self._waiting: deque[_Ask] = deque()
-        self._closed = False
+        self._scoring = Scoring(scoring, k1, b, mu, rm3, fb_terms, fb_docs, original_query_weight)
+        self._manifest = open_manifest(Path(index), "lucene")
+        self._index, self._threads, self._closed = index, threads, False
+        self._batches: MicroBatches[tuple[str, int], list[Hit]] = MicroBatches(jvm.submit, self._answer, MAX_BATCH)
         jvm.start(jvm.JvmOptions(heap, threads))
-        self._searcher: Any = jvm.submit(_open, index, k1, b, self._manifest).result()
+        self._searcher: Any = jvm.submit(_open, index, self._scoring, self._manifest).result()
 
     async def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
         """Return the `k` best hits of each query, best first, in the order of the queries.
@@ -71,18 +71,9 @@ class LuceneRetriever:
         Raises:
             RetrieverError: if the retriever is closed, an argument is of no use, or Java fails.
         """
-        if self._closed:
-            raise RetrieverError(f"the retriever of {self._index} is closed")
-        if isinstance(queries, str) or not all(isinstance(query, str) for query in queries):
-            raise RetrieverError("queries must be a list of strings")
-        if k < 1:
-            raise RetrieverError(f"k is {k} and must be at least 1")
-        asks = [_Ask(_clean(query), k) for query in queries]
-        self._waiting.extend(asks)
-        # One job for every MAX_BATCH queries that came in can never leave one waiting without a job to take it.
-        for _ in range(0, len(asks), MAX_BATCH):
-            jvm.submit(self._answer_waiting)
-        return list(await asyncio.gather(*(asyncio.wrap_future(ask.answer) for ask in asks)))
+        self._check_open()
+        check_search(queries, k)
+        return await self._batches.ask([(_clean(query), k) for query in queries])
 
     async def read(self, document_id: str) -> Hit | None:
         """Return the whole document with this id, with score 0, or None if there is none.
@@ -90,8 +81,7 @@ class LuceneRetriever:
         Raises:
             RetrieverError: if the retriever is closed or Java fails.
         """
-        if self._closed:
-            raise RetrieverError(f"the retriever of {self._index} is closed")
+        self._check_open()
         contents = await asyncio.wrap_future(jvm.submit(_read, self._searcher, _clean(document_id)))
         return None if contents is None else Hit(document_id, contents, 0.0)
 
@@ -101,17 +91,16 @@ class LuceneRetriever:
         Raises:
             RetrieverError: if the retriever is closed or Java fails.
         """
-        if self._closed:
-            raise RetrieverError(f"the retriever of {self._index} is closed")
+        self._check_open()
         documents = await asyncio.wrap_future(jvm.submit(_count, self._searcher))
         return {
             "index": self._index,
+            "backend": "lucene",
             "documents": documents,
             "corpus": self._manifest.corpus,
             "corpus_sha256": self._manifest.corpus_sha256,
-            "k1": self._k1,
-            "b": self._b,
-            "waiting": len(self._waiting),
+            **self._scoring.description(),
+            "waiting": self._batches.waiting,
             "pid": self.pid(),
         }
 
@@ -125,39 +114,23 @@ class LuceneRetriever:
             self._closed = True
             jvm.submit(self._searcher.close).result()
 
-    def _answer_waiting(self) -> None:
-        """On the JVM's thread: answer up to MAX_BATCH of the waiting queries."""
-        batch: list[_Ask] = []
-        while self._waiting and len(batch) < MAX_BATCH:
-            ask = self._waiting.popleft()
-            if ask.answer.set_running_or_notify_cancel():
-                batch.append(ask)
-        by_k: dict[int, list[_Ask]] = defaultdict(list)
-        for ask in batch:
-            by_k[ask.k].append(ask)
-        try:
-            for k, asks in by_k.items():
-                self._answer(asks, k)
-        finally:
-            # Whatever went wrong, nobody may wait for ever.
-            for ask in batch:
-                if not ask.answer.done():
-                    ask.answer.set_exception(RetrieverError(f"search in {self._index} broke: {sys.exception()!r}"))
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RetrieverError(f"the retriever of {self._index} is closed")
 
-    def _answer(self, asks: list[_Ask], k: int) -> None:
-        failure = jvm.java_exception()
+    def _answer(self, asks: list[tuple[str, int]]) -> list[list[Hit]]:
+        """On the JVM's thread: the hits of queries, each with its own k. Raises RetrieverError if Java fails."""
+        positions_of: dict[int, list[int]] = defaultdict(list)
+        for position, (_, k) in enumerate(asks):
+            positions_of[k].append(position)
+        answers: dict[int, list[Hit]] = {}
         try:
-            answers = self._search_java([ask.query for ask in asks], k)
-        except failure as error:
-            if len(asks) == 1:
-                asks[0].answer.set_exception(RetrieverError(f"search in {self._index} failed: {error}"))
-                return
-            # One bad query fails the whole batch in Java; alone, it fails nobody else.
-            for ask in asks:
-                self._answer([ask], k)
-            return
-        for ask, hits in zip(asks, answers, strict=True):
-            ask.answer.set_result(hits)
+            for k, positions in positions_of.items():
+                found = self._search_java([asks[position][0] for position in positions], k)
+                answers.update(zip(positions, found, strict=True))
+        except jvm.java_exception() as error:
+            raise RetrieverError(f"search in {self._index} failed: {error}") from error
+        return [answers[position] for position in range(len(asks))]
 
     def _search_java(self, queries: list[str], k: int) -> list[list[Hit]]:
         if len(queries) == 1:
@@ -172,15 +145,22 @@ class LuceneRetriever:
 
 def _clean(query: str) -> str:
     """Cut a query to MAX_QUERY_CHARACTERS, and replace halves of surrogate pairs, which Java would not take."""
-    return query[:MAX_QUERY_CHARACTERS].encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return clean_text(query[:MAX_QUERY_CHARACTERS])
 
 
-def _open(index: str, k1: float, b: float, manifest: Manifest) -> Any:
+def _open(index: str, scoring: Scoring, manifest: Manifest) -> Any:
     """On the JVM's thread: a searcher of the index. Raises RetrieverError if it is damaged or not the manifest's."""
     failure = jvm.java_exception()
     try:
         searcher = jvm.autoclass("io.anserini.search.SimpleSearcher")(index)
-        searcher.set_bm25(k1, b)
+        if scoring.name == "bm25":
+            searcher.set_bm25(scoring.k1, scoring.b)
+        else:
+            searcher.set_qld(scoring.mu)
+        if scoring.rm3:
+            # The collection makes RM3 read the words of a hit from the stored corpus line, where the index has no
+            # vectors of documents. The expanded query is the same, and the index smaller by a third.
+            searcher.set_rm3("JsonCollection", scoring.fb_terms, scoring.fb_docs, scoring.original_query_weight)
         jvm.autoclass("org.apache.lucene.search.IndexSearcher").setMaxClauseCount(2 * MAX_QUERY_CHARACTERS)
     except failure as error:
         raise RetrieverError(f"index {index} cannot be opened: {error}; build it again") from error
@@ -203,12 +183,28 @@ def _read(searcher: Any, document_id: str) -> str | None:
         found = searcher.doc(document_id)
     except jvm.java_exception() as error:
         raise RetrieverError(f"document {document_id!r} cannot be read: {error}") from error
-    return None if found is None else json.loads(found.get("raw"))["contents"]
+    return None if found is None else _contents(document_id, found.get("raw"))
 
 
 def _hits(documents: Any) -> list[Hit]:
-    """On the JVM's thread: Java's ScoredDoc[] as hits; the raw document is the corpus line."""
+    """On the JVM's thread: Java's ScoredDoc[] as hits."""
     return [
-        Hit(found.docid, json.loads(found.lucene_document.get("raw"))["contents"], float(found.score))
+        Hit(found.docid, _contents(found.docid, found.lucene_document.get("raw")), float(found.score))
         for found in documents
     ]
+
+
+def _contents(name: str, raw: str | None) -> str:
+    """The contents in a document's stored corpus line. Raises RetrieverError if there is none, or of unknown form."""
+    if raw is None:
+        raise RetrieverError(f"the index does not store its documents, so {name!r} has no text; use one that does")
+    try:
+        record = json.loads(raw)
+    except ValueError as error:
+        raise RetrieverError(f"document {name!r} is stored in an unknown form: {raw[:80]!r}") from error
+    if "contents" in record:
+        return record["contents"]
+    # BEIR's form, which prebuilt indexes of its collections have.
+    if "text" in record:
+        return f'"{record.get("title", "")}"\n{record["text"]}'
+    raise RetrieverError(f"document {name!r} is stored in an unknown form, with {', '.join(record)}")

@@ -16,7 +16,7 @@ name: small
 model: {path: some/model}
 data:
   train: [{path: nq/train.jsonl}]
-retriever: {kind: lucene, index: indexes/demo}
+retriever: {index: indexes/demo}
 training: {steps: 4}
 """
 
@@ -61,7 +61,7 @@ def test_an_unknown_key_is_named_with_the_nearest_known_one(small, override, mes
         ("name=a/b", "name"),
         ("device=tpu", "device"),
         ("data.train=nq.jsonl", "data.train"),
-        ("retriever.heap=1 gigabyte", "retriever.heap"),
+        ("retriever.cache_mib=much", "retriever.cache_mib"),
         ("agent.temperature=0", "agent.temperature"),
     ],
 )
@@ -86,6 +86,8 @@ def test_every_problem_is_reported_at_once(small):
         (["agent.max_observation_tokens=2000"], "max_observation_tokens 2000 must be below max_episode_tokens"),
         (["retriever.index=null"], "needs `index`"),
         (["retriever.kind=http"], "needs `url`"),
+        (["retriever.kind=object"], "needs `target`"),
+        (["retriever.record=a", "retriever.replay=b"], "not both"),
     ],
 )
 def test_settings_that_contradict_one_another_are_refused(small, overrides, message):

@@ -91,14 +91,14 @@ def test_the_trainer_asks_the_retriever_of_its_profile(profile):
 def test_the_index_that_is_prepared_is_the_one_that_is_served(profile):
     prepared = [parsed(arguments) for arguments in agentrl_commands(named("prepare", profile))]
     [built] = [parameters["out"] for name, parameters in prepared if name == "index build"]
-    assert only_command(named("retriever", profile))[1]["folder"] == built
+    assert only_command(named("retriever", profile))[1]["folders"] == [str(built)]
 
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_the_index_is_the_one_that_the_config_names(profile):
     parameters, _ = training_config(profile)
     index = load_config(parameters["config"]).retriever.index
-    assert only_command(named("retriever", profile))[1]["folder"] == Path("/data") / index
+    assert only_command(named("retriever", profile))[1]["folders"] == [f"/data/{index}"]
 
 
 @pytest.mark.parametrize("profile", PROFILES)

@@ -144,19 +144,22 @@ def test_engines_work_ahead_as_far_as_the_bound_on_staleness_and_weights_correct
     assert len({name for step in question_order(folder_of(tmp_path, "ahead"), 5) for name in step}) == 10
 
 
-def test_sampled_episodes_are_the_same_in_every_run_and_on_any_number_of_engines(world, tmp_path):
-    sampled = []
-    for name, workers in (("first", 1), ("again", 1), ("two", 2)):
+def test_sampled_episodes_are_the_same_in_every_run_on_any_number_of_engines_and_without_the_index(world, tmp_path):
+    sampled, recording = [], tmp_path / "searches"
+    for name, more in (
+        ("first", [f"retriever.record={recording}"]),
+        ("replayed", [f"retriever.replay={recording}", "retriever.index=missing"]),
+        ("two", ["rollout.workers=2", f"retriever.cache={tmp_path / 'cache'}"]),
+    ):
         out = tmp_path / f"{name}.jsonl.zst"
-        sizes = ["--limit", "3", "--samples", "4", "--out", str(out)]
-        result = run(
-            ["rollout", "--config", "quickstart.yaml", f"data.root={world}", f"rollout.workers={workers}", *sizes]
-        )
-        assert "12 for 3 question(s)" in result.stdout
+        settings = [f"data.root={world}", "engine.threads=1", "rollout.episode_timeout_seconds=600", *more]
+        sizes = ["--limit", "2", "--samples", "4", "--out", str(out)]
+        result = run(["rollout", "--config", "quickstart.yaml", *settings, *sizes])
+        assert "8 for 2 question(s)" in result.stdout
         sampled.append(
             {t.id: (t.completion_ids, [call.passage_ids for call in t.searches]) for t in read_trajectories(out)}
         )
-    assert len(sampled[0]) == 12
+    assert len(sampled[0]) == 8
     assert sum(len(passages) for _, passages in sampled[0].values()) > 3
     assert sampled[0] == sampled[1] == sampled[2]
 

@@ -5,24 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from agentrl.config import ConfigError
 from agentrl.types import ActionKind, SearchCall
 from retrievers.base import Hit, Retriever
-
-
-@runtime_checkable
-class DocumentReader(Protocol):
-    """What a retriever can do besides searching, if it knows whole documents."""
-
-    async def read(self, document_id: str) -> Hit | None:
-        """Return the whole document with this id, or None if there is none.
-
-        Raises:
-            RetrieverError: if the document could not be read.
-        """
-        ...
+from retrievers.reading import Reader
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +61,7 @@ class Toolbox:
     k: int
 
     def __post_init__(self) -> None:
-        if "open" in self.names and not isinstance(self.retriever, DocumentReader):
+        if "open" in self.names and not isinstance(self.retriever, Reader):
             raise ConfigError(
                 f"agent.tools: `open` needs a retriever that reads whole documents, and {type(self.retriever).__name__} "
                 "has no `async def read(document_id)`; leave `open` out or use another retriever"
@@ -86,7 +74,7 @@ class Toolbox:
             RetrieverError: if the retriever failed.
         """
         if kind is ActionKind.OPEN:
-            assert isinstance(self.retriever, DocumentReader)
+            assert isinstance(self.retriever, Reader)
             document = await self.retriever.read(argument)
             return ([] if document is None else [document]), None
         started = time.monotonic()

@@ -8,7 +8,7 @@ from pathlib import Path
 from agentrl.config import Config, DataConfig, QuestionSet
 from agentrl.data.questions import read_questions
 from agentrl.types import Question
-from retrievers.index import open_manifest
+from retrievers.opening import check_options, index_folder
 
 
 def read_set(data: DataConfig, questions: QuestionSet, limit: int | None = None) -> list[Question]:
@@ -33,6 +33,8 @@ def evaluation_questions(data: DataConfig, files: Sequence[str] = (), limit: int
 
 
 def check_index(config: Config) -> None:
-    """Raise RetrieverError unless a local index is there and sound."""
-    if config.retriever is not None and config.retriever.kind == "lucene":
-        open_manifest(config.data.resolve(config.retriever.index))
+    """Raise RetrieverError unless the local indexes are there and sound, and take their options."""
+    if config.retriever is None:
+        return
+    for index in config.retriever.indexes:
+        check_options(index_folder(config.data.resolve_index(index.index)), index.options)

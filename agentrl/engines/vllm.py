@@ -67,7 +67,11 @@ class VllmEngine:
     def __init__(
         self, model: str, settings: EngineConfig, *, device: str, dtype: str, max_tokens: int, lora_rank: int, seed: int
     ) -> None:
-        """`max_tokens` bounds prompt and completion of a request together."""
+        """`max_tokens` bounds prompt and completion of a request together.
+
+        Raises:
+            EngineDied: if vLLM does not start.
+        """
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -84,23 +88,26 @@ class VllmEngine:
             if device == "cpu"
             else {"gpu_memory_utilization": settings.gpu_memory_utilization, "tensor_parallel_size": settings.gpus}
         )
-        self._llm = AsyncLLM.from_engine_args(
-            AsyncEngineArgs(
-                model=model,
-                dtype=dtype,
-                max_model_len=max_tokens,
-                max_num_seqs=settings.max_concurrent,
-                enable_prefix_caching=True,
-                enable_lora=True,
-                max_lora_rank=next(rank for rank in _LORA_RANKS if rank >= lora_rank),
-                max_loras=2,
-                # The trainer's ratio needs log-probabilities at the sampling temperature, not of the raw logits.
-                logprobs_mode="processed_logprobs",
-                generation_config="vllm",
-                seed=seed,
-                **on_device,
-            )
+        arguments = AsyncEngineArgs(
+            model=model,
+            dtype=dtype,
+            max_model_len=max_tokens,
+            max_num_seqs=settings.max_concurrent,
+            enable_prefix_caching=True,
+            enable_lora=True,
+            max_lora_rank=next(rank for rank in _LORA_RANKS if rank >= lora_rank),
+            max_loras=2,
+            # The trainer's ratio needs log-probabilities at the sampling temperature, not of the raw logits.
+            logprobs_mode="processed_logprobs",
+            generation_config="vllm",
+            seed=seed,
+            **on_device,
         )
+        try:
+            self._llm = AsyncLLM.from_engine_args(arguments)
+        except RuntimeError as error:
+            # Its core process died; whether for want of memory or for a setting that cannot work, its log says.
+            raise EngineDied(f"the vLLM engine did not start: {error}") from error
         self._limit = max_tokens
         cache = self._llm.vllm_config.cache_config
         capacity = cache.num_gpu_blocks * cache.block_size

@@ -15,27 +15,30 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
-from agentrl.config import Config, ConfigError, RetrieverConfig
+from agentrl.config import Config, ConfigError
 from agentrl.engines.registry import environment
 from agentrl.models import resolve_model
 from agentrl.rollout.pool import Limits, RolloutPool
+from agentrl.rollout.searching import index_actor, make_retriever, retriever_identity
 from agentrl.rollout.worker import RolloutWorker
 from agentrl.types import EnvironmentFailure
-from retrievers.remote import HttpRetriever
 
 # Ray counts CPUs to place actors, not to bind them; a laptop's two would not place retriever, engine and trainer.
 _LEAST_CPUS = 8
 
 _CLOSE_SECONDS = 10.0
 
+# An encoder of a dense index may have to be read from a slow disk.
+_RETRIEVER_SECONDS = 300.0
+
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """What is running. `workers` and `retriever` are Ray actors; `retriever` is None where it is a server elsewhere."""
+    """What is running. `workers` and `indexes` are Ray actors; there are no indexes where something else is searched."""
 
     pool: RolloutPool
     workers: list[Any]
-    retriever: Any | None
+    indexes: list[Any]
 
 
 @contextmanager
@@ -58,10 +61,10 @@ def cluster(config: Config, on_phase: Callable[[str], None] = lambda phase: None
     try:
         _check_device(config)
         on_phase("retriever")
-        retriever = _start_retriever(config)
+        indexes = _start_indexes(config)
         on_phase(f"{config.rollout.workers} engine(s)")
-        workers, pids = _start_workers(config, retriever)
-        yield Cluster(RolloutPool(workers, pids, _limits(config)), workers, retriever)
+        workers, pids = _start_workers(config, indexes)
+        yield Cluster(RolloutPool(workers, pids, _limits(config)), workers, indexes)
     finally:
         # Engines keep adapters on the disk, which nobody else removes.
         with suppress(RayError):
@@ -108,39 +111,26 @@ def _engines_need_gpus(config: Config) -> bool:
     return config.device == "cuda" and config.engine.kind != "openai"
 
 
-def _start_retriever(config: Config) -> Any | None:
+def _start_indexes(config: Config) -> list[Any]:
     settings = config.retriever
-    if settings.kind == "http":
-        asyncio.run(_probe(settings))
-        return None
-    # Imported by Ray's worker alone: this module must not load Java's bridge where torch is.
-    from retrievers.lucene import LuceneRetriever
-
-    actor = (
-        ray.remote(LuceneRetriever)
-        .options(num_cpus=1, max_restarts=-1, max_concurrency=1000)
-        .remote(
-            str(config.data.resolve(settings.index).absolute()),
-            k1=settings.k1,
-            b=settings.b,
-            threads=settings.threads,
-            heap=settings.heap,
-        )
-    )
-    _await([actor.ping.remote()], 120.0, "retriever")
-    return actor
+    if settings.kind == "http" and settings.replay is None:
+        asyncio.run(_probe(config))
+    actors = [index_actor(config, index) for index in settings.indexes]
+    _await([actor.ping.remote() for actor in actors], _RETRIEVER_SECONDS, "retriever")
+    return actors
 
 
-async def _probe(settings: RetrieverConfig) -> None:
+async def _probe(config: Config) -> None:
     """Raise RetrieverError now, rather than in the first episode, if the server does not search."""
-    retriever = HttpRetriever(settings.url, settings.timeout_seconds, settings.retries)
+    bare = config.retriever.model_copy(update={"cache": None, "record": None, "rerank": None})
+    retriever: Any = make_retriever(bare, config.data, "", [])
     try:
         await retriever.search(["ready?"], 1)
     finally:
         await retriever.close()
 
 
-def _start_workers(config: Config, retriever: Any | None) -> tuple[list[Any], list[int]]:
+def _start_workers(config: Config, indexes: list[Any]) -> tuple[list[Any], list[int]]:
     resources = {"num_gpus": config.engine.gpus} if _engines_need_gpus(config) else {"num_cpus": 1}
     worker = ray.remote(RolloutWorker).options(
         max_concurrency=1000,
@@ -149,7 +139,8 @@ def _start_workers(config: Config, retriever: Any | None) -> tuple[list[Any], li
         runtime_env={"env_vars": environment(config)},
         **resources,
     )
-    workers = [worker.remote(config, retriever) for _ in range(config.rollout.workers)]
+    identity = "" if config.retriever.replay is not None else retriever_identity(config.retriever, config.data)
+    workers = [worker.remote(config, identity, indexes) for _ in range(config.rollout.workers)]
     return workers, _await([w.prepare.remote() for w in workers], config.engine.start_timeout_seconds, "engine")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any
 
 from agentrl.agent.codec import Codec
@@ -14,24 +15,18 @@ from agentrl.engines.base import Engine, Generation, Sampling
 from agentrl.engines.registry import make_engine
 from agentrl.models import load_tokenizer, resolve_model
 from agentrl.rewards import REWARDS
-from agentrl.rollout.retrieval import ActorRetriever
+from agentrl.rollout.searching import make_retriever
 from agentrl.types import EngineDied, Question, Trajectory
-from retrievers.base import Retriever
-from retrievers.remote import HttpRetriever
 
 
 class RolloutWorker:
     """Made through `ray.remote(RolloutWorker)`; every method runs in the actor's event loop."""
 
-    def __init__(self, config: Config, retriever: Any) -> None:
-        """`retriever` is a Ray actor with `search`, or None where the config names a server."""
+    def __init__(self, config: Config, identity: str, indexes: Sequence[Any]) -> None:
+        """`indexes` are the Ray actors of `config.retriever.indexes`; `identity` is as `retriever_identity` returns it."""
         self._config = config
-        settings = config.retriever
-        self._retriever: Retriever = (
-            HttpRetriever(settings.url, settings.timeout_seconds, settings.retries)
-            if settings.kind == "http"
-            else ActorRetriever(retriever, settings)
-        )
+        self._retriever: Any = make_retriever(config.retriever, config.data, identity, indexes)
+        self._contexts = AsyncExitStack()
         self._agent: Agent | None = None
         self._engine: _Watched | None = None
         self._version: int | None = None
@@ -48,6 +43,9 @@ class RolloutWorker:
         """
         async with self._preparing:
             if self._engine is None:
+                # Some retrievers hold a connection or a process for as long as they are used.
+                if isinstance(self._retriever, AbstractAsyncContextManager):
+                    await self._contexts.enter_async_context(self._retriever)
                 self._start()
             if version is not None and version != self._version:
                 await self._engine.load_adapter(version, files)
@@ -78,7 +76,8 @@ class RolloutWorker:
         return [t.with_reward(reward(t)) if t.valid else t for t in trajectories]
 
     async def close(self) -> None:
-        """Stop the engine, if there is one, and remove what it keeps on the disk."""
+        """Stop engine and retriever, if there are any, and remove what the engine keeps on the disk."""
+        await self._contexts.aclose()
         if self._engine is not None:
             await self._engine.close()
 

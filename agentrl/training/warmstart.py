@@ -113,7 +113,7 @@ def collect_demonstrations(config: Config, on_done: Callable[[str, int, int], No
     Raises:
         ConfigError: if a source yields fewer than half of the demonstrations it asks for.
     """
-    from retrievers.lucene import LuceneRetriever
+    from retrievers.opening import open_index
 
     config.require("warmstart")
     base = config.retriever or RetrieverConfig(index="-")
@@ -122,9 +122,7 @@ def collect_demonstrations(config: Config, on_done: Callable[[str, int, int], No
     for position, source in enumerate(config.warmstart.sources):
         questions = read_questions(config.data.resolve(source.questions), name=source.name)
         name = source.name or source.questions
-        retriever = LuceneRetriever(
-            str(config.data.resolve(source.index)), k1=base.k1, b=base.b, threads=base.threads, heap=base.heap
-        )
+        retriever = open_index(config.data.resolve_index(source.index), **base.options)
         new = asyncio.run(
             write_demonstrations(
                 questions,

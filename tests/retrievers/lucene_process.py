@@ -5,6 +5,7 @@ import sys
 
 from retrievers.base import RetrieverError
 from retrievers.lucene import LuceneRetriever
+from retrievers.opening import open_index
 
 _opened = {}
 
@@ -26,11 +27,11 @@ def search_in_turn(index, calls, options=None):
     return asyncio.run(run())
 
 
-def search_at_once(index, calls):
+def search_at_once(index, calls, options=None):
     """The answers to calls of (queries, k), all of them waiting together."""
 
     async def run():
-        retriever = opened(index)
+        retriever = opened(index, **(options or {}))
         return await asyncio.gather(*(retriever.search(queries, k) for queries, k in calls))
 
     return asyncio.run(run())
@@ -40,11 +41,33 @@ def ping(index):
     return asyncio.run(opened(index).ping())
 
 
+def open_any(source, queries, k):
+    """What `open_index` opens, what it finds, and how it describes itself."""
+
+    async def run():
+        retriever = open_index(source)
+        return type(retriever).__name__, await retriever.search(queries, k), await retriever.ping()
+
+    return asyncio.run(run())
+
+
 def read(index, names):
     async def run():
         return [await opened(index).read(name) for name in names]
 
     return asyncio.run(run())
+
+
+def read_stored(index, raw):
+    """Read a document that is stored as `raw`."""
+    retriever = LuceneRetriever(index)
+
+    class Searcher:
+        def doc(self, name):
+            return {"raw": raw}
+
+    retriever._searcher = Searcher()
+    return asyncio.run(retriever.read("x"))
 
 
 def open_and_close(index):

@@ -1,8 +1,10 @@
 import hashlib
 import json
+import tracemalloc
 
 import pytest
 
+from retrievers import corpus as corpus_module
 from retrievers.base import Hit, RetrieverError
 from retrievers.corpus import CorpusReader
 
@@ -42,6 +44,7 @@ def test_reading_twice_gives_the_same(tmp_path):
         (b'{"id": "b", "contents": "x"} {"id": "c", "contents": "y"}', "not JSON"),
         (b'{"id": "b", "contents": "x", "n": NaN}', "not JSON"),
         (b"[" * 100_000, "not JSON"),
+        (b'{"id": "b", "contents": "cut o', "not JSON"),
         (b'["b", "x"]', "not a JSON object"),
         (b'{"contents": "x"}', "'id' is missing"),
         (b'{"id": 7, "contents": "x"}', "'id' is a int"),
@@ -65,6 +68,27 @@ def test_a_missing_file_and_an_empty_one_are_errors(tmp_path):
         list(CorpusReader(tmp_path / "nothing.jsonl"))
     with pytest.raises(RetrieverError, match="empty"):
         read(tmp_path, b"")
+
+
+def test_a_line_without_end_is_refused_before_it_fills_the_memory(tmp_path):
+    path = tmp_path / "corpus.jsonl"
+    with path.open("wb") as file:
+        file.write(GOOD)
+        file.truncate(100 << 20)
+    tracemalloc.start()
+    try:
+        with pytest.raises(RetrieverError, match=r"corpus\.jsonl:2: longer than 16777216 bytes"):
+            list(CorpusReader(path))
+        assert tracemalloc.get_traced_memory()[1] < 4 * corpus_module.MAX_LINE_BYTES
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_line_of_exactly_the_bound_is_read_and_one_byte_more_is_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus_module, "MAX_LINE_BYTES", len(GOOD))
+    assert read(tmp_path, GOOD)[0].count == 1
+    with pytest.raises(RetrieverError, match=":1: longer"):
+        read(tmp_path, b" " + GOOD)
 
 
 def test_a_hit_splits_title_and_text():

@@ -12,10 +12,19 @@ import pytest
 
 from retrievers import index as index_module
 from retrievers.base import RetrieverError
-from retrievers.index import FORMAT_VERSION, Manifest, build_index, open_manifest
+from retrievers.index import build_index
+from retrievers.manifest import Manifest, open_manifest
 
 MANIFEST = Manifest(
-    FORMAT_VERSION, "lucene", "c.jsonl", "00", 2, "english", "1.6.0", "1.7.1", "9.9.1", "2026-01-01T00:00:00Z", 1.0
+    backend="lucene",
+    corpus="c.jsonl",
+    corpus_sha256="00",
+    documents=2,
+    parameters={"analyzer": "english"},
+    versions={"lucene": "9.9.1"},
+    files={"segments_1": 5},
+    built_at="2026-01-01T00:00:00Z",
+    build_seconds=1.0,
 )
 
 
@@ -43,7 +52,7 @@ def folder(tmp_path):
     """What looks like an index to a manifest's reader."""
     folder = tmp_path / "index"
     folder.mkdir()
-    (folder / "segments_1").touch()
+    (folder / "segments_1").write_text("12345")
     (folder / "manifest.json").write_text(json.dumps(asdict(MANIFEST)))
     return folder
 
@@ -56,14 +65,23 @@ def change(folder, **values):
 
 
 def test_a_sound_manifest_is_read(folder):
-    assert open_manifest(folder) == MANIFEST
+    assert open_manifest(folder) == MANIFEST == open_manifest(folder, "lucene")
+
+
+def test_a_manifest_of_version_1_is_read(folder):
+    old = {"format_version": 1, "analyzer": "english", "pyserini": "1.6.0", "anserini": "1.7.1", "lucene": "9.9.1"}
+    change(folder, parameters=None, versions=None, files=None, **old)
+    manifest = open_manifest(folder)
+    assert manifest.parameters == {"analyzer": "english"}
+    assert manifest.versions == {"pyserini": "1.6.0", "anserini": "1.7.1", "lucene": "9.9.1"}
+    assert manifest.documents == 2
 
 
 def test_a_manifest_that_is_not_sound_is_refused_with_what_is_wrong(folder, tmp_path):
     with pytest.raises(RetrieverError, match=r"nothing is not a folder.*agentrl index build"):
         open_manifest(tmp_path / "nothing")
     change(folder, format_version=99)
-    with pytest.raises(RetrieverError, match="format_version is 99 and must be 1"):
+    with pytest.raises(RetrieverError, match="format_version is 99 and must be 2"):
         open_manifest(folder)
     change(folder, documents="many")
     with pytest.raises(RetrieverError, match="'documents' is missing or not of type int"):
@@ -71,15 +89,21 @@ def test_a_manifest_that_is_not_sound_is_refused_with_what_is_wrong(folder, tmp_
     change(folder, corpus_sha256=None)
     with pytest.raises(RetrieverError, match="'corpus_sha256' is missing"):
         open_manifest(folder)
-    change(folder, backend="faiss")
-    with pytest.raises(RetrieverError, match="backend is 'faiss'"):
+    change(folder, parameters=["a list"])
+    with pytest.raises(RetrieverError, match="'parameters' is missing or not of type dict"):
         open_manifest(folder)
+    change(folder)
+    with pytest.raises(RetrieverError, match="backend is 'lucene' and must be 'dense'"):
+        open_manifest(folder, "dense")
     (folder / "manifest.json").write_text("{")
     with pytest.raises(RetrieverError, match="damaged"):
         open_manifest(folder)
     change(folder)
+    (folder / "segments_1").write_text("1234")
+    with pytest.raises(RetrieverError, match=r"segments_1 has 4 bytes and .* says 5"):
+        open_manifest(folder)
     (folder / "segments_1").unlink()
-    with pytest.raises(RetrieverError, match="no Lucene files"):
+    with pytest.raises(RetrieverError, match="segments_1 is missing"):
         open_manifest(folder)
     (folder / "manifest.json").unlink()
     with pytest.raises(RetrieverError, match=r"has no manifest\.json"):
@@ -129,7 +153,8 @@ def test_an_index_knows_its_corpus_and_reports_true_progress(corpus, place):
     reports = []
     manifest = build_index(corpus, place / "deep" / "index", progress=lambda *report: reports.append(report))
     assert manifest == open_manifest(place / "deep" / "index")
-    assert (manifest.documents, manifest.corpus, manifest.lucene[:2]) == (2500, "corpus.jsonl", "9.")
+    assert (manifest.documents, manifest.corpus, manifest.versions["lucene"][:2]) == (2500, "corpus.jsonl", "9.")
+    assert any(name.startswith("segments_") for name in manifest.files)
     validated = [done for done, total in reports if total is None]
     indexed = [done for done, total in reports if total is not None]
     assert validated == [1000, 2000, 2500]

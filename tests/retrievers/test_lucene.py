@@ -5,6 +5,8 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 
 from retrievers.base import Hit, RetrieverError
 from retrievers.index import build_index
+from retrievers.scoring import Scoring
 
 pytestmark = pytest.mark.slow
 
@@ -94,9 +97,9 @@ def test_an_odd_query_is_searched_and_does_not_harm_its_neighbours(java, index, 
     assert {hit.id for hit in found[1]} >= {hit.id for hit in expected[:2]}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
-    st.lists(
+    calls=st.lists(
         st.tuples(
             st.lists(st.sampled_from(WORDS) | st.text(st.characters(exclude_categories=()), max_size=20), max_size=5),
             st.integers(1, 5),
@@ -104,13 +107,14 @@ def test_an_odd_query_is_searched_and_does_not_harm_its_neighbours(java, index, 
         max_size=40,
     )
 )
-def test_batched_search_equals_one_by_one(java, index, calls):
+@pytest.mark.parametrize("options", [{}, {"scoring": "qld", "rm3": True}], ids=["bm25", "qld+rm3"])
+def test_batched_search_equals_one_by_one(java, index, options, calls):
     alone = [(position, query, k) for position, (queries, k) in enumerate(calls) for query in queries]
-    answers = java(lucene_process.search_in_turn, index, [([query], k) for _, query, k in alone])
+    answers = java(lucene_process.search_in_turn, index, [([query], k) for _, query, k in alone], options)
     expected = [[] for _ in calls]
     for (position, _, _), answer in zip(alone, answers, strict=True):
         expected[position].append(answer[0])
-    assert java(lucene_process.search_at_once, index, calls) == expected
+    assert java(lucene_process.search_at_once, index, calls, options) == expected
 
 
 def test_more_queries_than_a_batch_holds_are_all_answered(java, index):
@@ -140,6 +144,75 @@ def test_k1_and_b_reach_lucene(java, index):
     assert scores(b=0.0)["long"] > scores(b=1.0)["long"]
 
 
+def test_rm3_finds_what_shares_words_with_the_first_hits_only(java, tmp_path):
+    # RM3 takes no words that more than a tenth of all passages have.
+    passages = PASSAGES | {f"other-{i}": f"nothing of it {i}" for i in range(40)}
+    lines = [json.dumps({"id": name, "contents": contents}) for name, contents in passages.items()]
+    (tmp_path / "corpus.jsonl").write_text("\n".join(lines))
+    build_index(tmp_path / "corpus.jsonl", tmp_path / "index")
+
+    def found(**options):
+        hits = java(lucene_process.search_in_turn, str(tmp_path / "index"), [(["Ada"], 5)], options)[0][0]
+        return [hit.id for hit in hits if hit.score > 0]
+
+    assert found() == ["ada"]
+    assert found(rm3=True) == ["ada", "babbage", "odd"]
+    assert found(rm3=True, original_query_weight=1.0) == ["ada"]
+
+
+@pytest.mark.parametrize("query", ["", "the !?", "東京", "\ud800"])
+def test_rm3_takes_queries_without_terms_or_words_to_add(java, index, query):
+    plain = java(lucene_process.search_in_turn, index, [([query], 3)])[0][0]
+    expanded = java(lucene_process.search_in_turn, index, [([query], 3)], {"rm3": True})[0][0]
+    assert [hit.id for hit in expanded] == [hit.id for hit in plain]
+
+
+def test_mu_reaches_lucene(java, index):
+    def scores(mu):
+        options = {"scoring": "qld", "mu": mu}
+        return [hit.score for hit in java(lucene_process.search_in_turn, index, [(["shared"], 4)], options)[0][0]]
+
+    assert scores(10.0) != scores(1000.0)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"scoring": "tfidf"},
+        {"k1": -1.0},
+        {"k1": math.nan},
+        {"b": 1.5},
+        {"scoring": "qld", "mu": 0.0},
+        {"rm3": True, "fb_terms": 0},
+        {"rm3": True, "fb_docs": 51},
+        {"rm3": True, "original_query_weight": 1.1},
+    ],
+    ids=str,
+)
+def test_a_scoring_of_no_use_is_refused(options):
+    with pytest.raises(RetrieverError, match="must"):
+        Scoring(**{"name" if name == "scoring" else name: value for name, value in options.items()})
+
+
+def test_a_terminated_process_ends_at_once_and_python_hears_of_it(index):
+    script = (
+        "import signal, sys, time; from retrievers.lucene import LuceneRetriever\n"
+        "began = time.monotonic(); LuceneRetriever(sys.argv[1])\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))\n"
+        "print(time.monotonic() - began, flush=True); time.sleep(60)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    child = subprocess.Popen([sys.executable, "-c", script, index], env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        assert float(child.stdout.readline()) < 20
+        child.terminate()
+        assert child.wait(10) == 7
+    finally:
+        child.kill()
+        child.wait()
+        child.stdout.close()
+
+
 def test_a_whole_document_is_read_by_its_id_and_an_unknown_id_has_none(java, index):
     hits = java(lucene_process.read, index, ["odd", "babbage", "no such id", ""])
     assert [hit and (hit.id, hit.contents) for hit in hits] == [
@@ -148,6 +221,14 @@ def test_a_whole_document_is_read_by_its_id_and_an_unknown_id_has_none(java, ind
         None,
         None,
     ]
+
+
+def test_documents_of_prebuilt_indexes_are_read_in_the_forms_that_they_have(java, index):
+    beir = '{"_id": "x", "title": "Ada", "text": "She wrote."}'
+    assert java(lucene_process.read_stored, index, beir).contents == '"Ada"\nShe wrote.'
+    for stored, reason in [(None, "does not store"), ("<html>", "unknown form"), ('{"abstract": 1}', "with abstract")]:
+        with pytest.raises(RetrieverError, match=reason):
+            java(lucene_process.read_stored, index, stored)
 
 
 def test_ping_describes_the_index(java, index):
@@ -171,7 +252,8 @@ def test_arguments_of_no_use_are_refused(java, index, queries, k):
 
 def test_a_damaged_index_and_one_of_another_size_are_refused(java, index, tmp_path):
     damaged = Path(shutil.copytree(index, tmp_path / "damaged"))
-    next(damaged.glob("segments_*")).write_bytes(b"nothing")
+    segments = next(damaged.glob("segments_*"))
+    segments.write_bytes(b"x" * segments.stat().st_size)
     with pytest.raises(RetrieverError, match="cannot be opened"):
         search(java, str(damaged), ["x"])
     other = Path(shutil.copytree(index, tmp_path / "other"))

@@ -1,14 +1,18 @@
 import asyncio
 import json
+import time
+from email.utils import formatdate
 
 import httpx
 import pytest
-from fake_retriever import FakeRetriever
+from fake_retriever import FakeRetriever, OddRetriever, ReadingRetriever
 
-from retrievers import remote
-from retrievers.base import RetrieverError
+from retrievers import calling
+from retrievers.base import Hit, RetrieverError
+from retrievers.reading import CannotReadError
 from retrievers.remote import HttpRetriever
 from retrievers.server import make_app
+from retrievers.wire import load_format
 
 URL = "http://test/retrieve"
 GOOD = {"result": [[{"document": {"id": "a", "contents": "c"}, "score": 2}]]}
@@ -16,19 +20,23 @@ GOOD = {"result": [[{"document": {"id": "a", "contents": "c"}, "score": 2}]]}
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch):
-    monkeypatch.setattr(remote, "_BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr(calling, "_BACKOFF_SECONDS", 0.001)
 
 
-def ask(handler, queries=("x",), k=1, **options):
+def using(handler, use, **options):
     async def run():
         transport = handler if isinstance(handler, httpx.AsyncBaseTransport) else httpx.MockTransport(handler)
         retriever = HttpRetriever(URL, transport=transport, **options)
         try:
-            return await retriever.search(list(queries), k)
+            return await use(retriever)
         finally:
             await retriever.close()
 
     return asyncio.run(run())
+
+
+def ask(handler, queries=("x",), k=1, **options):
+    return using(handler, lambda retriever: retriever.search(list(queries), k), **options)
 
 
 def test_the_client_and_the_server_understand_each_other():
@@ -132,7 +140,7 @@ def test_a_caller_that_gives_up_is_not_kept():
         b'{"result": ["a"]}',
         b'{"result": [["a"]]}',
         b'{"result": [[{"id": "a", "contents": "c"}]]}',
-        b'{"result": [[{"document": {"contents": "c"}, "score": 1}]]}',
+        b'{"result": [[{"document": {"id": 7, "contents": "c"}, "score": 1}]]}',
         b'{"result": [[{"document": {"id": "a", "contents": null}, "score": 1}]]}',
         b'{"result": [[{"document": {"id": "a", "contents": "c"}, "score": "1"}]]}',
         b'{"result": [[{"document": {"id": "a", "contents": "c"}, "score": NaN}]]}',
@@ -157,3 +165,151 @@ def test_an_answer_in_another_format_is_an_error_and_not_tried_again(payload):
 def test_a_url_that_cannot_work_is_refused_at_once(url):
     with pytest.raises(RetrieverError, match="URL"):
         HttpRetriever(url)
+
+
+def test_search_r1s_bm25_server_gives_no_ids_and_equal_passages_get_equal_ones():
+    document = {"title": "A", "text": "b", "contents": '"A"\nb'}
+    row = [{"document": document, "score": 2.5}, {"document": document | {"contents": "other"}, "score": 1}]
+    (one, other), (again, _) = ask(lambda _: httpx.Response(200, json={"result": [row, row]}), ["x", "y"], 2)
+    assert one == again
+    assert one.contents == '"A"\nb'
+    assert one.id.startswith("sha256-")
+    assert one.id != other.id
+
+
+def test_the_token_opens_the_server_and_its_refusal_is_not_tried_again():
+    app = make_app(ReadingRetriever(), token="secret")
+    assert ask(httpx.ASGITransport(app), token="secret")[0][0].id == "x-0"
+    for token in (None, "wrong"):
+        with pytest.raises(RetrieverError, match="refused the token: status 401"):
+            ask(httpx.ASGITransport(app), token=token)
+    with pytest.raises(RetrieverError, match="token must be printable"):
+        HttpRetriever(URL, token="a\nb")
+
+
+def test_documents_are_read_through_the_server():
+    async def use(retriever):
+        return await retriever.read("a/b c\x00"), await retriever.read("none"), await retriever.read("\ud800")
+
+    document, nothing, broken = using(httpx.ASGITransport(make_app(ReadingRetriever())), use)
+    assert document == Hit("a/b c\x00", '"a/b c\x00"\nwhole', 0.0)
+    assert nothing is None
+    assert broken.id == "\ufffd"
+
+
+def test_a_server_without_documents_is_told_from_one_that_fails():
+    with pytest.raises(CannotReadError, match="http://test/read offers no whole documents: status 404"):
+        using(httpx.ASGITransport(make_app(FakeRetriever())), lambda retriever: retriever.read("a"))
+    failing = ReadingRetriever()
+    failing.error = "the disk is gone"
+    with pytest.raises(RetrieverError, match="the disk is gone"):
+        using(httpx.ASGITransport(make_app(failing)), lambda retriever: retriever.read("a"), retries=0)
+    for payload in (b"[]", b"{}", b'{"document": 1}', b'{"document": {"id": "a"}}'):
+        with pytest.raises(RetrieverError, match="does not speak"):
+            using(lambda _, p=payload: httpx.Response(200, content=p), lambda retriever: retriever.read("a"))
+
+
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("header", ["1", "date"])
+def test_a_server_that_says_when_to_come_back_is_left_alone_until_then(status, header):
+    times = []
+
+    def handler(request):
+        times.append(time.monotonic())
+        if len(times) > 1:
+            return httpx.Response(200, json=GOOD)
+        # A date has no fractions of a second.
+        value = "1" if header == "1" else formatdate(time.time() + 2, usegmt=True)
+        return httpx.Response(status, headers={"Retry-After": value})
+
+    assert ask(handler)[0][0].id == "a"
+    assert 0.9 < times[1] - times[0] < 4
+
+
+def test_a_server_that_wants_an_hour_is_not_waited_for():
+    with pytest.raises(RetrieverError, match="asks to come back in 3600 s: status 429"):
+        ask(lambda _: httpx.Response(429, headers={"Retry-After": "3600"}))
+
+
+@pytest.mark.parametrize("value", ["", "soon", "-5", "1e9", "Thu, 99 Foo 2020 00:00:00 GMT", "1" * 5000 + "x"])
+def test_a_senseless_retry_after_is_as_good_as_none(value):
+    answers = [httpx.Response(503, headers={"Retry-After": value}), httpx.Response(200, json=GOOD)]
+    assert ask(lambda _: answers.pop(0))[0][0].id == "a"
+
+
+def test_busy_servers_do_not_open_the_breaker():
+    seen = []
+
+    def handler(request):
+        seen.append(request)
+        return httpx.Response(429 if len(seen) <= 15 else 200, json=GOOD)
+
+    async def use(retriever):
+        return await asyncio.gather(*(retriever.search(["x"], 1) for _ in range(6)))
+
+    began = time.monotonic()
+    assert len(using(handler, use, retries=5)) == 6
+    # An open breaker would have made ten of them wait for half a second or more, one after the other.
+    assert time.monotonic() - began < 3
+
+
+def test_an_answer_without_end_is_an_error(monkeypatch):
+    monkeypatch.setattr(calling, "MAX_ANSWER_BYTES", 1000)
+
+    async def endless():
+        while True:
+            yield b" " * 100
+
+    with pytest.raises(RetrieverError, match="more than 1000 bytes"):
+        ask(lambda _: httpx.Response(200, content=endless()))
+
+
+def test_broken_text_in_an_answer_becomes_replacement_characters():
+    content = b'{"result": [[{"document": {"id": "\\ud800", "contents": "\\udc00 \\u0000\\u001b"}, "score": 1}]]}'
+    assert ask(lambda _: httpx.Response(200, content=content)) == [[Hit("\ufffd", "\ufffd \x00\x1b", 1.0)]]
+    app = httpx.ASGITransport(make_app(OddRetriever()))
+    assert ask(app, ["surrogate"]) == [[Hit("\ufffd", "half \ufffd of a pair \x00\x1b", 1.0)]]
+    with pytest.raises(RetrieverError, match="does not speak"):
+        ask(lambda _: httpx.Response(200, content=b'{"result": [["\xff'))
+
+
+class OtherFormat:
+    """A server of one query at a time that gives rows of (name, text)."""
+
+    def request(self, queries, k):
+        return {"q": list(queries), "n": k}
+
+    def hits(self, payload, count, k):
+        return [[Hit(name, text, 1.0 / (i + 1)) for i, (name, text) in enumerate(row)] for row in payload["rows"]]
+
+
+not_a_format = object()
+
+
+def test_another_servers_format_is_found_by_its_import_path():
+    def handler(request):
+        assert json.loads(request.content) == {"q": ["x"], "n": 2}
+        return httpx.Response(200, json={"rows": [[["a", "one"], ["b", "two"]]]})
+
+    wire = load_format("test_remote:OtherFormat")
+    assert ask(handler, k=2, wire=wire) == [[Hit("a", "one", 1.0), Hit("b", "two", 0.5)]]
+
+
+@pytest.mark.parametrize("payload", [{}, [], {"rows": 1}, {"rows": [["a"]]}, {"rows": []}])
+def test_an_answer_that_ones_own_format_cannot_read_is_an_error_with_its_name(payload):
+    with pytest.raises(RetrieverError, match="OtherFormat"):
+        ask(lambda _: httpx.Response(200, json=payload), wire=OtherFormat())
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("test_remote", "not an import path"),
+        ("no_such_module:Format", "cannot be imported"),
+        ("test_remote:NoFormat", "cannot be imported"),
+        ("test_remote:not_a_format", "has no request and no hits"),
+    ],
+)
+def test_an_import_path_that_leads_to_no_format_says_why(path, reason):
+    with pytest.raises(RetrieverError, match=reason):
+        load_format(path)

@@ -1,0 +1,112 @@
+"""What goes over HTTP: Search-R1's retrieval format, and how another server's format is put in its place.
+
+Request: `{"queries": ["..."], "topk": 3, "return_scores": true}`. Answer:
+`{"result": [[{"document": {"id": "...", "contents": "..."}, "score": 1.5}]]}`, a list of hits for each query.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from retrievers.base import Hit, RetrieverError
+
+
+class WireFormat(Protocol):
+    """How a server is asked and how its answer is read. Both functions may raise ValueError, saying what is wrong."""
+
+    def request(self, queries: Sequence[str], k: int) -> Any:
+        """The JSON body that asks for the `k` best hits of each query."""
+        ...
+
+    def hits(self, payload: Any, count: int, k: int) -> list[list[Hit]]:
+        """Read the JSON answer to `count` queries: at most `k` hits for each, best first."""
+        ...
+
+
+class SearchR1:
+    """The format of Search-R1's servers, of which the BM25 one gives its documents no ids.
+
+    Such a document's id is made of its contents.
+    """
+
+    def request(self, queries: Sequence[str], k: int) -> Any:
+        """See `WireFormat.request`."""
+        return {"queries": list(queries), "topk": k, "return_scores": True}
+
+    def hits(self, payload: Any, count: int, k: int) -> list[list[Hit]]:
+        """See `WireFormat.hits`. Raises ValueError if the payload is anything else."""
+        rows = payload.get("result") if isinstance(payload, dict) else None
+        if not isinstance(rows, list) or len(rows) != count:
+            raise ValueError(f"'result' must be a list with one entry for each of the {count} queries")
+        for row in rows:
+            if not isinstance(row, list) or len(row) > k:
+                raise ValueError(f"each entry of 'result' must be a list of at most {k} hits")
+        return [[_hit(item) for item in row] for row in rows]
+
+
+def document_hit(document: Any, score: Any = 0.0) -> Hit:
+    """Read one document of Search-R1's format. Raises ValueError if it is none."""
+    if not isinstance(document, dict):
+        raise ValueError("a document must be an object with 'id' and 'contents'")
+    contents = document.get("contents")
+    if not isinstance(contents, str):
+        raise ValueError("a document must have the string 'contents'")
+    name = document["id"] if "id" in document else contents_id(contents)
+    if not isinstance(name, str):
+        raise ValueError(f"the id {name!r} of a document must be a string")
+    if not isinstance(score, int | float) or isinstance(score, bool) or not math.isfinite(score):
+        raise ValueError(f"the score of document {name!r} is {score!r} and must be a number")
+    return Hit(clean_text(name), clean_text(contents), float(score))
+
+
+def contents_id(contents: str) -> str:
+    """An id for a passage that has none: equal passages have equal ids."""
+    return "sha256-" + hashlib.sha256(clean_text(contents).encode()).hexdigest()[:16]
+
+
+def clean_text(text: str) -> str:
+    """Replace halves of surrogate pairs by U+FFFD: UTF-8 cannot carry them."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def load_attribute(path: str) -> Any:
+    """Import what `package.module:attribute` names.
+
+    Raises:
+        RetrieverError: if there is no such module or attribute.
+    """
+    module, separator, name = path.partition(":")
+    if not (separator and module and name):
+        raise RetrieverError(f"{path!r} is not an import path; write it as package.module:attribute")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise RetrieverError(f"{path!r} cannot be imported: {error}") from error
+
+
+def load_format(path: str) -> WireFormat:
+    """The wire format that `package.module:attribute` names: an object, or a class that needs no arguments.
+
+    Raises:
+        RetrieverError: if it cannot be imported or has no `request` and `hits`.
+    """
+    found = load_attribute(path)
+    made = found() if isinstance(found, type) else found
+    missing = [name for name in ("request", "hits") if not callable(getattr(made, name, None))]
+    if missing:
+        raise RetrieverError(f"{path!r} is no wire format: it has no {' and no '.join(missing)}; see retrievers.wire")
+    return made
+
+
+def _hit(item: Any) -> Hit:
+    if not isinstance(item, dict) or not isinstance(item.get("document"), dict):
+        raise ValueError("a hit must be an object with 'document' and 'score'")
+    return document_hit(item["document"], item.get("score"))
