@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 PREBUILT_PREFIX = "prebuilt:"
 
+# Options that change how fast an index answers, not what.
+_SPEED = ("threads", "heap", "device", "model")
+
 # Named, not imported: neither Java's bridge nor torch may be loaded for an index of the other kind.
 _BACKENDS = {"lucene": ("retrievers.lucene", "LuceneRetriever"), "dense": ("retrievers.dense", "DenseRetriever")}
 
@@ -103,6 +106,21 @@ def retriever_class(folder: Path) -> Any:
         )
     module, name = _BACKENDS[backend]
     return getattr(importlib.import_module(module), name)
+
+
+def identify_index(source: str, options: Mapping[str, Any]) -> dict[str, object]:
+    """All that decides what an index answers: what is cached or recorded for one such identity holds for no other.
+
+    Raises:
+        RetrieverError: if the folder is no sound index.
+    """
+    manifest = open_manifest(index_folder(source))
+    return {
+        "backend": manifest.backend,
+        "corpus_sha256": manifest.corpus_sha256 or manifest.corpus,
+        "parameters": manifest.parameters,
+        "options": {name: value for name, value in options.items() if name not in _SPEED},
+    }
 
 
 def describe_index(folder: Path) -> dict[str, object]:

@@ -19,7 +19,7 @@ from rich.text import Text
 from agentrl.config import ConfigError
 from retrievers.base import Hit
 from retrievers.manifest import Manifest
-from retrievers.opening import check_options, describe_index, index_folder, open_stages
+from retrievers.opening import check_options, describe_index, identify_index, index_folder, open_stages
 
 _SHOWN_CHARACTERS = 400
 
@@ -142,8 +142,8 @@ def serve(
     plan = {"indexes": sources(indexes, options), "rerank": rerank}
     retriever: Retriever = ProcessRetriever("retrievers.opening:open_stages", plan)
     if cache is not None:
-        parts = [{name: part[name] for name in ("backend", "corpus_sha256")} for part in about]
-        retriever = CachedRetriever(retriever, cache, json.dumps([parts, options, rerank], sort_keys=True))
+        parts = [identify_index(index, {} if number else options) for number, index in enumerate(indexes)]
+        retriever = CachedRetriever(retriever, cache, json.dumps([parts, rerank], sort_keys=True))
     shown = {name: about[0][name] for name in ("documents", "corpus", "corpus_sha256")}
     run(
         make_app(retriever, default_k=k, about=shown, token=token),

@@ -13,13 +13,9 @@ from agentrl.rollout.retrieval import ActorRetriever
 from retrievers.base import Retriever
 from retrievers.cache import CachedRetriever, RecordingRetriever, ReplayRetriever
 from retrievers.hybrid import HybridRetriever
-from retrievers.manifest import open_manifest
-from retrievers.opening import index_folder, retriever_class
+from retrievers.opening import identify_index, index_folder, retriever_class
 from retrievers.remote import HttpRetriever
 from retrievers.wire import load_format
-
-# They change how fast an index answers, not what.
-_SPEED = ("threads", "heap", "device")
 
 
 def index_actor(config: Config, index: IndexConfig) -> Any:
@@ -95,13 +91,7 @@ def retriever_identity(settings: RetrieverConfig, data: DataConfig) -> str:
     """
     parts: dict[str, Any] = {}
     for number, index in enumerate(settings.indexes):
-        manifest = open_manifest(index_folder(data.resolve_index(index.index)))
-        parts[f"index {number}"] = {
-            "backend": manifest.backend,
-            "corpus_sha256": manifest.corpus_sha256 or manifest.corpus,
-            "parameters": manifest.parameters,
-            "options": {name: value for name, value in index.options.items() if name not in _SPEED},
-        }
+        parts[f"index {number}"] = identify_index(data.resolve_index(index.index), index.options)
     if settings.kind != "index":
         parts |= {"url": settings.url, "wire": settings.wire, "target": settings.target, "options": settings.options}
     if settings.rerank is not None:
