@@ -164,16 +164,20 @@ def test_sampled_episodes_are_the_same_in_every_run_on_any_number_of_engines_and
     assert sampled[0] == sampled[1] == sampled[2]
 
 
-def test_killed_engines_cost_no_episode_and_change_none(world, tiny_model):
+def test_killed_engines_cost_no_episode_and_change_none(world, tiny_model, tmp_path):
     script = Path(__file__).with_name("killed_engine.py")
     settings = [f"data.root={world}", f"model.path={tiny_model}", *TINY, "data.eval.0.limit=24", "rollout.workers=2"]
 
     def sample(kills):
-        command = [sys.executable, str(script), "8", str(kills), *settings]
-        return json.loads(subprocess.run(command, capture_output=True, text=True, check=True, timeout=600).stdout)
+        out = tmp_path / f"killed-{kills}"
+        command = [sys.executable, str(script), str(out), "8", str(kills), *settings]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=600)
+        assert result.returncode == 0, result.stderr
+        return json.loads(out.read_text())
 
     calm, killed = sample(0), sample(3)
-    assert killed["killed"] == killed["counters"]["rollout/restarts"] == 3
+    assert killed["killed"] == 3
+    assert killed["counters"]["rollout/restarts"] >= 3
     assert killed["counters"]["rollout/retried_groups"] >= 1
     assert killed["got"] == killed["asked"]
     assert killed["failed"] == 0

@@ -18,7 +18,7 @@ Request = tuple[Question, Sequence[str]]
 """A question and the ids of its episodes."""
 
 _STALL_SECONDS = 60.0
-_PREPARE_RETRIES = 3
+_PREPARE_RETRIES = 10
 
 
 @dataclass(frozen=True, slots=True)
