@@ -2,7 +2,6 @@
 
 import json
 import multiprocessing
-import os
 import re
 import tarfile
 from concurrent.futures import ProcessPoolExecutor
@@ -11,12 +10,11 @@ from pathlib import Path
 
 import lucene_process
 import pytest
+from real_data import real_data
 
 from retrievers.index import build_index
 
 pytestmark = pytest.mark.slow
-
-DATA = Path(os.environ.get("AGENTRL_TEST_DATA", Path(__file__).parents[2].parent / "shared" / "data")) / "ir" / "cacm"
 
 
 class Text(HTMLParser):
@@ -37,10 +35,8 @@ class Text(HTMLParser):
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory):
-    if not DATA.is_dir():
-        pytest.skip(f"{DATA} is not there; set AGENTRL_TEST_DATA to a folder that has ir/cacm")
     folder = tmp_path_factory.mktemp("cacm")
-    with tarfile.open(DATA / "cacm.tar.gz") as pages, (folder / "cacm.jsonl").open("w") as corpus:
+    with tarfile.open(real_data("ir/cacm/cacm.tar.gz")) as pages, (folder / "cacm.jsonl").open("w") as corpus:
         for page in pages:
             html = pages.extractfile(page).read().decode("utf-8", "replace")
             record = {"id": Path(page.name).stem, "contents": str(Text(html))}
@@ -53,7 +49,7 @@ def index(tmp_path_factory):
 def run(index):
     """Answers all topics with some options: hits by topic."""
     topics = {}
-    for block in re.findall(r"<DOC>(.*?)</DOC>", (DATA / "topics.cacm.txt").read_text(), re.DOTALL):
+    for block in re.findall(r"<DOC>(.*?)</DOC>", real_data("ir/cacm/topics.cacm.txt").read_text(), re.DOTALL):
         name, text = re.fullmatch(r"\s*<DOCNO>\s*(\d+)\s*</DOCNO>(.*)", block, re.DOTALL).groups()
         topics[name] = text
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as java:
@@ -78,7 +74,7 @@ def run(index):
 )
 def test_average_precision_and_precision_at_30_are_anserinis(run, options, mean_average_precision, precision_at_30):
     trec = pytest.importorskip("pytrec_eval")
-    with (DATA / "qrels.cacm.txt").open() as file:
+    with real_data("ir/cacm/qrels.cacm.txt").open() as file:
         evaluator = trec.RelevanceEvaluator(trec.parse_qrel(file), {"map", "P_30"})
     found = {topic: {hit.id: hit.score for hit in hits} for topic, hits in run(options).items()}
     scores = evaluator.evaluate(found)
@@ -89,7 +85,7 @@ def test_average_precision_and_precision_at_30_are_anserinis(run, options, mean_
 
 def test_bm25_ranks_and_scores_as_anserinis_own_run(run):
     expected = {}
-    for line in (DATA / "cacm-bm25.run.txt").read_text().splitlines():
+    for line in real_data("ir/cacm/cacm-bm25.run.txt").read_text().splitlines():
         topic, _, name, _, score, _ = line.split()
         expected.setdefault(topic, []).append((name, float(score)))
     found = run({})

@@ -14,6 +14,7 @@ import lucene_process
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from real_data import real_data
 
 from retrievers.base import Hit, RetrieverError
 from retrievers.index import build_index
@@ -274,10 +275,7 @@ def test_searching_imports_neither_torch_nor_pyserini(java, index):
 
 
 def test_titles_of_real_passages_find_their_passages(java, tmp_path):
-    data = Path(os.environ.get("AGENTRL_TEST_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
-    corpus = data / "corpus" / "wiki-tiny.jsonl"
-    if not corpus.exists():
-        pytest.skip(f"{corpus} is not there; set AGENTRL_TEST_DATA to a folder that has corpus/wiki-tiny.jsonl")
+    corpus = real_data("corpus/wiki-tiny.jsonl")
     build_index(corpus, tmp_path / "index")
     passages = [json.loads(line) for line in corpus.read_text().splitlines()[::15]]
     titles = [passage["contents"].partition("\n")[0] for passage in passages]
