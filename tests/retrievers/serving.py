@@ -58,6 +58,8 @@ def main():
         retriever = ProcessRetriever(plan["target"], plan["options"])
     else:
         retriever = load_attribute(plan["target"])(**plan["options"])
+    # What runs in a shell's background is started deaf to it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     serve(make_app(retriever, **plan["app"]), port=0, on_ready=lambda url: print(url, flush=True), **plan["serve"])
 
