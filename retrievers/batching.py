@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from retrievers.base import RetrieverError
 
@@ -17,11 +16,31 @@ Answer = TypeVar("Answer")
 
 
 @dataclass(slots=True)
+class _Call(Generic[Answer]):
+    """What one caller waits for: all its answers, by place. One future for all spares the event loop a wake-up each."""
+
+    answers: list[Answer | None]
+    missing: int
+    done: Future[list[Any]] = field(default_factory=Future)
+
+    def give(self, place: int, answer: Answer) -> None:
+        self.answers[place] = answer
+        self.missing -= 1
+        if not self.missing and self.done.set_running_or_notify_cancel():
+            self.done.set_result(self.answers)
+
+    def fail(self, error: RetrieverError) -> None:
+        if not self.done.done() and self.done.set_running_or_notify_cancel():
+            self.done.set_exception(error)
+
+
+@dataclass(slots=True)
 class _Ask(Generic[Question, Answer]):
-    """A question that waits for its answer."""
+    """A question, and where its answer belongs."""
 
     question: Question
-    answer: Future[Answer] = field(default_factory=Future)
+    call: _Call[Answer]
+    place: int
 
 
 class MicroBatches(Generic[Question, Answer]):
@@ -55,38 +74,41 @@ class MicroBatches(Generic[Question, Answer]):
 
     async def ask(self, questions: Sequence[Question]) -> list[Answer]:
         """Return the answer of each question, in their order. Raises RetrieverError if one of them failed."""
-        asks: list[_Ask[Question, Answer]] = [_Ask(question) for question in questions]
-        self._waiting.extend(asks)
+        if not questions:
+            return []
+        call: _Call[Answer] = _Call([None] * len(questions), len(questions))
+        self._waiting.extend(_Ask(question, call, place) for place, question in enumerate(questions))
         # One job for every `largest` questions that came in can never leave one waiting without a job to take it.
-        for _ in range(0, len(asks), self._largest):
+        for _ in range(0, len(questions), self._largest):
             self._submit(self._answer_waiting)
-        return list(await asyncio.gather(*(asyncio.wrap_future(ask.answer) for ask in asks)))
+        return await asyncio.wrap_future(call.done)
 
     def _answer_waiting(self) -> None:
         batch: list[_Ask[Question, Answer]] = []
         while self._waiting and len(batch) < self._largest:
             ask = self._waiting.popleft()
-            if ask.answer.set_running_or_notify_cancel():
+            # Done already means that the caller gave up, or that another question of it failed.
+            if not ask.call.done.done():
                 batch.append(ask)
         if not batch:
             return
         try:
             self._resolve(batch)
-        finally:
+        except BaseException as error:
             # Whatever went wrong, nobody may wait for ever.
             for ask in batch:
-                if not ask.answer.done():
-                    ask.answer.set_exception(RetrieverError(f"the search broke: {sys.exception()!r}"))
+                ask.call.fail(RetrieverError(f"the search broke: {error!r}"))
+            raise
 
     def _resolve(self, batch: list[_Ask[Question, Answer]]) -> None:
         try:
             answers = self._answer([ask.question for ask in batch])
         except RetrieverError as error:
             if len(batch) == 1:
-                batch[0].answer.set_exception(error)
+                batch[0].call.fail(error)
                 return
             for ask in batch:
                 self._resolve([ask])
             return
         for ask, answer in zip(batch, answers, strict=True):
-            ask.answer.set_result(answer)
+            ask.call.give(ask.place, answer)
