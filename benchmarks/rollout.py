@@ -139,15 +139,20 @@ async def against_barriers(lab: Lab, scale: Scale) -> tuple[Rows, list[tuple[Wor
     return rows, first
 
 
-async def against_engine(lab: Lab, played: Sequence[tuple[Work, Played]]) -> dict[str, Any]:
-    """Replay episodes that waited for no retriever, and compare times and computed prompt tokens."""
+async def against_engine(lab: Lab, scale: Scale) -> dict[str, Any]:
+    """Play episodes that wait for no retriever and replay their requests; compare times and computed prompt tokens."""
     alone, chained, computed = [], [], []
-    for work, episodes in played:
-        at_once = await replay(lab, work, episodes, chained=False)
-        in_turn = await replay(lab, work, episodes, chained=True)
-        alone.append(at_once.seconds / episodes.seconds)
-        chained.append(in_turn.seconds / episodes.seconds)
-        computed.append(_computed(at_once) / _computed(episodes))
+    for number in range(scale.rounds):
+        work = make_work(lab.questions, scale.episodes, scale.tokens, seed=number)
+        # One before and one after, so that a machine that grows slower or faster favours neither side.
+        before = await play(lab, work, 0.0, barriers=False)
+        at_once = await replay(lab, work, before, chained=False)
+        in_turn = await replay(lab, work, before, chained=True)
+        after = await play(lab, work, 0.0, barriers=False)
+        seconds = (before.seconds + after.seconds) / 2
+        alone.append(at_once.seconds / seconds)
+        chained.append(in_turn.seconds / seconds)
+        computed.append(_computed(at_once) / _computed(before))
     return {"share": spread(alone), "share_chained": spread(chained), "computed_ratio": spread(computed)}
 
 
@@ -274,13 +279,13 @@ async def measure_small(folder: Path, world: tuple[list[Hit], list[Question]], s
     try:
         rows, played = await against_barriers(lab, scale)
         return {
-            "trl": await against_trl(
-                in_chat, folder, folder.parent / "trl", scale.rounds, scale.episodes, scale.tokens
-            ),
             "parameters": parameters,
             "sizes": SMALL,
             "barriers": rows,
-            "engine": await against_engine(lab, played),
+            "engine": await against_engine(lab, scale),
+            "trl": await against_trl(
+                in_chat, folder, folder.parent / "trl", scale.rounds, scale.episodes, scale.tokens
+            ),
             "reuse": reuse(played),
         }
     finally:
