@@ -20,7 +20,7 @@ from retrievers.manifest import Manifest, open_manifest
 from retrievers.scoring import Scoring
 from retrievers.wire import clean_text
 
-MAX_BATCH = 64
+MAX_BATCH = 256
 MAX_QUERY_CHARACTERS = 4000
 """What follows in a longer query is not searched; Lucene bounds a query's terms, and a character can be a term."""
 
@@ -188,10 +188,13 @@ def _read(searcher: Any, document_id: str) -> str | None:
 
 def _hits(documents: Any) -> list[Hit]:
     """On the JVM's thread: Java's ScoredDoc[] as hits."""
-    return [
-        Hit(found.docid, _contents(found.docid, found.lucene_document.get("raw")), float(found.score))
-        for found in documents
-    ]
+    return [_hit(found) for found in documents]
+
+
+def _hit(found: Any) -> Hit:
+    # Reading a field is a call into Java each time.
+    name = found.docid
+    return Hit(name, _contents(name, found.lucene_document.get("raw")), float(found.score))
 
 
 def _contents(name: str, raw: str | None) -> str:
