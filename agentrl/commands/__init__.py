@@ -1,1 +1,1 @@
-"""What the commands that only run a policy do: evaluate it, sample episodes with it, and show them."""
+"""What commands do between the command line and the rooms below: run a policy, show episodes, build and serve indexes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -127,8 +128,6 @@ def serve(
         ConfigError: if the token is not in the environment.
         RetrieverError: if an index cannot be opened, or nothing can listen there.
     """
-    import json
-
     from retrievers.base import Retriever
     from retrievers.cache import CachedRetriever
     from retrievers.process import ProcessRetriever
