@@ -34,22 +34,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from retrieval_work import (
-    SEED,
-    K,
-    Seconds,
-    build_dense,
-    in_process,
-    measure_build,
-    measure_dense,
-    measure_http,
-    measure_lucene,
-    percentiles,
-    portions,
-    service,
-    shuffled_texts,
-    spread,
-)
+from measuring import in_process, percentiles, spread, written
+from retrieval_commands import measure_build, measure_http, service
+from retrieval_dense import build_dense, measure_dense
+from retrieval_lucene import measure_lucene
+from retrieval_work import SEED, K, Seconds, portions, shuffled_texts
 from rich.console import Console
 from rich.table import Table
 
@@ -92,11 +81,6 @@ def ratios_of(seconds: Seconds, pairs: Mapping[str, tuple[str, str]]) -> dict[st
 
 def rates_of(seconds: Seconds, queries: int) -> dict[str, dict[str, float]]:
     return {name: spread([queries / value for value in values]) for name, values in seconds.items()}
-
-
-def written(values: Mapping[str, float], digits: int = 2) -> str:
-    low, high = (f"{values[name]:,.{digits}f}" for name in ("least", "most"))
-    return f"{values['median']:,.{digits}f} ({low}–{high})"
 
 
 def searches(index: str, texts: Sequence[str], rounds: int, size: int, threads: int, folder: Path) -> dict[str, Any]:

@@ -41,8 +41,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, ClassVar
 
+from measuring import spread, written
 from rich.console import Console
-from rich.table import Table
+from rollout_tables import barrier_table, cutting_table, engine_table, reuse_table, trl_table
 from rollout_trl import Looped, TrlLoop
 from rollout_work import (
     SEED,
@@ -91,14 +92,6 @@ class Scale:
     episodes: int
     latencies: tuple[float, ...]
     tokens: tuple[int, int]
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
-
-
-def written(values: Mapping[str, float], digits: int = 2) -> str:
-    return f"{values['median']:.{digits}f} ({values['least']:.{digits}f}–{values['most']:.{digits}f})"
 
 
 def equal_turns(one: Played, other: Played) -> float:
@@ -327,58 +320,6 @@ def _lab(model: str, agent: AgentConfig, places: int, passages: Sequence[Hit], q
     return Lab(engine, codec, agent, passages, questions, places)
 
 
-def barrier_table(report: Mapping[str, Any]) -> Table:
-    table = Table(
-        "model",
-        "search ms",
-        "agentrl s",
-        "barriers s",
-        "times as fast",
-        "episodes/s",
-        "equal",
-        title="Against turn barriers",
-        title_justify="left",
-        caption="times as fast: median of the rounds with their range; equal: turns with the same prompt and ids",
-        caption_justify="left",
-    )
-    for model in ("small", "smollm2"):
-        for row in report.get(model, {}).get("barriers", []):
-            table.add_row(
-                model,
-                f"{row['latency_ms']:.0f}",
-                f"{statistics.median(row['agentrl_seconds']):.2f}",
-                f"{statistics.median(row['barrier_seconds']):.2f}",
-                written(row["ratio"]),
-                f"{row['trajectories_per_second']['median']:.2f}",
-                f"{row['equal_turns']:.1%}",
-            )
-    return table
-
-
-def engine_table(engine: Mapping[str, Mapping[str, float]]) -> Table:
-    table = Table(
-        "requests sent", "time / episodes' time", title="The engine alone, zero latency", title_justify="left"
-    )
-    table.add_row("all at once", written(engine["share"]))
-    table.add_row("each after the turn before it", written(engine["share_chained"]))
-    table.caption = f"prompt tokens computed, all at once / in episodes: {written(engine['computed_ratio'])}"
-    return table
-
-
-def trl_table(rows: Rows) -> Table:
-    table = Table("TRL's engine", "search ms", "agentrl s", "TRL s", "times as fast", title_justify="left")
-    table.title = "Against TRL's tool loop"
-    for row in rows:
-        table.add_row(
-            row["engine"],
-            f"{row['latency_ms']:.0f}",
-            f"{statistics.median(row['agentrl_seconds']):.2f}",
-            f"{statistics.median(row['trl_seconds']):.2f}",
-            written(row["ratio"]),
-        )
-    return table
-
-
 def ratios(report: Mapping[str, Any]) -> dict[str, float]:
     """Return the medians that stand for the parts that were run.
 
@@ -395,27 +336,6 @@ def ratios(report: Mapping[str, Any]) -> dict[str, float]:
     if "smollm2" in report:
         found["search_r1_sampled_tokens"] = report["smollm2"]["cutting"]["ratio"]
     return found
-
-
-def reuse_table(report: Mapping[str, Any]) -> Table:
-    table = Table(
-        "model", "turns", "prompt tokens sent", "computed", "share", title="Prefix reuse", title_justify="left"
-    )
-    for model in ("small", "smollm2"):
-        for row in report.get(model, {}).get("reuse", []):
-            table.add_row(model, f"{row['turns']}", f"{row['sent']:,}", f"{row['computed']:,}", f"{row['share']:.2f}")
-    return table
-
-
-def cutting_table(cutting: Mapping[str, float]) -> Table:
-    table = Table("sampling", "tokens", title="Tokens for the same kept text, SmolLM2", title_justify="left")
-    table.add_row("stop at the tag", f"{cutting['stopped']:,}")
-    table.add_row("500 a turn, cut at the tag", f"{cutting['cut']:,}")
-    table.caption = (
-        f"{cutting['ratio']:.1f} times as many in {cutting['turns']} turns, {cutting['same_kept_ids']:.0%} of which "
-        "began with the same ids"
-    )
-    return table
 
 
 def versions() -> dict[str, str]:

@@ -21,6 +21,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from measuring import spread, written
 from rich.console import Console
 from rich.table import Table
 
@@ -64,7 +65,7 @@ def main() -> None:
     table = Table("median of the steps", *report, title="Working ahead of the trainer", title_justify="left")
     for name in ("seconds/step", *SHOWN):
         values = [own[name] for own in report.values()]
-        table.add_row(name, *(f"{statistics.median(v):.3f} ({min(v):.3f}–{max(v):.3f})" for v in values))
+        table.add_row(name, *(written(spread(value), 3) for value in values))
     console.print(table)
     fresh, ahead = (statistics.median(own["seconds/step"]) for own in report.values())
     console.print(f"max_staleness 1 is {fresh / ahead:.2f} times as fast", highlight=False)

@@ -19,7 +19,6 @@ from retrievers.breaker import CircuitBreaker
 MAX_ANSWER_BYTES = 64 << 20
 """An answer may be this large, unpacked."""
 
-_CONNECTIONS = 16
 _BACKOFF_SECONDS = 0.25
 _LONGEST_BACKOFF_SECONDS = 8.0
 _LONGEST_RETRY_AFTER_SECONDS = 60.0
@@ -67,6 +66,7 @@ class HttpCaller:
         retries: int,
         *,
         headers: Mapping[str, str] | None = None,
+        connections: int = 16,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         """Nothing is sent yet.
@@ -76,6 +76,7 @@ class HttpCaller:
             timeout_seconds: deadline of one attempt, from connecting to the last byte of the answer.
             retries: attempts after the first.
             headers: sent with every call.
+            connections: calls under way at once; others wait for their turn, outside their deadline.
             transport: replaces the network, for tests.
 
         Raises:
@@ -85,10 +86,10 @@ class HttpCaller:
             raise RetrieverError(f"timeout {timeout_seconds} must be positive and retries {retries} not negative")
         self._name, self._timeout_seconds, self._attempts = name, timeout_seconds, retries + 1
         # The deadline is ours: httpx's own limits start anew with every packet.
-        limits = httpx.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=_CONNECTIONS)
+        limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
         self._client = httpx.AsyncClient(timeout=None, limits=limits, headers=headers, transport=transport)
         # httpx searches its whole queue at every answer; ours keeps that queue empty, and outside the deadline.
-        self._free = asyncio.Semaphore(_CONNECTIONS)
+        self._free = asyncio.Semaphore(connections)
         self._breaker = CircuitBreaker()
 
     async def call(self, method: str, url: str, **request: Any) -> Answer:
@@ -117,6 +118,8 @@ class HttpCaller:
 
     async def _attempt(self, method: str, url: str, request: Mapping[str, Any]) -> Answer | _Trouble:
         """The answer of one attempt, or why it is worth another one. Raises RetrieverError if it is not."""
+        if self._client.is_closed:
+            raise RetrieverError(f"{self._name}: its client is closed")
         try:
             async with (
                 self._free,

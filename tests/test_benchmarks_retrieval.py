@@ -5,18 +5,11 @@ import json
 import math
 
 import pytest
+from measuring import in_turns, percentiles
 from recall import ANSWER, GOLD, answer_stands_in, bootstrap, measure_of, recall, scores, search_all
 from retrieval import ratios_of
-from retrieval_work import (
-    Rivals,
-    check_equal,
-    in_turns,
-    percentiles,
-    portions,
-    search_r1_hits,
-    shuffled_texts,
-    sound_questions,
-)
+from retrieval_lucene import Rivals, search_r1_hits
+from retrieval_work import check_equal, portions, shuffled_texts, sound_questions
 
 from agentrl.metrics import wilson
 from agentrl.types import Question

@@ -8,9 +8,7 @@ answers and do not say which one it was, so they get none and answer up to `max_
 
 from __future__ import annotations
 
-import asyncio
 import os
-import random
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -19,9 +17,8 @@ import httpx
 from agentrl.config import ConfigError, EngineConfig
 from agentrl.engines.base import Generation, Sampling
 from agentrl.types import EngineDied, EnvironmentFailure
-
-_BACKOFF_SECONDS = 0.5
-_LONGEST_BACKOFF_SECONDS = 30.0
+from retrievers.base import RetrieverError
+from retrievers.calling import Answer, HttpCaller
 
 
 def environment(settings: EngineConfig, device: str) -> dict[str, str]:
@@ -62,24 +59,27 @@ class OpenAIEngine:
         self._endpoint = endpoint
         self._url = f"{endpoint.url.rstrip('/')}/completions"
         self._tokenizer = AutoTokenizer.from_pretrained(model)
-        # The deadline is ours: httpx's own limits start anew with every packet.
-        limits = httpx.Limits(max_connections=settings.max_concurrent)
-        self._client = httpx.AsyncClient(timeout=None, limits=limits, headers=headers, transport=transport)
-        self._free = asyncio.Semaphore(settings.max_concurrent)
+        self._caller = HttpCaller(
+            self._url,
+            endpoint.timeout_seconds,
+            endpoint.retries,
+            headers=headers,
+            connections=settings.max_concurrent,
+            transport=transport,
+        )
+        self._closed = False
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
         """See `Engine.generate`. Only a server that answers with ids gives log-probabilities; others are zeros."""
-        payload = self._payload(list(prompt_ids), sampling)
-        attempts = self._endpoint.retries + 1
-        outcome: httpx.Response | str = ""
-        for attempt in range(attempts):
-            if attempt:
-                pause = min(_BACKOFF_SECONDS * 2 ** (attempt - 1), _LONGEST_BACKOFF_SECONDS)
-                await asyncio.sleep(pause * random.uniform(0.5, 1.0))
-            outcome = await self._post(payload)
-            if isinstance(outcome, httpx.Response):
-                return self._parse(outcome, sampling)
-        raise EnvironmentFailure(f"{self._url} gave no answer in {attempts} attempts; the last one: {outcome}")
+        try:
+            answer = await self._caller.call("POST", self._url, json=self._payload(list(prompt_ids), sampling))
+        except RetrieverError as error:
+            if self._closed:
+                raise EngineDied(f"the engine of {self._url} is closed") from error
+            raise EnvironmentFailure(str(error)) from error
+        if answer.status != 200:
+            raise EnvironmentFailure(f"{self._url} refused the request: status {answer.status} {answer.text(500)}")
+        return self._parse(answer, sampling)
 
     async def load_adapter(self, version: int, files: Mapping[str, bytes]) -> None:
         """Raise EnvironmentFailure: the server decides what it serves."""
@@ -91,7 +91,8 @@ class OpenAIEngine:
 
     async def close(self) -> None:
         """See `Engine.close`."""
-        await self._client.aclose()
+        self._closed = True
+        await self._caller.close()
 
     def _payload(self, prompt: list[int], sampling: Sampling) -> dict[str, Any]:
         payload: dict[str, Any] = {
@@ -116,28 +117,9 @@ class OpenAIEngine:
             "repetition_penalty": 1.0,
         }
 
-    async def _post(self, payload: dict[str, Any]) -> httpx.Response | str:
-        """The answer of one attempt, or why it is worth another one. Raises EnvironmentFailure if it is not."""
+    def _parse(self, answer: Answer, sampling: Sampling) -> Generation:
         try:
-            async with self._free, asyncio.timeout(self._endpoint.timeout_seconds):
-                if self._client.is_closed:
-                    raise EngineDied("the endpoint's engine is closed")
-                response = await self._client.post(self._url, json=payload)
-        except TimeoutError:
-            return f"no answer within {self._endpoint.timeout_seconds:g} s"
-        except httpx.TransportError as error:
-            return f"{type(error).__name__} {error}"
-        if response.status_code == 429 or response.status_code >= 500:
-            return f"status {response.status_code} {response.text[:200]}"
-        if response.status_code != 200:
-            raise EnvironmentFailure(
-                f"{self._url} refused the request: status {response.status_code} {response.text[:500]}"
-            )
-        return response
-
-    def _parse(self, response: httpx.Response, sampling: Sampling) -> Generation:
-        try:
-            choice = response.json()["choices"][0]
+            choice = answer.json()["choices"][0]
             ids, text, finish = choice.get("token_ids"), choice["text"], choice["finish_reason"]
             if ids is None:
                 return self._from_text(text, finish, sampling)
@@ -147,7 +129,7 @@ class OpenAIEngine:
             return Generation(tuple(ids), tuple(map(float, logprobs)), "length" if finish == "length" else "stop", 0)
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             raise EnvironmentFailure(
-                f"{self._url} does not speak OpenAI's completions: {type(error).__name__} {error} in {response.text[:200]!r}"
+                f"{self._url} does not speak OpenAI's completions: {type(error).__name__} {error} in {answer.text(200)!r}"
             ) from error
 
     def _from_text(self, text: str, finish: str, sampling: Sampling) -> Generation:

@@ -63,7 +63,7 @@ def cluster(config: Config, on_phase: Callable[[str], None] = lambda phase: None
         on_phase("retriever")
         indexes = _start_indexes(config)
         on_phase(f"{config.rollout.workers} engine(s)")
-        workers, pids = _start_workers(config, indexes)
+        workers, pids = _start_workers(config)
         yield Cluster(RolloutPool(workers, pids, _limits(config)), workers, indexes)
     finally:
         # Engines keep adapters on the disk, which nobody else removes.
@@ -115,7 +115,8 @@ def _start_indexes(config: Config) -> list[Any]:
     settings = config.retriever
     if settings.kind == "http" and settings.replay is None:
         asyncio.run(_probe(config))
-    actors = [index_actor(config, index) for index in settings.indexes]
+    names = _index_names(config)
+    actors = [index_actor(config, index, name) for index, name in zip(settings.indexes, names, strict=True)]
     _await([actor.ping.remote() for actor in actors], _RETRIEVER_SECONDS, "retriever")
     return actors
 
@@ -130,7 +131,11 @@ async def _probe(config: Config) -> None:
         await retriever.close()
 
 
-def _start_workers(config: Config, indexes: list[Any]) -> tuple[list[Any], list[int]]:
+def _index_names(config: Config) -> list[str]:
+    return [f"index-{number}" for number in range(len(config.retriever.indexes))]
+
+
+def _start_workers(config: Config) -> tuple[list[Any], list[int]]:
     resources = {"num_gpus": config.engine.gpus} if _engines_need_gpus(config) else {"num_cpus": 1}
     worker = ray.remote(RolloutWorker).options(
         max_concurrency=1000,
@@ -140,7 +145,7 @@ def _start_workers(config: Config, indexes: list[Any]) -> tuple[list[Any], list[
         **resources,
     )
     identity = "" if config.retriever.replay is not None else retriever_identity(config.retriever, config.data)
-    workers = [worker.remote(config, identity, indexes) for _ in range(config.rollout.workers)]
+    workers = [worker.remote(config, identity, _index_names(config)) for _ in range(config.rollout.workers)]
     return workers, _await([w.prepare.remote() for w in workers], config.engine.start_timeout_seconds, "engine")
 
 

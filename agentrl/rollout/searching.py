@@ -18,8 +18,8 @@ from retrievers.remote import HttpRetriever
 from retrievers.wire import load_format
 
 
-def index_actor(config: Config, index: IndexConfig) -> Any:
-    """Start a Ray actor that searches an index; it comes back when it dies.
+def index_actor(config: Config, index: IndexConfig, name: str) -> Any:
+    """Start a Ray actor that searches an index, with a name for `ray.get_actor`; it comes back when it dies.
 
     Raises:
         RetrieverError: if the folder is no sound index.
@@ -29,7 +29,7 @@ def index_actor(config: Config, index: IndexConfig) -> Any:
     folder = index_folder(config.data.resolve_index(index.index))
     return (
         ray.remote(retriever_class(folder))
-        .options(num_cpus=1, num_gpus=config.retriever.gpus, max_restarts=-1, max_concurrency=1000)
+        .options(name=name, num_cpus=1, num_gpus=config.retriever.gpus, max_restarts=-1, max_concurrency=1000)
         .remote(str(folder.absolute()), **index.options)
     )
 

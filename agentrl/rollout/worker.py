@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any
 
+import ray
+
 from agentrl.agent.codec import Codec
 from agentrl.agent.episode import Agent
 from agentrl.config import Config
@@ -22,10 +24,12 @@ from agentrl.types import EngineDied, Question, Trajectory
 class RolloutWorker:
     """Made through `ray.remote(RolloutWorker)`; every method runs in the actor's event loop."""
 
-    def __init__(self, config: Config, identity: str, indexes: Sequence[Any]) -> None:
-        """`indexes` are the Ray actors of `config.retriever.indexes`; `identity` is as `retriever_identity` returns it."""
+    def __init__(self, config: Config, identity: str, indexes: Sequence[str]) -> None:
+        """`indexes` are the names of the Ray actors of `config.retriever.indexes`; `identity` as of `retriever_identity`."""
         self._config = config
-        self._retriever: Any = make_retriever(config.retriever, config.data, identity, indexes)
+        # By name: Ray does not promise to make an actor anew whose arguments refer to other objects.
+        actors = [ray.get_actor(name) for name in indexes]
+        self._retriever: Any = make_retriever(config.retriever, config.data, identity, actors)
         self._contexts = AsyncExitStack()
         self._agent: Agent | None = None
         self._engine: _Watched | None = None

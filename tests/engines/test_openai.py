@@ -7,15 +7,15 @@ import httpx
 import pytest
 
 from agentrl.config import ConfigError, EndpointConfig, EngineConfig
-from agentrl.engines import openai
 from agentrl.engines.base import Sampling
 from agentrl.engines.openai import OpenAIEngine
-from agentrl.types import EnvironmentFailure
+from agentrl.types import EngineDied, EnvironmentFailure
+from retrievers import calling
 
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch):
-    monkeypatch.setattr(openai, "_BACKOFF_SECONDS", 0.0)
+    monkeypatch.setattr(calling, "_BACKOFF_SECONDS", 0.0)
 
 
 def ask(model, answer, sampling=None, prompt=(300, 301), **endpoint):
@@ -96,6 +96,18 @@ def test_a_slow_server_runs_into_the_deadline(tiny_model):
 
     with pytest.raises(EnvironmentFailure, match=r"no answer within 0\.05 s"):
         ask(tiny_model, never, retries=0, timeout_seconds=0.05)
+
+
+def test_a_closed_engine_is_dead(tiny_model):
+    settings = EngineConfig(kind="openai", endpoint=EndpointConfig(url="http://server/v1", model="served"))
+    engine = OpenAIEngine(tiny_model, settings, transport=httpx.MockTransport(text("done")))
+
+    async def generate():
+        await engine.close()
+        await engine.generate([300], Sampling(8, 0.0, (), 7))
+
+    with pytest.raises(EngineDied, match="http://server/v1/completions is closed"):
+        asyncio.run(generate())
 
 
 def test_a_refusal_is_told_at_once(tiny_model):

@@ -42,9 +42,10 @@ def test_200_episodes_survive_killed_workers_killed_retrievers_and_delays(tmp_pa
         },
         source="test",
     )
-    retriever = ray.remote(SlowRetriever).options(max_restarts=-1, max_concurrency=100).remote(str(orders))
+    slow = ray.remote(SlowRetriever).options(name="slow", max_restarts=-1, max_concurrency=100)
+    retriever = slow.remote(str(orders))
     worker = ray.remote(ScriptedWorker).options(max_restarts=-1, max_concurrency=100)
-    workers = [worker.remote(config, "", [retriever]) for _ in range(2)]
+    workers = [worker.remote(config, "", ["slow"]) for _ in range(2)]
     pids = ray.get([w.prepare.remote() for w in workers])
     limits = Limits(places=8, deadline_seconds=60.0, start_seconds=60.0, max_failures=20)
     pool = RolloutPool(workers, pids, limits)
