@@ -8,6 +8,7 @@
    own, so that only Java itself is warm. The limit is Pyserini's batch search of the same queries with as many threads; a
    second limit reads ids and scores and no contents. What a query took of all processors says what a method costs, also
    on a machine with other work, where threads gain little.
+   Then the same with at most 1, 16, 64 and 256 queries in a call of Java, of 250 that wait: how large a micro-batch may be.
 2. Requests over HTTP with one query each, from 1, 16 and 64 clients, to a service that was started from the command line
    without a cache. The clients run on the same machine and take a part of it.
 3. Building a Lucene index from the command line: documents a second of the whole command, and its processes' memory.
@@ -37,7 +38,7 @@ from typing import Any
 from measuring import in_process, percentiles, spread, written
 from retrieval_commands import measure_build, measure_http, service
 from retrieval_dense import build_dense, measure_dense
-from retrieval_lucene import measure_lucene
+from retrieval_lucene import measure_batches, measure_lucene
 from retrieval_work import SEED, K, Seconds, portions, shuffled_texts
 from rich.console import Console
 from rich.table import Table
@@ -45,6 +46,7 @@ from rich.table import Table
 PARTS = ("lucene", "http", "build", "dense")
 WARM_UP = 2000
 CLIENTS = (1, 16, 64)
+BATCHES = (1, 16, 64, 256)
 DENSE_BATCH = 64
 DENSE_PASSAGES = 500
 RATIOS = {
@@ -89,7 +91,10 @@ def searches(index: str, texts: Sequence[str], rounds: int, size: int, threads: 
     parts = portions(texts[warm:], rounds, size)
     queries = len(parts[0])
     say(f"searching: {warm:,} queries to warm up, and {rounds} rounds of {queries:,}")
-    seconds, processors = in_process(measure_lucene, index, [texts[:warm], *parts], threads, str(folder))
+    asked = [texts[:warm], *parts]
+    seconds, processors = in_process(measure_lucene, index, asked, threads, str(folder))
+    say(f"searching with at most {', '.join(map(str, BATCHES))} queries at once")
+    batches = in_process(measure_batches, index, asked, threads, BATCHES)
     return {
         "queries": queries,
         "k": K,
@@ -101,6 +106,7 @@ def searches(index: str, texts: Sequence[str], rounds: int, size: int, threads: 
         },
         "queries_per_second": rates_of(seconds, queries),
         "ratios": ratios_of(seconds, RATIOS),
+        "batches": {"seconds": batches, "queries_per_second": rates_of(batches, queries)},
     }
 
 
@@ -166,6 +172,13 @@ def rate_table(title: str, report: Mapping[str, Any]) -> Table:
     return table
 
 
+def batch_table(report: Mapping[str, Any]) -> Table:
+    table = Table("queries at most", "queries/s", title="Calls of Java, 250 queries waiting", title_justify="left")
+    for size, rate in report["queries_per_second"].items():
+        table.add_row(size, written(rate, 0))
+    return table
+
+
 def ratio_table(ratios: Mapping[str, Mapping[str, float]]) -> Table:
     table = Table("ratio", "times as fast", title="Ratios", title_justify="left")
     for name, ratio in ratios.items():
@@ -191,6 +204,7 @@ def build_table(report: Mapping[str, Any]) -> Table:
 def tables(report: Mapping[str, Any], ratios: Mapping[str, Mapping[str, float]]) -> Iterator[Table]:
     if "lucene" in report:
         yield rate_table(f"Lucene, k {K}, {report['lucene']['queries']:,} queries a round", report["lucene"])
+        yield batch_table(report["lucene"]["batches"])
     if "dense" in report:
         yield rate_table(f"Dense, {DENSE_BATCH} queries at once, {report['dense']['index']}", report["dense"])
     if ratios:

@@ -16,7 +16,7 @@ from typing import Any
 from measuring import in_turns
 from retrieval_work import K, Rows, Seconds, check_equal, without_warm_up
 
-from retrievers import jvm
+from retrievers import jvm, lucene
 from retrievers.base import Hit, RetrieverError
 from retrievers.cache import CachedRetriever
 from retrievers.lucene import LuceneRetriever
@@ -173,6 +173,40 @@ async def _measure_lucene(
             print(f"round {number} of {len(rounds) - 1}, queries/s: {shown}", flush=True)
     retriever.close()
     return without_warm_up(seconds), without_warm_up(processors)
+
+
+def measure_batches(index: str, rounds: Sequence[Sequence[str]], threads: int, sizes: Sequence[int]) -> Seconds:
+    """Return the seconds of each round for each bound on the queries that Java gets at once; to be run by `in_process`.
+
+    The queries of the first round warm up and are not measured.
+
+    Raises:
+        RuntimeError: if two bounds give different answers.
+    """
+    return asyncio.run(_measure_batches(index, rounds, threads, sizes))
+
+
+async def _measure_batches(index: str, rounds: Sequence[Sequence[str]], threads: int, sizes: Sequence[int]) -> Seconds:
+    retrievers = {}
+    for size in sizes:
+        # A retriever takes the bound when it is made. This process ends with the measurement.
+        lucene.MAX_BATCH = size
+        retrievers[str(size)] = LuceneRetriever(index, threads=threads)
+    seconds: Seconds = {name: [] for name in retrievers}
+    for number, queries in enumerate(rounds):
+        answers: dict[str, Rows] = {name: [] for name in retrievers}
+        spent = dict.fromkeys(retrievers, 0.0)
+        for turn, start in enumerate(range(0, len(queries), SLICE), number):
+            for name in in_turns(list(retrievers), turn):
+                began = time.perf_counter()
+                answers[name] += await retrievers[name].search(queries[start : start + SLICE], K)
+                spent[name] += time.perf_counter() - began
+        for name, rows in answers.items():
+            seconds[name].append(spent[name])
+            check_equal(f"batches of {name}", queries, rows, answers[str(sizes[0])])
+    for retriever in retrievers.values():
+        retriever.close()
+    return without_warm_up(seconds)
 
 
 async def _measure_cache(

@@ -29,6 +29,7 @@ class Unable(FakeRetriever):
         raise CannotReadError("it has no documents")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(SECONDS + 120)
 def test_no_request_gets_an_answer_that_is_not_documented():
     with served("fake_retriever:ReadingRetriever", app={"token": "secret"}) as service:
