@@ -97,7 +97,7 @@ def _run_indexer(work: Path, options: JvmOptions, total: int, progress: Progress
     root = str(Path(__file__).parent.parent)
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH", "")]))
     command = [sys.executable, "-m", "retrievers.indexer", str(work), options.heap, str(options.processors)]
-    end: dict[str, object] | None = None
+    end: dict[str, object] = {}
     with tempfile.TemporaryFile() as log:
         # A session of its own keeps Ctrl-C away from the child: the parent alone decides, and cleans up.
         child = subprocess.Popen(
@@ -112,15 +112,16 @@ def _run_indexer(work: Path, options: JvmOptions, total: int, progress: Progress
             assert child.stdout is not None
             for line in child.stdout:
                 status = json.loads(line)
-                if "lucene" in status:
-                    end = status
+                end = status
                 progress(status["indexed"], total)
             code = child.wait()
         finally:
             child.kill()
             child.wait()
             child.stdout.close()
-        if code != 0 or end is None:
+        if "failure" in end:
+            raise RetrieverError(f"the indexer failed in {work.parent}: {end['failure']}")
+        if code != 0 or "lucene" not in end:
             raise RetrieverError(f"the indexer ended with status {code}; its last words:\n{_tail(log)}")
     return end
 

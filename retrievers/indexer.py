@@ -2,7 +2,7 @@
 
 Started as `python -m retrievers.indexer WORK HEAP THREADS`; reads WORK/corpus, writes WORK/index. Each line of its
 output is a JSON object with `indexed`, the number of documents so far; the last one also has `documents`, `counters`
-and `lucene`.
+and `lucene`, or `failure`, what Java says went wrong, with status 1.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from retrievers import jvm
 
@@ -51,7 +51,9 @@ def _index(work: Path, threads: int, status: IO[str]) -> None:
     while not run.isDone():
         print(json.dumps({"indexed": counters.indexed.get()}), file=status)
         time.sleep(_POLL_SECONDS)
-    run.join()
+    if run.isCompletedExceptionally():
+        print(json.dumps({"indexed": counters.indexed.get(), "failure": _root(run.exceptionNow())}), file=status)
+        os._exit(1)
     reader = jvm.autoclass("io.anserini.index.IndexReaderUtils").getReader(str(work / "index"))
     end = {
         "indexed": counters.indexed.get(),
@@ -60,6 +62,13 @@ def _index(work: Path, threads: int, status: IO[str]) -> None:
         "lucene": jvm.autoclass("org.apache.lucene.util.Version").LATEST.toString(),
     }
     print(json.dumps(end), file=status)
+
+
+def _root(failure: Any) -> str:
+    """What the first of a chain of Java's exceptions says."""
+    while (cause := failure.getCause()) is not None:
+        failure = cause
+    return failure.toString()
 
 
 def _remove(work: Path) -> None:

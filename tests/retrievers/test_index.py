@@ -204,7 +204,9 @@ def test_an_index_that_cannot_be_written_whole_is_an_error_and_leaves_nothing(co
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
-        with pytest.raises(RetrieverError, match="the indexer ended"):
+        with pytest.raises(
+            RetrieverError, match=rf"the indexer failed in {place}: java\.io\.IOException: File too large"
+        ):
             build_index(corpus, place / "index")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
