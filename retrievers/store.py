@@ -193,7 +193,9 @@ class HitStore:
                 result = work()
                 self._writer.execute("COMMIT")
             except BaseException:
-                self._writer.execute("ROLLBACK")
+                # SQLite has done so itself where the disk is full or broken.
+                if self._writer.in_transaction:
+                    self._writer.execute("ROLLBACK")
                 raise
         return result
 
@@ -205,7 +207,11 @@ class HitStore:
             raise self._unusable(error) from error
 
     def _unusable(self, error: sqlite3.Error) -> RetrieverError:
-        remedy = "if it is damaged, remove it with its -wal and -shm files"
+        # Only what SQLite itself refused has a code.
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+            remedy = "make room and try again"
+        else:
+            remedy = "if it is damaged, remove it with its -wal and -shm files"
         return RetrieverError(f"{self._path} cannot be used ({error}); {remedy}")
 
 

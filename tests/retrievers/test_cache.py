@@ -4,6 +4,7 @@ import asyncio
 import multiprocessing
 import os
 import pickle
+import resource
 import sqlite3
 import unicodedata
 from concurrent.futures import ProcessPoolExecutor
@@ -169,6 +170,28 @@ def test_broken_text_survives_the_disk(tmp_path):
     first = search(CachedRetriever(OddRetriever(), tmp_path, "a"), ["surrogate"], 1)
     again = search(CachedRetriever(OddRetriever(), tmp_path, "a"), ["surrogate"], 1)
     assert first == again == [[Hit("\udc80", "half \ud800 of a pair \x00\x1b", 1.0)]]
+
+
+def test_a_disk_that_takes_no_more_is_named_and_what_was_stored_is_kept(tmp_path):
+    async def fill(retriever):
+        for number in range(1000):
+            await retriever.search([f"q{number}"], 1)
+
+    async def use(retriever):
+        await retriever.search(["first"], 1)
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+        try:
+            with pytest.raises(RetrieverError, match=r"hits\.sqlite cannot be used \(disk I/O error\)"):
+                await fill(retriever)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        return [await retriever.search([query], 1) for query in ("later", "first")]
+
+    assert using(CachedRetriever(FakeRetriever(), tmp_path, "a"), use) == [found(["later"], 1), found(["first"], 1)]
+    inner = FakeRetriever()
+    assert search(CachedRetriever(inner, tmp_path, "a"), ["first", "later"], 1) == found(["first", "later"], 1)
+    assert inner.calls == []
 
 
 def test_the_file_stays_within_its_bound_and_forgets_the_oldest(tmp_path):
