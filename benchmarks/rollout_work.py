@@ -147,6 +147,11 @@ class CountingEngine(VllmEngine):
     async def forget(self) -> None:
         await self._llm.reset_prefix_cache()
 
+    async def close(self) -> None:
+        await super().close()
+        # Held any longer, it would be cleared away with the modules that it needs for that.
+        del self._llm
+
 
 class ScriptedEngine:
     """Samples as many tokens as the script says and ends the turn with the script's action, as if it had been sampled."""

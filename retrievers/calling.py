@@ -90,7 +90,7 @@ class HttpCaller:
         self._client = httpx.AsyncClient(timeout=None, limits=limits, headers=headers, transport=transport)
         # httpx searches its whole queue at every answer; ours keeps that queue empty, and outside the deadline.
         self._free = asyncio.Semaphore(connections)
-        self._breaker = CircuitBreaker()
+        self._breaker = CircuitBreaker(name)
 
     async def call(self, method: str, url: str, **request: Any) -> Answer:
         """Send a request, with the arguments of `httpx.AsyncClient.request`, until there is an answer to it.

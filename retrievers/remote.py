@@ -22,7 +22,7 @@ class HttpRetriever:
         self,
         url: str,
         timeout_seconds: float = 30.0,
-        retries: int = 3,
+        retries: int = 6,
         *,
         token: str | None = None,
         headers: Mapping[str, str] | None = None,
@@ -35,7 +35,7 @@ class HttpRetriever:
         Args:
             url: of the search, such as http://127.0.0.1:8000/retrieve.
             timeout_seconds: deadline of one attempt, from connecting to the last byte of the answer.
-            retries: attempts after the first.
+            retries: attempts after the first; six outlive the restart of a server's process.
             token: sent as `Authorization: Bearer …`.
             headers: sent with every request, such as another server's key.
             wire: the server's format, where it is not Search-R1's; see `retrievers.wire`.

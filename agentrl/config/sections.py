@@ -91,7 +91,8 @@ class RetrieverConfig(Section):
     `kind: index` searches `index`; with `fuse`, further indexes of the same corpus by reciprocal rank fusion. `kind: http`
     asks the server at `url`, in Search-R1's format or the one of `wire` (`package.module:Class`, see retrievers.wire).
     `kind: object` is what `target` (`package.module:attribute`) makes of `options`: a web search, tools behind MCP, your own.
-    `token_env` names the environment variable that holds the server's token.
+    `token_env` names the environment variable that holds the server's token. A search is tried again `retries` times; six
+    outlive the restart of a server's process.
 
     `cache` is a folder in which hits are kept, up to `cache_mib`. `record` is the new file that a run's searches are
     recorded in, and `replay` such a file, which then stands in for the retriever. Paths as in the section data.
@@ -113,7 +114,7 @@ class RetrieverConfig(Section):
     replay: str | None = None
     k: int = Field(3, ge=1, le=100)
     timeout_seconds: float = Field(30.0, gt=0)
-    retries: int = Field(3, ge=0)
+    retries: int = Field(6, ge=0)
 
     @property
     def indexes(self) -> list[IndexConfig]:

@@ -29,7 +29,7 @@ class ActorRetriever:
         self._actor = actor
         self._timeout = settings.timeout_seconds
         self._attempts = settings.retries + 1
-        self._breaker = CircuitBreaker()
+        self._breaker = CircuitBreaker("the retriever")
 
     async def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
         """See `Retriever.search`. Raises RetrieverError after the last attempt."""

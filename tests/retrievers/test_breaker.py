@@ -1,7 +1,10 @@
 """When a service fails, one caller at a time finds out whether it is back."""
 
 import asyncio
+import contextlib
+import time
 
+from retrievers.base import RetrieverError
 from retrievers.breaker import CircuitBreaker
 
 
@@ -27,7 +30,7 @@ def failed(outcome):
 
 def test_calls_pass_at_once_while_the_service_answers():
     async def run():
-        service, breaker = Service(), CircuitBreaker(threshold=3, pause_seconds=60)
+        service, breaker = Service(), CircuitBreaker("it", threshold=3, pause_seconds=60)
         assert await asyncio.gather(*(breaker.run(service, failed) for _ in range(8))) == ["answer"] * 8
         assert service.most == 8
 
@@ -36,7 +39,7 @@ def test_calls_pass_at_once_while_the_service_answers():
 
 def test_an_open_breaker_lets_one_caller_try_and_closes_for_all_at_its_success():
     async def run():
-        service, breaker = Service(), CircuitBreaker(threshold=3, pause_seconds=0.02)
+        service, breaker = Service(), CircuitBreaker("it", threshold=3, pause_seconds=0.02)
         service.up = False
         await asyncio.gather(*(breaker.run(service, failed) for _ in range(3)))
         assert breaker.is_open
@@ -56,10 +59,34 @@ def test_an_open_breaker_lets_one_caller_try_and_closes_for_all_at_its_success()
 
 def test_single_failures_do_not_open_it():
     async def run():
-        service, breaker = Service(), CircuitBreaker(threshold=2)
+        service, breaker = Service(), CircuitBreaker("it", threshold=2)
         for up in (False, True) * 3:
             service.up = up
             await breaker.run(service, failed)
             assert not breaker.is_open
+
+    asyncio.run(run())
+
+
+def test_a_service_that_is_gone_fails_those_who_wait_at_once_and_is_still_tried():
+    async def run():
+        service, breaker = Service(), CircuitBreaker("it", threshold=2, pause_seconds=0.1, patience_seconds=0.2)
+        service.up = False
+        end = time.monotonic() + 0.5
+        while time.monotonic() < end:
+            with contextlib.suppress(RetrieverError):
+                await breaker.run(service, failed)
+            await asyncio.sleep(0.02)
+        tried = service.calls
+        outcomes = await asyncio.gather(*(breaker.run(service, failed) for _ in range(50)), return_exceptions=True)
+        # One of them may try, where the last attempt was long enough ago; a few, where this process is held up meanwhile.
+        assert service.calls - tried < 5
+        refused = [outcome for outcome in outcomes if isinstance(outcome, RetrieverError)]
+        assert len(refused) > 45
+        assert "it has failed for" in str(refused[0])
+        await asyncio.sleep(0.1)
+        service.up = True
+        assert await breaker.run(service, failed) == "answer"
+        assert not breaker.is_open
 
     asyncio.run(run())
