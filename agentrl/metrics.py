@@ -36,6 +36,8 @@ def exact_match(prediction: str, golds: Sequence[str]) -> float:
 def f1(prediction: str, golds: Sequence[str]) -> float:
     """Return the best token F1 with an accepted answer; yes, no and noanswer match themselves and nothing else.
 
+    An exact match has F1 1, also with an accepted answer of which the normaliser leaves nothing.
+
     Source: HotpotQA's hotpot_evaluate_v1.py (Yang et al., arXiv 1809.09600).
 
     Raises:
@@ -76,6 +78,8 @@ def _same(prediction: str, gold: str) -> float:
 
 
 def _overlap(prediction: str, gold: str) -> float:
+    if _same(prediction, gold):
+        return 1.0
     said, expected = normalize_answer(prediction), normalize_answer(gold)
     if said != expected and (said in _CLOSED or expected in _CLOSED):
         return 0.0

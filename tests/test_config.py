@@ -88,6 +88,10 @@ def test_every_problem_is_reported_at_once(small):
         (["retriever.kind=http"], "needs `url`"),
         (["retriever.kind=object"], "needs `target`"),
         (["retriever.record=a", "retriever.replay=b"], "not both"),
+        (["retriever.url=http://127.0.0.1:8000/retrieve"], "`url` belongs to kind http, and kind is index"),
+        (["training.schedule=constant", "training.warmup_steps=3"], "schedule constant has no warm-up"),
+        (["advantages.selection.enabled=true", "advantages.scope=batch"], "judges each question by itself"),
+        (["advantages.selection.enabled=true", "advantages.estimator=reinforce_pp"], "baseline to group"),
     ],
 )
 def test_settings_that_contradict_one_another_are_refused(small, overrides, message):
@@ -197,3 +201,8 @@ def test_reading_a_config_loads_neither_torch_nor_ray():
     code = "import sys, agentrl.config; print([m for m in ('torch', 'ray', 'transformers') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=os.environ)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_server_can_replace_the_index_of_a_config_on_the_command_line(small):
+    changed = load_config(small, ["retriever.kind=http", "retriever.url=http://127.0.0.1:8000/retrieve"])
+    assert changed.retriever.indexes == []

@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agentrl.config import DataConfig
 from agentrl.data.errors import DataError
+from agentrl.data.inputs import evaluation_questions
 from agentrl.data.questions import read_questions, validate_questions
 from agentrl.data.stream import QuestionStream
 from agentrl.types import Question
@@ -232,3 +234,14 @@ def test_epochs_and_seeds_differ_in_their_permutation():
 def test_a_mix_that_cannot_be_drawn_from_is_refused(mix, message):
     with pytest.raises(DataError, match=message):
         QuestionStream(mix, seed=0)
+
+
+def test_a_question_that_would_be_evaluated_twice_is_refused(tmp_path):
+    first, second = (tmp_path / name / "nq" / "dev.jsonl" for name in ("a", "b"))
+    for file in (first, second):
+        write_lines(file, ROW)
+    assert len(evaluation_questions(DataConfig(), [first])) == 1
+    with pytest.raises(DataError, match=r"2 questions to evaluate have the id 'nq-dev:q1'; give each file once"):
+        evaluation_questions(DataConfig(), [first, second])
+    sets = [{"path": str(first), "name": "one"}, {"path": str(second), "name": "two"}]
+    assert len(evaluation_questions(DataConfig(eval=sets))) == 2

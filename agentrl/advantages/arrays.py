@@ -138,6 +138,9 @@ def number(keys: Keys, valid: Bools, what: str) -> tuple[list[Any], Ints]:
             distinct, index = renumber(keys[valid])
             return distinct.tolist(), index
         keys = keys.tolist()
+    elif any(hasattr(kind, "item") for kind in set(map(type, keys))):
+        # A torch tensor is hashed by identity: equal ones would be different keys.
+        keys = [key.item() if hasattr(key, "item") else key for key in keys]
     # A dictionary, because keys need not be orderable among one another.
     numbers: defaultdict[Any, int] = defaultdict(itertools.count().__next__)
     try:
@@ -149,6 +152,8 @@ def number(keys: Keys, valid: Bools, what: str) -> tuple[list[Any], Ints]:
 
 def renumber(values: NDArray[np.integer[Any]]) -> tuple[NDArray[np.integer[Any]], Ints]:
     """Return the distinct values in ascending order, and for each value its position among them [n]."""
+    # Differences of narrow integers may not fit their own kind.
+    values = values if values.dtype.itemsize == 8 else values.astype(np.int64)
     low, high = (int(values.min()), int(values.max())) if len(values) else (0, 0)
     if high - low > 4 * len(values):
         return np.unique(values, return_inverse=True)

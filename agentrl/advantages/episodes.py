@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from itertools import compress
 from typing import Any, Literal
 
 import numpy as np
 
 from agentrl.advantages import Advantages, compute
 from agentrl.advantages.arrays import Keys
+from agentrl.advantages.base import AdvantageError
+from agentrl.advantages.registry import check_options, get_estimator
+from agentrl.advantages.schedule import Options
 from agentrl.advantages.strata import Stratifier, cap_strata
 from agentrl.metrics import normalize_answer
-from agentrl.types import Trajectory
+from agentrl.types import End, Question, Trajectory
 
 
 def episode_strata(
@@ -19,11 +23,17 @@ def episode_strata(
 ) -> list[Hashable]:
     """Return the stratum [N] of each episode, with the tail merged where there are more than `max_strata`.
 
+    Which strata stay is decided by the episodes whose environment did not fail; the others keep their own.
+
     Raises:
         AdvantageError: if `max_strata` is below 2.
     """
     strata = [stratifier(trajectory) for trajectory in trajectories]
-    return strata if max_strata is None else cap_strata(strata, max_strata)
+    if max_strata is None:
+        return strata
+    counted = [trajectory.valid for trajectory in trajectories]
+    capped = iter(cap_strata(list(compress(strata, counted)), max_strata))
+    return [next(capped) if counts else key for key, counts in zip(strata, counted, strict=True)]
 
 
 def episode_advantages(
@@ -56,6 +66,35 @@ def episode_advantages(
         scope=scope,
         **options,
     )
+
+
+def check_estimator(
+    estimator: str, stratifier: Stratifier, scope: Literal["prompt", "batch"], options: Mapping[str, Any]
+) -> None:
+    """Try an estimator and its `options`, rules at their start and at their end, on episodes without a turn.
+
+    Raises:
+        AdvantageError: if a step of training would fail on them.
+    """
+    check_options(estimator, get_estimator(estimator), options)
+    failed = Trajectory("", Question("", "", ("",)), (), (), End.ENVIRONMENT_FAILURE)
+    # A stratifier meets such episodes in training too: those that failed before their first turn.
+    stratum = stratifier(failed)
+    for values in Options(options).ends():
+        try:
+            compute(
+                [0.0, 1.0],
+                groups=[0, 0],
+                strata=[stratum, stratum],
+                estimator=estimator,
+                lengths=[1, 1],
+                turn_rewards=[[0.0], [0.0]],
+                anchors=[[""], [""]],
+                scope=scope,
+                **values,
+            )
+        except TypeError as error:
+            raise AdvantageError(f"estimator {estimator!r} cannot be computed with {values}: {error}") from error
 
 
 def length(trajectory: Trajectory) -> int:

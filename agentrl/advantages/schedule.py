@@ -24,7 +24,13 @@ class StratumRewards:
 
 
 class Rule(Protocol):
-    """Gives an option its value."""
+    """Gives an option its value, which lies between `start` and `end`."""
+
+    @property
+    def start(self) -> float: ...
+
+    @property
+    def end(self) -> float: ...
 
     def value(self, progress: float) -> float:
         """Return the value at `progress`, the share of the run's steps that are done, from 0 to 1."""
@@ -169,6 +175,12 @@ class Options:
     def at(self, progress: float) -> dict[str, Any]:
         """Return the options at `progress`, the share of the run's steps that are done, from 0 to 1."""
         return self._constants | {name: rule.value(progress) for name, rule in self._rules.items()}
+
+    def ends(self) -> list[dict[str, Any]]:
+        """Return the options with every rule at its start, and with every rule at its end."""
+        starts = {name: rule.start for name, rule in self._rules.items()}
+        ends = {name: rule.end for name, rule in self._rules.items()}
+        return [self._constants | starts, self._constants | ends]
 
     def observe(self, strata: Mapping[str, StratumRewards]) -> None:
         """Hand a step's rewards by stratum to the rules."""

@@ -135,6 +135,12 @@ class RetrieverConfig(Section):
                 raise ValueError(f"kind {kind} needs `{key}`, {what}")
         if self.fuse and self.kind != "index":
             raise ValueError("`fuse` fuses indexes, with kind index")
+        # `index` may stand beside another kind, so that a command line can replace the index of a config by a server.
+        for key, kind in {"url": "http", "wire": "http", "token_env": "http", "target": "object"}.items():
+            if getattr(self, key) is not None and self.kind != kind:
+                raise ValueError(
+                    f"`{key}` belongs to kind {kind}, and kind is {self.kind}; leave it out, or set the kind"
+                )
         if self.record is not None and self.replay is not None:
             raise ValueError("set `record` or `replay`, not both")
         return self
@@ -265,7 +271,10 @@ class RewardConfig(Section):
 
 
 class SelectionConfig(Section):
-    """Dropping groups whose advantages are all zero and sampling the next questions in their place.
+    """Dropping groups whose rewards make no difference to their advantages, and sampling the next questions in their place.
+
+    What an option such as `balance` adds to advantages whatever the rewards are is no reason to keep a group. A group is
+    judged by itself, so selection cannot be had with comparisons over the questions of a step.
 
     At most `max_extra` times `rollout.questions_per_step` more questions are sampled in a step; null samples until the
     step is full, and stops the run after as many questions as the sets hold. Places that stay empty are not trained on.
@@ -288,7 +297,7 @@ class AdvantagesConfig(Section):
     stratum: str | list[str] = "searches"
     max_strata: int | None = Field(None, ge=2)
     scope: Literal["prompt", "batch"] = "prompt"
-    options: dict[str, float | int | str | dict[str, float | int | str]] = {}
+    options: dict[str, Any] = {}
     selection: SelectionConfig = SelectionConfig()
 
     @field_validator("options")
@@ -299,6 +308,16 @@ class AdvantagesConfig(Section):
         except AdvantageError as error:
             raise ValueError(str(error)) from error
         return options
+
+    @model_validator(mode="after")
+    def _selects_what_it_can_judge(self) -> Self:
+        over_batch = self.estimator == "reinforce_pp" and self.options.get("baseline", "none") == "none"
+        if self.selection.enabled and (over_batch or self.scope == "batch"):
+            raise ValueError(
+                "`selection` judges each question by itself, and these advantages compare over the questions of a step; "
+                "set scope to prompt and reinforce_pp's baseline to group, or leave selection off"
+            )
+        return self
 
 
 class LldsConfig(Section):
@@ -335,7 +354,6 @@ class TrainingConfig(Section):
     schedule: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant_with_warmup"
     loss: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "dapo"
     kl_coefficient: float = Field(0.0, ge=0)
-    clip: float = Field(0.2, gt=0)
     llds: LldsConfig = LldsConfig()
     importance: ImportanceConfig = ImportanceConfig()
     max_grad_norm: float = Field(1.0, gt=0)
@@ -345,6 +363,14 @@ class TrainingConfig(Section):
     checkpoint_every: int = Field(5, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
     threads: int = Field(2, ge=1)
+
+    @model_validator(mode="after")
+    def _warms_up(self) -> Self:
+        if self.warmup_steps and self.schedule == "constant":
+            raise ValueError(
+                "schedule constant has no warm-up; set schedule to constant_with_warmup, or warmup_steps to 0"
+            )
+        return self
 
 
 class EvaluationConfig(Section):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from agentrl.config import Config, DataConfig, QuestionSet
+from agentrl.data.errors import DataError
 from agentrl.data.questions import read_questions
 from agentrl.types import Question
 from retrievers.opening import check_options, index_folder
@@ -25,11 +27,19 @@ def evaluation_questions(data: DataConfig, files: Sequence[str] = (), limit: int
     """Read `files`, or without any the sets of `data.eval`: of each all questions, or the first `limit`.
 
     Raises:
-        DataError: as `read_questions`.
+        DataError: as `read_questions`, or if two questions have one id: each is to count once, in a set of its own.
     """
     if files:
-        return [question for file in files for question in read_questions(Path(file), limit=limit)]
-    return [question for questions in data.eval for question in read_set(data, questions, limit)]
+        found = [question for file in files for question in read_questions(Path(file), limit=limit)]
+    else:
+        found = [question for questions in data.eval for question in read_set(data, questions, limit)]
+    for name, times in Counter(question.id for question in found).items():
+        if times > 1:
+            raise DataError(
+                f"{times} questions to evaluate have the id {name!r}; give each file once, and files of one folder and name "
+                "names of their own in data.eval"
+            )
+    return found
 
 
 def check_index(config: Config) -> None:

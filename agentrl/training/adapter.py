@@ -16,7 +16,7 @@ def adapter_folder(config: Config) -> Path | None:
 
     Raises:
         ModelError: if the folder holds no PEFT adapter.
-        ConfigError: if its rank is not `model.lora.rank`, for which the engines reserve space.
+        ConfigError: if it is not what `model.lora` describes; `target_modules: all-linear` leaves these to the adapter.
     """
     if config.model.adapter is None:
         return None
@@ -26,11 +26,17 @@ def adapter_folder(config: Config) -> Path | None:
         raise ModelError(
             f"model.adapter {config.model.adapter}: no adapter_config.json in {folder}; give the folder of a PEFT adapter"
         )
-    rank = json.loads(path.read_text(encoding="utf-8"))["r"]
-    if rank != config.model.lora.rank:
-        raise ConfigError(
-            f"model.lora.rank {config.model.lora.rank} differs from the rank {rank} of {folder}; set it to {rank}"
-        )
+    lora, made = config.model.lora, json.loads(path.read_text(encoding="utf-8"))
+    asked: dict[str, Any] = {"rank": lora.rank, "alpha": lora.alpha, "dropout": lora.dropout}
+    found = {"rank": made["r"], "alpha": made["lora_alpha"], "dropout": made["lora_dropout"]}
+    if isinstance(lora.target_modules, list) and isinstance(made["target_modules"], list):
+        asked["target_modules"] = sorted(lora.target_modules)
+        found["target_modules"] = sorted(made["target_modules"])
+    for name, value in asked.items():
+        if value != found[name]:
+            raise ConfigError(
+                f"model.lora.{name} {value} differs from the {name} {found[name]} of {folder}; set it to {found[name]}"
+            )
     return folder
 
 

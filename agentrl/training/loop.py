@@ -155,7 +155,6 @@ def train_loop(loop_config: dict[str, Any]) -> None:
             max_grad_norm=training.max_grad_norm,
             loss_type=training.loss,
             max_completion_length=config.agent.max_episode_tokens,
-            epsilon=training.clip,
             beta=training.kl_coefficient,
             temperature=config.agent.temperature,
             gradient_checkpointing=training.gradient_checkpointing,

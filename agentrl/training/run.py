@@ -12,8 +12,8 @@ from typing import Any
 
 from ray.exceptions import RayError, RayTaskError
 
-from agentrl.advantages import get_estimator, get_stratifier
-from agentrl.advantages.registry import check_options
+from agentrl.advantages import get_stratifier
+from agentrl.advantages.episodes import check_estimator
 from agentrl.config import Config, ConfigError
 from agentrl.data.inputs import check_index, evaluation_questions, read_set
 from agentrl.data.stream import QuestionStream
@@ -47,8 +47,8 @@ def load_inputs(config: Config) -> Inputs:
     config.require("training", "retriever")
     if not config.data.train:
         raise ConfigError(f"config {config.name!r}: data.train names no question set")
-    get_stratifier(config.advantages.stratum)
-    check_options(config.advantages.estimator, get_estimator(config.advantages.estimator), config.advantages.options)
+    advantages = config.advantages
+    check_estimator(advantages.estimator, get_stratifier(advantages.stratum), advantages.scope, advantages.options)
     require_trainable(config)
     adapter_folder(config)
     check_index(config)

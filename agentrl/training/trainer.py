@@ -347,8 +347,13 @@ def importance_weights(
 def spread_over_tokens(
     advantages: torch.Tensor, turn_index: torch.Tensor, completion_mask: torch.Tensor
 ) -> torch.Tensor:
-    """Give each token the advantage of its turn: [B, T] for T turns and turn_index [B, C] make [B, C], 0 at padding."""
-    return advantages.gather(1, turn_index) * completion_mask
+    """Give each token the advantage of its turn: [B, T] for T turns and turn_index [B, C] make [B, C], 0 at padding.
+
+    Turns beyond T are those of episodes that are not trained on, and get 0.
+    """
+    missing = int(turn_index.max()) + 1 - advantages.shape[1]
+    padded = torch.nn.functional.pad(advantages, (0, max(0, missing)))
+    return padded.gather(1, turn_index) * completion_mask
 
 
 def _reference_adapter(model: Any) -> Any:

@@ -187,3 +187,8 @@ def test_options_resolve_rules_and_keep_constants():
 def test_errors_of_rules_name_the_option(spec, message):
     with pytest.raises(AdvantageError, match=message):
         Options({"alpha": spec})
+
+
+def test_balance_is_refused_beside_auto_which_would_leave_it_out_where_it_matters():
+    with pytest.raises(AdvantageError, match="balance needs an alpha that is a number"):
+        values([0.0, 1.0, 1.0], [0, 0, 1], alpha="auto", balance=0.5)

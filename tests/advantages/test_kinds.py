@@ -37,6 +37,16 @@ def test_tensors_give_tensors_of_their_dtype(dtype):
     assert result.valid.dtype == torch.bool
 
 
+def test_lists_of_tensors_are_keys_by_their_value():
+    result = compute(REWARDS, list(torch.tensor(GROUPS)), list(torch.tensor(STRATA)))
+    assert result.values == compute(REWARDS, GROUPS, STRATA).values
+
+
+def test_keys_of_narrow_integers_may_lie_far_apart():
+    ids = np.array([-128, 127, -128, 127], dtype=np.int8)
+    assert compute([0.0, 1.0, 1.0, 0.0], ids, ids).values == compute([0.0, 1.0, 1.0, 0.0], ids.tolist(), [0] * 4).values
+
+
 def test_a_tensor_of_whole_numbers_gives_floats():
     result = compute(torch.tensor([1, 0, 1, 0]), ["q"] * 4, [0] * 4, "dr_grpo", valid=torch.tensor([True] * 4))
     torch.testing.assert_close(result.values, torch.tensor([0.5, -0.5, 0.5, -0.5]))

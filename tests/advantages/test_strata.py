@@ -7,8 +7,8 @@ from fakes import make_episode
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentrl.advantages import STRATIFIERS, AdvantageError, get_stratifier, label
-from agentrl.advantages.episodes import anchors, length, turn_rewards
+from agentrl.advantages import ESTIMATORS, STRATIFIERS, AdvantageError, get_stratifier, label
+from agentrl.advantages.episodes import anchors, check_estimator, episode_strata, length, turn_rewards
 from agentrl.advantages.strata import OTHER, cap_strata
 from agentrl.types import Action, ActionKind, End, Question, SearchCall, Trajectory, Turn
 
@@ -166,3 +166,35 @@ def test_a_turn_earns_something_where_an_accepted_answer_was_shown():
 def test_length_counts_the_models_tokens_and_is_never_zero():
     assert length(episode(search("p1", observation="long"), ANSWER)) == 4
     assert length(episode()) == 1
+
+
+def test_a_cap_is_drawn_by_the_episodes_that_count():
+    often = [episode(ANSWER)] * 2 + [episode(search("p1"), ANSWER)] * 2 + [episode(INVALID, ANSWER)]
+    failed = [episode(search("p1"), search("p2"), end=End.ENVIRONMENT_FAILURE)] * 3
+    placement = get_stratifier("placement")
+    strata = episode_strata([*failed, *often], placement, 3)
+    assert strata == [placement(one) for one in [*failed, *often]]
+
+
+@pytest.mark.parametrize(
+    ("estimator", "stratum", "options", "message"),
+    [
+        ("stratified", "searches", {"alpha": 1.5}, "alpha must be auto, or from 0"),
+        ("stratified", "searches", {"alpha": {"start": 1.0, "end": -0.5}}, "alpha must be auto, or from 0"),
+        ("stratified", "searches", {"alpha": {"rule": "progress", "end": 2.0}}, "alpha must be auto, or from 0"),
+        ("stratified", "searches", {"balance": -1}, "balance must be"),
+        ("stratified", "searches", {"eps": "small"}, "cannot be computed with"),
+        ("stratified", "placement", {"degenerate": "merge"}, "keys are finite numbers"),
+        ("stratified", "searches", {"alfa": 1.0}, "did you mean alpha"),
+    ],
+)
+def test_options_with_which_a_step_would_fail_are_refused_before_the_first(estimator, stratum, options, message):
+    with pytest.raises(AdvantageError, match=message):
+        check_estimator(estimator, get_stratifier(stratum), "prompt", options)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_every_estimator_is_accepted_with_every_stratifier(estimator):
+    for name in STRATIFIERS:
+        check_estimator(estimator, get_stratifier(name), "batch", {})
+    check_estimator("stratified", get_stratifier(), "prompt", {"alpha": {"start": 1.0, "end": 0.0}, "balance": 0.5})

@@ -14,7 +14,13 @@ from tiny import tiny_llama
 from trl import GRPOTrainer
 
 from agentrl.training.sampling import ScoredBatch
-from agentrl.training.trainer import PRIVATE_HOOKS, StratifiedTrainer, batch_tensors, grpo_config
+from agentrl.training.trainer import (
+    PRIVATE_HOOKS,
+    StratifiedTrainer,
+    batch_tensors,
+    grpo_config,
+    spread_over_tokens,
+)
 from agentrl.types import Action, ActionKind, End, Question, Trajectory, Turn
 
 VOCABULARY = 300
@@ -573,3 +579,12 @@ def test_without_a_token_of_advantage_at_least_0_no_ratio_is_logged(tmp_path, to
 def test_trl_still_has_the_private_name_that_the_trainer_relies_on(tmp_path, tokenizer, name):
     trainer = make_trainer(tmp_path, tokenizer, ScoredBatch([], [], {}), 2)
     assert hasattr(GRPOTrainer, name) or hasattr(trainer, name)
+
+
+def test_turns_beyond_those_that_are_trained_have_no_advantage():
+    """An episode that failed, or that fills up the batch, may have more turns than any other."""
+    advantages = torch.tensor([[2.0, 3.0], [0.0, 0.0]])
+    turn_index = torch.tensor([[0, 1, 1, 0], [0, 1, 2, 3]])
+    mask = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])
+    expected = torch.tensor([[2.0, 3.0, 3.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    torch.testing.assert_close(spread_over_tokens(advantages, turn_index, mask), expected)

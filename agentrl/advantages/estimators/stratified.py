@@ -42,7 +42,8 @@ def stratified(
             `agentrl.advantages.merge` says, and A_S is computed over the joined stratum for all of its members; what is
             still degenerate then gets A_S = 0.
         min_stratum_size: at least 2.
-        balance: at least 0; weighs b, how rare i's stratum is in its group, see `agentrl.advantages.balance`.
+        balance: at least 0; weighs b, how rare i's stratum is in its group, see `agentrl.advantages.balance`. It needs an
+            alpha that is a number: "auto" would leave it out in just the strata that are rare.
 
     Raises:
         AdvantageError: if an argument is out of range.
@@ -55,6 +56,10 @@ def stratified(
         raise AdvantageError(f"min_stratum_size must be at least 2, got {min_stratum_size!r}")
     if not 0 <= balance < float("inf"):
         raise AdvantageError(f"balance must be a finite number of at least 0, got {balance!r}")
+    if balance and alpha == "auto":
+        raise AdvantageError(
+            "balance needs an alpha that is a number: auto is 0 in the rare strata that balance is for"
+        )
     a_global = grpo(batch, eps=eps, ddof=ddof)
     strata, part = batch.strata, batch.by_stratum
     odd = part.degenerate | (part.count < min_stratum_size)
