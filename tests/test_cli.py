@@ -106,7 +106,10 @@ def test_every_packaged_config_can_be_read_and_knows_its_own_name(name):
     assert config.cpu_config is None or load_config(config.cpu_config).device == "cpu"
 
 
-def test_training_on_gpus_is_refused_without_them_and_names_the_config_for_cpus(monkeypatch):
+@pytest.mark.parametrize(
+    ("overrides", "trains", "gpus"), [([], False, 1), ([], True, 2), (["retriever.gpus=0.5"], True, 2.5)]
+)
+def test_a_config_for_gpus_is_refused_without_them_and_names_the_one_for_cpus(monkeypatch, overrides, trains, gpus):
     import ray
 
     from agentrl.config import ConfigError
@@ -115,6 +118,6 @@ def test_training_on_gpus_is_refused_without_them_and_names_the_config_for_cpus(
     monkeypatch.setattr(ray, "init", lambda **_: None)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
-    wanted = r"config 'nq_hotpot' needs 2 GPUs .*, Ray sees 0; on a machine without GPUs use nq_hotpot_mini\.yaml"
-    with pytest.raises(ConfigError, match=wanted), cluster(load_config("nq_hotpot.yaml")):
+    wanted = rf"config 'nq_hotpot' needs {gpus} GPUs .*, Ray sees 0; on a machine without GPUs use nq_hotpot_mini\.yaml"
+    with pytest.raises(ConfigError, match=wanted), cluster(load_config("nq_hotpot.yaml", overrides), trains=trains):
         pass

@@ -12,14 +12,13 @@ import hashlib
 import time
 
 from agentrl.agent.codec import Codec, as_string
-from agentrl.agent.protocols import Protocol, get_protocol
+from agentrl.agent.protocols import get_protocol
 from agentrl.agent.tools import Toolbox
 from agentrl.config import AgentConfig, ConfigError
 from agentrl.engines.base import Engine, Sampling
 from agentrl.types import (
     Action,
     ActionKind,
-    AgentRLError,
     End,
     EnvironmentFailure,
     Question,
@@ -31,21 +30,6 @@ from retrievers.base import Retriever, RetrieverError
 # An observation leaves at least this many tokens for an answer, and is not worth a call when it gets fewer.
 _ANSWER_TOKENS = 16
 _SMALLEST_OBSERVATION = 32
-
-
-def prompt_ids(question: Question, protocol: Protocol, config: AgentConfig, codec: Codec) -> list[int]:
-    """Write the prompt of an episode as token ids.
-
-    Raises:
-        AgentRLError: if the prompt leaves no room for a turn within `max_episode_tokens`.
-    """
-    ids = codec.encode(protocol.prompt(question.text))
-    if len(ids) + config.max_turn_tokens > config.max_episode_tokens:
-        raise AgentRLError(
-            f"question {question.id}: its prompt has {len(ids)} tokens and leaves no room for a turn of "
-            f"{config.max_turn_tokens} within agent.max_episode_tokens {config.max_episode_tokens}; raise it"
-        )
-    return ids
 
 
 class Agent:
@@ -71,19 +55,25 @@ class Agent:
     async def run(
         self, question: Question, episode_id: str, *, temperature: float, seed: int, timeout: float
     ) -> Trajectory:
-        """Run one episode of at most `timeout` seconds. Failures of engine or retriever end it as environment failure."""
+        """Run one episode of at most `timeout` seconds.
+
+        A failure of engine or retriever ends it as environment failure, and so does a question that is too long.
+        """
         started = time.monotonic()
-        prompt = prompt_ids(question, self.protocol, self.config, self.codec)
+        prompt = self.codec.encode(self.protocol.prompt(question.text))
         turns: list[Turn] = []
         failure, answer = "", None
+        deadline = asyncio.timeout(timeout)
         try:
-            async with asyncio.timeout(timeout):
+            async with deadline:
                 end = await self._play(prompt, turns, episode_id, temperature, seed)
             answer = self.protocol.answer(self.codec.decode(prompt), turns)
         except (EnvironmentFailure, RetrieverError) as error:
             end, failure = End.ENVIRONMENT_FAILURE, str(error)
-        except TimeoutError:
-            end, failure = End.ENVIRONMENT_FAILURE, f"the episode took longer than {timeout:g} s"
+        except TimeoutError as error:
+            # A user's retriever or engine may raise one of its own.
+            late = f"the episode took longer than {timeout:g} s" if deadline.expired() else f"TimeoutError {error}"
+            end, failure = End.ENVIRONMENT_FAILURE, late
         return Trajectory(
             id=episode_id,
             question=question,
@@ -98,6 +88,11 @@ class Agent:
     async def _play(self, prompt: list[int], turns: list[Turn], episode_id: str, temperature: float, seed: int) -> End:
         """Append turns until the episode ends; return how it did."""
         config, protocol, codec = self.config, self.protocol, self.codec
+        if len(prompt) + config.max_turn_tokens > config.max_episode_tokens:
+            raise EnvironmentFailure(
+                f"the prompt has {len(prompt)} tokens and leaves no room for a turn of {config.max_turn_tokens} within "
+                f"agent.max_episode_tokens {config.max_episode_tokens}; raise it, or leave the question out"
+            )
         ids = list(prompt)
         calls = mistakes = 0
         while True:

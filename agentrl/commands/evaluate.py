@@ -39,6 +39,7 @@ def run_evaluation(
             questions,
             max_failed_share=config.rollout.max_failed_share,
             on_done=lambda done: on_progress(Progress(0, "evaluation", done, total)),
+            on_stall=lambda message: on_progress(Progress(0, message, 0, 0)),
         )
     if out is not None:
         out.mkdir(parents=True)

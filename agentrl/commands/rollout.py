@@ -57,6 +57,7 @@ def run_rollout(
             requests,
             config.agent.temperature if temperature is None else temperature,
             lambda done: on_progress(Progress(0, "sampling", done, total)),
+            lambda message: on_progress(Progress(0, message, 0, 0)),
         )
     everyone = [trajectory for group in groups for trajectory in group]
     # Recorded before anything can fail on them.

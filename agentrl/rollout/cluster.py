@@ -25,6 +25,7 @@ from agentrl.types import EnvironmentFailure
 
 # Ray counts CPUs to place actors, not to bind them; a laptop's two would not place retriever, engine and trainer.
 _LEAST_CPUS = 8
+_TRAINER_CPUS = 3
 
 _CLOSE_SECONDS = 10.0
 
@@ -42,10 +43,12 @@ class Cluster:
 
 
 @contextmanager
-def cluster(config: Config, on_phase: Callable[[str], None] = lambda phase: None) -> Iterator[Cluster]:
+def cluster(
+    config: Config, on_phase: Callable[[str], None] = lambda phase: None, *, trains: bool = False
+) -> Iterator[Cluster]:
     """Start Ray, retriever and engines for `config`, and stop them at the end of the block.
 
-    `on_phase` is told what is being waited for.
+    `on_phase` is told what is being waited for; `trains` says that a trainer will need its place beside them.
 
     Raises:
         ConfigError: if the device that the config asks for is not there.
@@ -59,7 +62,7 @@ def cluster(config: Config, on_phase: Callable[[str], None] = lambda phase: None
     _connect(config)
     workers: list[Any] = []
     try:
-        _check_device(config)
+        _check_device(config, trains)
         on_phase("retriever")
         indexes = _start_indexes(config)
         on_phase(f"{config.rollout.workers} engine(s)")
@@ -76,6 +79,7 @@ def _connect(config: Config) -> None:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     # Ray would run engine and trainer at the lowest priority, behind whatever else the machine does.
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112, this is how Ray spells it
+    actors = config.rollout.workers + len(config.retriever.indexes)
     on_terminate = signal.getsignal(signal.SIGTERM)
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
@@ -83,7 +87,7 @@ def _connect(config: Config) -> None:
             ray.init(
                 # Without "local" Ray joins whatever cluster it finds on this machine.
                 address="local",
-                num_cpus=max(_LEAST_CPUS, os.cpu_count() or 1),
+                num_cpus=max(_LEAST_CPUS, os.cpu_count() or 1, actors + _TRAINER_CPUS),
                 include_dashboard=False,
                 **common,
             )
@@ -96,15 +100,16 @@ def _connect(config: Config) -> None:
         signal.signal(signal.SIGTERM, on_terminate)
 
 
-def _check_device(config: Config) -> None:
+def _check_device(config: Config, trains: bool) -> None:
     if not _engines_need_gpus(config):
         return
     gpus = ray.cluster_resources().get("GPU", 0)
-    # One more trains, where there is something to train.
-    wanted = config.rollout.workers * config.engine.gpus + (config.training is not None)
+    engines, indexes = config.rollout.workers * config.engine.gpus, len(config.retriever.indexes)
+    wanted = engines + indexes * config.retriever.gpus + trains
     if gpus < wanted:
         hint = f"; on a machine without GPUs use {config.cpu_config}" if config.cpu_config else ""
-        raise ConfigError(f"config {config.name!r} needs {wanted} GPUs (engines and trainer), Ray sees {gpus:g}{hint}")
+        what = "engines, indexes and trainer" if trains else "engines and indexes"
+        raise ConfigError(f"config {config.name!r} needs {wanted:g} GPUs ({what}), Ray sees {gpus:g}{hint}")
 
 
 def _engines_need_gpus(config: Config) -> bool:

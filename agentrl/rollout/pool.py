@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -27,7 +28,8 @@ class Limits:
 
     Attributes:
         places: the episodes that an engine runs at once; as many are handed to a worker before it has finished some.
-        deadline_seconds: a worker with work that finishes nothing for so long is taken for hung and killed.
+        deadline_seconds: a worker with work that finishes nothing for so long is taken for hung and killed. It is for up
+            to twice as many episodes as there are places, and longer for more.
         start_seconds: bounds the start of an engine and the loading of an adapter.
         tries: how often a group is handed out before its episodes count as failed.
         max_failures, window_seconds: more deaths and hangs of workers than this within the window end the run.
@@ -242,9 +244,11 @@ class RolloutPool:
             if worker.preparing is not None and now - worker.since > limits.start_seconds:
                 hung = _Failure(f"it did not start within {limits.start_seconds:g} s", gone=False)
                 self._bring_back(worker, worker.life, hung)
-            elif worker.preparing is None and worker.load and now - worker.last > limits.deadline_seconds:
+            # A call has a whole group, whose episodes may have to wait for one another's places.
+            patience = limits.deadline_seconds * max(1, math.ceil(worker.load / (2 * limits.places)))
+            if worker.preparing is None and worker.load and now - worker.last > patience:
                 # Its calls end with the actor's death and are handed out again.
-                hung = _Failure(f"it finished nothing for {limits.deadline_seconds:g} s", gone=False)
+                hung = _Failure(f"it finished nothing for {patience:g} s", gone=False)
                 self._bring_back(worker, worker.life, hung)
 
     def _count_death(self, worker: _Worker, problem: str) -> None:

@@ -27,6 +27,8 @@ def adapter_folder(config: Config) -> Path | None:
             f"model.adapter {config.model.adapter}: no adapter_config.json in {folder}; give the folder of a PEFT adapter"
         )
     lora, made = config.model.lora, json.loads(path.read_text(encoding="utf-8"))
+    if made.get("peft_type") != "LORA":
+        raise ModelError(f"{folder} holds an adapter of type {made.get('peft_type')}; give one of type LORA")
     asked: dict[str, Any] = {"rank": lora.rank, "alpha": lora.alpha, "dropout": lora.dropout}
     found = {"rank": made["r"], "alpha": made["lora_alpha"], "dropout": made["lora_dropout"]}
     if isinstance(lora.target_modules, list) and isinstance(made["target_modules"], list):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 import time
 from collections.abc import Sequence
@@ -44,7 +45,7 @@ class Progress:
 def train_loop(loop_config: dict[str, Any]) -> None:
     """Train; `loop_config["settings"]` is a TrainSettings. Runs in Ray Train's worker, hence the imports inside."""
     import torch
-    from transformers import TrainerCallback
+    from transformers import TrainerCallback, set_seed
     from transformers.trainer_callback import PrinterCallback
 
     from agentrl.models import load_tokenizer, resolve_model
@@ -104,6 +105,7 @@ def train_loop(loop_config: dict[str, Any]) -> None:
         def __init__(self) -> None:
             self.publish_seconds = 0.0
             self.micro_batches = 0
+            self.failure: AgentRLError | None = None
 
         def _publish(self, version: int) -> None:
             started = time.monotonic()
@@ -120,7 +122,11 @@ def train_loop(loop_config: dict[str, Any]) -> None:
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self.micro_batches = 0
-            self._publish(state.global_step)
+            try:
+                self._publish(state.global_step)
+            except AgentRLError as error:
+                # Raised once the step is recorded, or a resumed run would take its questions again.
+                self.failure = error
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
             if "loss" not in logs:
@@ -132,7 +138,11 @@ def train_loop(loop_config: dict[str, Any]) -> None:
             metrics["seconds/publish"] = self.publish_seconds
             folder.append_metrics(state.global_step, metrics)
             tell("step", state.global_step, training.steps, metrics)
+            if self.failure is not None:
+                raise self.failure
 
+    # A fresh adapter is drawn here.
+    set_seed(config.seed)
     trainer = StratifiedTrainer(
         model=load_policy(config, model_path),
         processing_class=load_tokenizer(model_path),
@@ -176,4 +186,8 @@ def train_loop(loop_config: dict[str, Any]) -> None:
         if trainer.state.global_step > done:
             trainer.save_checkpoint()
         raise
-    trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder.adapter, selected_adapters=["default"])
+    # Under another name until it is whole: where there is no adapter, a resumed run writes it.
+    partial = folder.adapter.with_name(".adapter.part")
+    shutil.rmtree(partial, ignore_errors=True)
+    trainer.accelerator.unwrap_model(trainer.model).save_pretrained(partial, selected_adapters=["default"])
+    partial.replace(folder.adapter)

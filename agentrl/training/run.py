@@ -88,13 +88,13 @@ def train(
     recorded = folder.read_evaluation(0)
     before = None if recorded is None else Evaluation.from_dict(recorded)
     after = None
-    with cluster(config, lambda phase: on_progress(Progress(done, f"starting {phase}", 0, 0))) as running:
+    with cluster(config, lambda phase: on_progress(Progress(done, f"starting {phase}", 0, 0)), trains=True) as running:
         if settings.before and inputs.evaluation and before is None:
             start = adapter_folder(config)
             if start is not None:
                 running.pool.publish(0, read_adapter(start))
             before = _evaluate(config, running.pool, inputs.evaluation, folder, 0, on_progress)
-        if done < config.training.steps:
+        if done < config.training.steps or not folder.adapter.exists():
             _fit(config, folder, running, inputs.questions, resume, on_progress)
         if settings.after and inputs.evaluation:
             # The last step published its adapter; after a resume of a finished run the engines have none yet.
@@ -113,6 +113,7 @@ def _evaluate(
         questions,
         max_failed_share=config.rollout.max_failed_share,
         on_done=lambda done: on_progress(Progress(step, "evaluation", done, total)),
+        on_stall=lambda message: on_progress(Progress(step, message, 0, 0)),
     )
     folder.write_evaluation(step, result.to_dict(), result.trajectories)
     return result

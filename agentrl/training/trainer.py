@@ -29,6 +29,7 @@ PRIVATE_HOOKS = (
     "_tokenizer",
     "_step",
     "_save_checkpoint",
+    "_load_from_checkpoint",
     "loss_type",
 )
 
@@ -117,6 +118,14 @@ class StratifiedTrainer(GRPOTrainer):
     def save_checkpoint(self) -> None:
         """Write a checkpoint of the last step that was taken, as the schedule of checkpoints would."""
         self._save_checkpoint(self.model, trial=None)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        policy = self.accelerator.unwrap_model(model or self.model)
+        # Where there is a reference beside it, transformers loads that alone and leaves the trained adapter as it began.
+        if len(policy.peft_config) > 1:
+            policy.load_adapter(resume_from_checkpoint, "default", is_trainable=True)
+            policy.set_adapter("default")
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add to TRL's metrics what was observed in each micro-batch, before the update.

@@ -3,6 +3,7 @@
 import asyncio
 import copy
 import itertools
+import re
 
 import pytest
 from fakes import FOREVER, PassageRetriever, ScriptedEngine, passage
@@ -10,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentrl.agent.codec import Codec
-from agentrl.agent.episode import Agent, prompt_ids, turn_seed
+from agentrl.agent.episode import Agent, turn_seed
 from agentrl.agent.protocols import get_protocol
 from agentrl.config import AgentConfig, ConfigError
-from agentrl.types import ActionKind, AgentRLError, End, EnvironmentFailure, Question
+from agentrl.types import ActionKind, End, EnvironmentFailure, Question
 
 QUESTION = Question("nq:7", "where does the Elbe end", ("Cuxhaven",))
 SEARCH = "<think> Look. </think>\n<search> Elbe </search>"
@@ -35,7 +36,7 @@ def play(
 
 
 def prompt_of(config, codec):
-    return prompt_ids(QUESTION, get_protocol(config, codec), config, codec)
+    return codec.encode(get_protocol(config, codec).prompt(QUESTION.text))
 
 
 def letter_by_letter(codec, text):
@@ -255,12 +256,11 @@ def test_a_chat_prompt_goes_through_the_template_with_its_control_tokens(codec, 
     assert ids[0] == codec.tokenizer.convert_tokens_to_ids("<|im_start|>")
 
 
-def test_a_question_that_leaves_no_room_is_named(codec):
-    question = Question("nq:8", "why " * 500, ("x",))
-    with pytest.raises(
-        AgentRLError, match=r"question nq:8: its prompt has \d+ tokens .* agent\.max_episode_tokens 1024"
-    ):
-        play(codec, [ANSWER], question=question)
+def test_a_question_that_leaves_no_room_costs_its_own_episodes_alone(codec):
+    episode, engine = play(codec, [ANSWER], question=Question("nq:8", "why " * 500, ("x",)))
+    assert episode.end is End.ENVIRONMENT_FAILURE
+    assert re.search(r"the prompt has \d+ tokens .* agent\.max_episode_tokens 1024", episode.failure)
+    assert engine.prompts == []
 
 
 def test_an_unknown_protocol_is_refused_with_the_known_ones(codec):

@@ -124,3 +124,10 @@ def test_who_waits_for_whom_is_told_while_nothing_gets_done(make_pool, tmp_path,
     order(tmp_path, "q0", "hang")
     pool.sample(requests(3), 1.0, on_stall=told.append)
     assert "worker 0 running 1 group(s), 2 episodes; 2 group(s) wait for a place" in told[0]
+
+
+def test_a_group_with_more_episodes_than_places_is_given_the_time_for_all_of_them(make_pool):
+    pool = make_pool(workers=1, seconds=2.5, places=1, deadline_seconds=1.5)
+    group = (Question("q", "?", ("a",)), [f"0/{j}" for j in range(6)])
+    assert ids(pool.sample([group], 1.0)) == [group[1]]
+    assert pool.counters["rollout/restarts"] == 0
