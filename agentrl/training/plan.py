@@ -25,16 +25,15 @@ def plan(config: Config) -> Table:
     inputs = load_inputs(config)
     rollout, agent, training = config.rollout, config.agent, config.training
     episodes = rollout.group_size * rollout.questions_per_step
-    gpus = rollout.workers * config.engine.gpus + 1 if config.device == "cuda" else 0
+    engines, indexes = rollout.workers * config.engine.gpus, len(config.retriever.indexes) * config.retriever.gpus
+    gpus = f"{engines + indexes + 1:g} ({engines} for engines, {indexes:g} for indexes, 1 for the trainer)"
     adapter = adapter_bytes(config)
     # An optimizer keeps two moments in fp32 beside the weights of each checkpoint.
     disk = None if adapter is None else (3 * training.keep_checkpoints + 1) * adapter
     table = Table("", "", title=f"plan of {config.name}", title_justify="left", show_header=False)
     table.add_row("run folder", str(config.folder))
     table.add_row("engines", f"{rollout.workers} x {config.engine.kind} on {config.device}")
-    table.add_row(
-        "GPUs", f"{gpus} ({rollout.workers} x {config.engine.gpus} for engines, 1 for the trainer)" if gpus else "none"
-    )
+    table.add_row("GPUs", gpus if config.device == "cuda" else "none")
     table.add_row(
         "steps", f"{training.steps}, each {rollout.questions_per_step} questions x {rollout.group_size} episodes"
     )
@@ -58,7 +57,8 @@ def adapter_bytes(config: Config) -> int | None:
     layers = [
         shape for shard in shards for name, shape in _shapes(shard).items() if ".layers." in name and len(shape) == 2
     ]
-    return 4 * config.model.lora.rank * sum(rows + columns for rows, columns in layers)
+    # Where layers have other names, nothing is known of them.
+    return 4 * config.model.lora.rank * sum(rows + columns for rows, columns in layers) or None
 
 
 def free_bytes(path: Path) -> int:

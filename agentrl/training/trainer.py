@@ -96,7 +96,8 @@ class StratifiedTrainer(GRPOTrainer):
         self._to_weigh: dict[str, torch.Tensor] | None = None
         self._scored_mask: torch.Tensor | None = None
         self._last_logps: torch.Tensor | None = None
-        self._differences: list[tuple[float, float]] = []
+        self._differences: list[tuple[float, float, int]] = []
+        self._weights: list[tuple[float, int, int]] = []
         self._ratios: list[torch.Tensor] = []
         self._actions: list[tuple[int, int]] = []
 
@@ -134,12 +135,17 @@ class StratifiedTrainer(GRPOTrainer):
         ratio/positive_q01, _q50, _q99: quantiles of exp(trainer's - sampler's log-probability) over the model's tokens of
             A >= 0. A = 0 counts, as it does for LLDS, whose work these quantiles show: such tokens are not trained, but
             drift with those that are.
+        importance/mean, _cut_share: of the weights of rollouts of older weights, the mean and the share that was cut.
         llds/actions_fallen_share: the share of the actions of A >= 0 that fell, if LLDS is on.
         """
         if self._differences:
-            largest, means = zip(*self._differences, strict=True)
-            logs |= {"logprobs/difference_max": max(largest), "logprobs/difference_mean": sum(means) / len(means)}
+            largest, totals, tokens = zip(*self._differences, strict=True)
+            logs |= {"logprobs/difference_max": max(largest), "logprobs/difference_mean": sum(totals) / sum(tokens)}
             self._differences.clear()
+        if self._weights:
+            total, cut, count = (sum(values) for values in zip(*self._weights, strict=True))
+            logs |= {"importance/mean": total / count, "importance/cut_share": cut / count}
+            self._weights.clear()
         if self._ratios:
             # NumPy, because torch.quantile refuses more than 16 million values.
             low, middle, high = np.quantile(torch.cat(self._ratios).numpy(), (0.01, 0.5, 0.99)).tolist()
@@ -186,14 +192,13 @@ class StratifiedTrainer(GRPOTrainer):
         inputs["advantages"] = per_token(inputs["advantages"], own) * weights
         if own.any():
             cut = weights[own] != (logps - inputs["sampling_per_token_logps"])[own].exp()
-            self._metrics["train"]["importance/mean"].append(weights[own].mean().item())
-            self._metrics["train"]["importance/cut_share"].append(cut.float().mean().item())
+            self._weights.append((weights[own].sum().item(), int(cut.sum()), int(own.sum())))
 
     def _observe(self, logps: torch.Tensor, inputs: dict[str, torch.Tensor], own: torch.Tensor) -> None:
         """Keep for `log` how log-probabilities [B, C] differ from the sampler's at the tokens in `own` [B, C]."""
         change = logps - inputs["sampling_per_token_logps"]
         difference = change[own].abs()
-        self._differences.append((difference.max().item(), difference.mean().item()))
+        self._differences.append((difference.max().item(), difference.sum().item(), difference.numel()))
         positive = own & (per_token(inputs["advantages"], own) >= 0)
         if positive.any():
             self._ratios.append(change[positive].exp().cpu())

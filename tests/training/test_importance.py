@@ -34,6 +34,13 @@ def make_trainer(tmp_path, tokenizer, batch, importance, **settings):
     )
 
 
+def logged(trainer):
+    """What the trainer adds to a step's metrics."""
+    logs = {}
+    trainer.log(logs)
+    return logs
+
+
 def test_weights_are_cut_or_masked_at_the_cap():
     ratios = torch.tensor([[0.1, 0.6, 1.0, 1.9, 5.0]])
     sampler = torch.full((1, 5), -3.0)
@@ -71,7 +78,7 @@ def test_the_gradient_is_that_of_advantages_times_weights(tmp_path, tokenizer, l
     assert ((found[1] - expected[1]).norm() / expected[1].norm()).item() < 1e-5
     unweighted = loss_and_gradients(plain, tensors, plain._compute_loss)
     assert ((found[1] - unweighted[1]).norm() / unweighted[1].norm()).item() > 0.05
-    assert weighing._metrics["train"]["importance/cut_share"][-1] == pytest.approx(
+    assert logged(weighing)["importance/cut_share"] == pytest.approx(
         (noise.exp() > 2)[tensors["tool_mask"].bool()].float().mean().item(), abs=1e-6
     )
 
@@ -81,7 +88,7 @@ def test_without_importance_nothing_changes_and_nothing_is_logged(tmp_path, toke
     batch = ScoredBatch(trajectories, [1.0, -1.0], {})
     trainer = make_trainer(tmp_path, tokenizer, batch, None)
     loss_and_gradients(trainer, score(trainer, 2), trainer._compute_loss)
-    assert not any(name.startswith("importance/") for name in trainer._metrics["train"])
+    assert not any(name.startswith("importance/") for name in logged(trainer))
 
 
 def test_trl_reads_the_advantages_after_the_log_probabilities():
@@ -105,5 +112,5 @@ def test_an_episode_that_is_not_trained_has_no_part_in_the_weights(tmp_path, tok
     alone = ScoredBatch(trajectories[:1] * 2, [1.0, 1.0], {})
     twice = make_trainer(tmp_path, tokenizer, alone, ("mask", 1e6))
     loss_and_gradients(twice, score(twice, 2), twice._compute_loss)
-    means = [t._metrics["train"]["importance/mean"][-1] for t in (trainer, twice)]
+    means = [logged(t)["importance/mean"] for t in (trainer, twice)]
     assert means[0] == pytest.approx(means[1], rel=1e-5)

@@ -367,6 +367,16 @@ def test_the_means_that_a_step_logs_leave_out_episodes_that_are_not_trained(tmp_
         assert logs[0][name] == pytest.approx(logs[1][name], abs=1e-6), name
 
 
+def test_a_mean_over_tokens_does_not_depend_on_the_micro_batches(tmp_path, tokenizer):
+    batch = ScoredBatch(make_trajectories(4, random.Random(13)), [1.0, 1.0, -1.0, 1.0], {})
+    logs = []
+    for micro_batch in (1, 4):
+        trainer = make_trainer(tmp_path, tokenizer, batch, 4, micro_batch=micro_batch)
+        trainer.train()
+        logs.append(trainer.state.log_history[0])
+    assert logs[0]["logprobs/difference_mean"] == pytest.approx(logs[1]["logprobs/difference_mean"], abs=1e-5)
+
+
 def test_an_episode_that_failed_after_its_first_turn_is_not_trained_even_if_the_batch_says_so():
     good, failed = make_trajectories(2, random.Random(21))
     failed = dataclasses.replace(failed, end=End.ENVIRONMENT_FAILURE, reward=None)
