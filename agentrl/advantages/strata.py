@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
+from numbers import Integral
 
 from agentrl.advantages.base import AdvantageError
 from agentrl.registry import look_up
@@ -109,7 +110,7 @@ def cap_strata(keys: Sequence[Hashable], most: int) -> list[Hashable]:
     """
     if most < 2:
         raise AdvantageError(f"the number of strata can be capped at 2 or more, got {most!r}")
-    if all(isinstance(key, int) and key >= 0 for key in keys):
+    if all(isinstance(key, Integral) and key >= 0 for key in keys):
         return [AtLeast(most - 1) if key >= most - 1 else key for key in keys]
     counts = Counter(keys)
     if len(counts) <= most:

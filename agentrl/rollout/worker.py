@@ -19,6 +19,7 @@ from agentrl.models import load_tokenizer, resolve_model
 from agentrl.rewards import REWARDS
 from agentrl.rollout.searching import make_retriever
 from agentrl.types import EngineDied, Question, Trajectory
+from retrievers.base import RetrieverError
 
 
 class RolloutWorker:
@@ -43,13 +44,18 @@ class RolloutWorker:
         engine keeps what it has, at first the model alone.
 
         Raises:
-            EnvironmentFailure: if the engine or the adapter cannot be loaded.
+            EngineDied: if engine or retriever do not start.
+            EnvironmentFailure: if the adapter cannot be loaded.
         """
         async with self._preparing:
             if self._engine is None:
                 # Some retrievers hold a connection or a process for as long as they are used.
                 if isinstance(self._retriever, AbstractAsyncContextManager):
-                    await self._contexts.enter_async_context(self._retriever)
+                    try:
+                        await self._contexts.enter_async_context(self._retriever)
+                    except RetrieverError as error:
+                        # As for an engine that does not start, the pool tries again.
+                        raise EngineDied(f"its retriever does not start: {error}") from error
                 self._start()
             if version is not None and version != self._version:
                 await self._engine.load_adapter(version, files)
@@ -81,9 +87,11 @@ class RolloutWorker:
 
     async def close(self) -> None:
         """Stop engine and retriever, if there are any, and remove what the engine keeps on the disk."""
-        await self._contexts.aclose()
-        if self._engine is not None:
-            await self._engine.close()
+        try:
+            await self._contexts.aclose()
+        finally:
+            if self._engine is not None:
+                await self._engine.close()
 
     async def _run(self, question: Question, episode_id: str, temperature: float) -> Trajectory:
         # An episode's time begins when it has a place, or the last of a long queue would run out of it while they wait.

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 from fakes import make_episode
 from hypothesis import given
@@ -124,6 +125,10 @@ def test_a_cap_on_counts_merges_those_from_the_last_on_whichever_are_there():
     assert capped == [0, 1, 2, 2, 2]
     assert [label(key) for key in capped] == ["0", "1", "2+", "2+", "2+"]
     assert [label(key) for key in cap_strata([0, 3], 3)] == ["0", "2+"]
+
+
+def test_a_cap_takes_numpys_integers_for_counts():
+    assert cap_strata([np.int64(0), np.int64(3), np.int64(5)], 3) == [0, 2, 2]
 
 
 def test_a_cap_on_other_keys_keeps_the_most_frequent():
