@@ -87,7 +87,7 @@ class MicroBatches(Generic[Question, Answer]):
         batch: list[_Ask[Question, Answer]] = []
         while self._waiting and len(batch) < self._largest:
             ask = self._waiting.popleft()
-            # Done already means that the caller gave up, or that another question of it failed.
+            # Done already means here and below that the caller gave up, or that another question of it failed.
             if not ask.call.done.done():
                 batch.append(ask)
         if not batch:
@@ -108,7 +108,8 @@ class MicroBatches(Generic[Question, Answer]):
                 batch[0].call.fail(error)
                 return
             for ask in batch:
-                self._resolve([ask])
+                if not ask.call.done.done():
+                    self._resolve([ask])
             return
         for ask, answer in zip(batch, answers, strict=True):
             ask.call.give(ask.place, answer)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import unicodedata
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -38,8 +38,9 @@ class StoredRetriever:
     """Looks in memory, then in a store, and asks `inner` for the rest; each query that several want is asked once.
 
     `inner` gets the normalised query, so that what is stored does not depend on who asked first. A search that the
-    caller gives up goes on, and its hits are kept. As an asynchronous context manager it enters and leaves `inner` too.
-    Use it on one event loop only.
+    caller gives up goes on, and its hits are kept. A caller that shared a search of other queries too asks once more by
+    itself when that fails. As an asynchronous context manager it enters and leaves `inner` too. Use it on one event
+    loop only.
 
     Attributes:
         counts: queries and documents answered from "memory", from "disk", by "asking", and by "waiting" for the same
@@ -50,6 +51,8 @@ class StoredRetriever:
         self._inner, self._store = inner, store
         self._memory = _Memory(memory_limit)
         self._asking: dict[_Key, asyncio.Task[Mapping[str, _Row]]] = {}
+        # All that are under way, with the number of their queries.
+        self._searches: dict[asyncio.Task[Mapping[str, _Row]], int] = {}
         self.counts = {"memory": 0, "disk": 0, "asking": 0, "waiting": 0}
 
     async def __aenter__(self) -> Self:
@@ -60,11 +63,12 @@ class StoredRetriever:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        # `inner` first, because its searches then fail, one that is stuck included, and `close` waits for them.
         try:
-            await self.close()
-        finally:
             if isinstance(self._inner, AbstractAsyncContextManager):
                 await self._inner.__aexit__(kind, error, trace)
+        finally:
+            await self.close()
 
     async def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
         """Return the `k` best hits of each query, best first, in the order of the queries.
@@ -85,10 +89,14 @@ class StoredRetriever:
         row = (await self._rows(READ, [clean_text(document_id)]))[0]
         return row[0] if row else None
 
+    async def probe(self) -> None:
+        """Prove that `inner` can search now; nothing is looked up or stored. Raises RetrieverError if it cannot."""
+        await probe(self._inner)
+
     async def close(self) -> None:
         """Wait for what is being asked, and close the store; `inner` stays open."""
-        while self._asking:
-            await asyncio.gather(*set(self._asking.values()), return_exceptions=True)
+        while self._searches:
+            await asyncio.wait(self._searches)
         self._store.close()
 
     async def _rows(self, k: int, texts: list[str]) -> list[_Row]:
@@ -106,7 +114,12 @@ class StoredRetriever:
 
     async def _add(self, rows: dict[str, _Row], k: int, wanted: list[str]) -> None:
         """Put what memory does not have into `rows`."""
-        tasks = {task for text in wanted if (task := self._asking.get((k, text)))}
+        shared: dict[asyncio.Task[Mapping[str, _Row]], list[str]] = defaultdict(list)
+        for text in wanted:
+            if (k, text) in self._asking:
+                shared[self._asking[k, text]].append(text)
+        # Where another caller's query is asked with ours, that may be what fails.
+        mixed = {task for task, texts in shared.items() if len(texts) < self._searches[task]}
         unasked = [text for text in wanted if (k, text) not in self._asking]
         stored = self._store.get(k, unasked)
         for text, data in stored.items():
@@ -115,29 +128,48 @@ class StoredRetriever:
         self.counts["disk"] += len(stored)
         self.counts["asking"] += len(missing)
         self.counts["waiting"] += len(wanted) - len(unasked)
-        if missing:
-            task = asyncio.create_task(self._ask(k, missing))
-            # Whoever waits gets the exception; where nobody is left, it is no news.
-            task.add_done_callback(lambda done: done.cancelled() or done.exception())
-            self._asking.update(((k, text), task) for text in missing)
-            tasks.add(task)
+        tasks = [*shared, *([self._start(k, missing)] if missing else [])]
+        if not tasks:
+            return
+        # Does not cancel them with this caller.
+        await asyncio.wait(tasks)
+        again: list[str] = []
         for task in tasks:
-            rows.update(await asyncio.shield(task))
+            if task in mixed and task.exception() is not None:
+                again.extend(shared[task])
+            else:
+                rows.update(task.result())
+        if again:
+            rows.update(await asyncio.shield(self._start(k, again)))
+
+    def _start(self, k: int, texts: list[str]) -> asyncio.Task[Mapping[str, _Row]]:
+        task = asyncio.create_task(self._ask(k, texts))
+        self._searches[task] = len(texts)
+        for text in texts:
+            self._asking.setdefault((k, text), task)
+
+        def forget(done: asyncio.Task[Mapping[str, _Row]]) -> None:
+            del self._searches[done]
+            for text in texts:
+                if self._asking.get((k, text)) is done:
+                    del self._asking[k, text]
+            # Whoever waits gets the exception; where nobody is left, it is no news.
+            if not done.cancelled():
+                done.exception()
+
+        task.add_done_callback(forget)
+        return task
 
     async def _ask(self, k: int, texts: list[str]) -> Mapping[str, _Row]:
-        try:
-            if k == READ:
-                found = await read(self._inner, texts[0])
-                answers = [[] if found is None else [found]]
-            else:
-                answers = await self._inner.search(texts, k)
-            entries = {text: encode_hits(hits) for text, hits in zip(texts, answers, strict=True)}
-            # Where another process was faster, its answer holds, so that a recording says what everybody saw.
-            entries |= await asyncio.to_thread(self._store.put, k, entries)
-            return {text: self._remember(k, text, decode_hits(data), len(data)) for text, data in entries.items()}
-        finally:
-            for text in texts:
-                del self._asking[k, text]
+        if k == READ:
+            found = await read(self._inner, texts[0])
+            answers = [[] if found is None else [found]]
+        else:
+            answers = await self._inner.search(texts, k)
+        entries = {text: encode_hits(hits) for text, hits in zip(texts, answers, strict=True)}
+        # Where another process was faster, its answer holds, so that a recording says what everybody saw.
+        entries |= await asyncio.to_thread(self._store.put, k, entries)
+        return {text: self._remember(k, text, decode_hits(data), len(data)) for text, data in entries.items()}
 
     def _remember(self, k: int, text: str, hits: list[Hit], size: int) -> _Row:
         row = tuple(hits)
@@ -198,6 +230,18 @@ class ReplayRetriever(StoredRetriever):
         """
         store = HitStore(Path(file), identity, read_only=True, exclusive=True)
         super().__init__(_Unrecorded(Path(file)), store, memory_limit)
+
+    async def probe(self) -> None:
+        """Prove that the recording can be read. Raises RetrieverError if it cannot."""
+        self._store.get(1, ["health"])
+
+
+async def probe(retriever: Retriever) -> None:
+    """Prove that `retriever` can search now, past all that is remembered. Raises RetrieverError if it cannot."""
+    if isinstance(retriever, StoredRetriever):
+        await retriever.probe()
+    else:
+        await retriever.search(["health"], 1)
 
 
 class _Unrecorded:

@@ -4,8 +4,10 @@ Both ends of the socket speak in frames: four bytes with the length, big-endian,
 
 - to the child, first: `{"target": "package.module:attribute", "options": {…}, "path": [where modules are, …]}`
 - back: `{"ready": about}` or `{"failed": why}`
-- to the child: `{"id": 1, "queries": […], "k": 3}` or `{"id": 1, "read": "document"}` or `{"id": 1}`, a sign of life
-- back: `{"id": 1, "rows": [[[id, contents, score], …], …]}` or `{"id": 1, "error": why, "cannot_read": false}`
+- to the child: `{"id": 1, "queries": […], "k": 3}` or `{"id": 1, "read": "document"}` or `{"id": 1}`, a ping
+- back: `{"id": 1, "rows": [[[id, contents, score], …], …]}` or `{"id": 1, "error": why, "cannot_read": false}`; to a
+  ping, `{"id": 1, "alive": true}` at once, then `{"id": 1}` when the retriever has answered it
+- to the child, and never answered: `{"id": 1, "cancel": true}`; that call needs no answer any more
 """
 
 from __future__ import annotations
@@ -63,30 +65,42 @@ async def main(descriptor: int) -> None:
         return
     writer.write(frame({"ready": about}))
 
-    tasks: set[asyncio.Task[None]] = set()
+    tasks: dict[int, asyncio.Task[None]] = {}
     while True:
         message = await read_frame(reader)
-        task = asyncio.create_task(_answer(retriever, message, writer))
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
+        number = message["id"]
+        if "cancel" in message:
+            if number in tasks:
+                tasks[number].cancel()
+            continue
+        if not ("queries" in message or "read" in message):
+            writer.write(frame({"id": number, "alive": True}))
+        tasks[number] = asyncio.create_task(_answer(retriever, message, writer))
+        tasks[number].add_done_callback(lambda _, number=number: tasks.pop(number))
 
 
 async def _answer(retriever: Any, message: dict[str, Any], writer: asyncio.StreamWriter) -> None:
-    answer: dict[str, Any] = {"id": message["id"]}
+    answer = {"id": message["id"]}
     try:
-        if "queries" in message:
-            answer["rows"] = pack_rows(await retriever.search(message["queries"], message["k"]))
-        elif "read" in message:
-            found = await read(retriever, message["read"])
-            answer["rows"] = pack_rows([[] if found is None else [found]])
-        elif hasattr(retriever, "ping"):
-            await retriever.ping()
+        # Also the frame, because a retriever may give what JSON cannot hold.
+        data = frame(answer | await _result(retriever, message))
     except RetrieverError as error:
-        answer |= {"error": str(error), "cannot_read": isinstance(error, CannotReadError)}
+        data = frame(answer | {"error": str(error), "cannot_read": isinstance(error, CannotReadError)})
     except Exception as error:  # noqa: BLE001, whoever asked must hear of it, or would wait for ever
-        answer |= {"error": f"the retriever broke: {error!r}", "cannot_read": False}
-    writer.write(frame(answer))
+        data = frame(answer | {"error": f"the retriever broke: {error!r}", "cannot_read": False})
+    writer.write(data)
     await writer.drain()
+
+
+async def _result(retriever: Any, message: dict[str, Any]) -> dict[str, Any]:
+    if "queries" in message:
+        return {"rows": pack_rows(await retriever.search(message["queries"], message["k"]))}
+    if "read" in message:
+        found = await read(retriever, message["read"])
+        return {"rows": pack_rows([[] if found is None else [found]])}
+    if hasattr(retriever, "ping"):
+        await retriever.ping()
+    return {}
 
 
 if __name__ == "__main__":

@@ -32,9 +32,13 @@ class RetrieverStartingError(RetrieverError):
 class ProcessRetriever:
     """An asynchronous context manager around a child process and the one socket to it, on one event loop.
 
-    Every call is sent at once; the child works on all of them together. When the child dies, the calls that wait fail
-    with `RetrieverStartingError`, as do later ones until the next child is ready. A child that gives no sign of life for
-    `hang_seconds` is killed.
+    Every call is sent at once; the child works on all of them together, and drops those that are cancelled. When the
+    child dies, the calls that wait fail with `RetrieverStartingError`, as do later ones until the next child is ready.
+
+    Four times in `hang_seconds` the child is asked for a sign of life, which its event loop gives at once, however busy
+    the retriever's thread is, and for the retriever's `ping`. A child is killed that sends nothing at all for
+    `hang_seconds`, or whose retriever answers neither a call nor a ping for `stuck_seconds`: a search may take long,
+    but not for ever.
     """
 
     def __init__(
@@ -44,6 +48,7 @@ class ProcessRetriever:
         *,
         start_seconds: float = 120.0,
         hang_seconds: float = 60.0,
+        stuck_seconds: float = 300.0,
     ) -> None:
         """Nothing is started yet.
 
@@ -51,10 +56,12 @@ class ProcessRetriever:
             target: what makes the retriever, as `package.module:attribute`, such as retrievers.lucene:LuceneRetriever.
             options: its keyword arguments; they go to the child as JSON.
             start_seconds: within which the child must be ready.
-            hang_seconds: after which a child that does not answer counts as dead.
+            hang_seconds: after which a child that is silent counts as dead.
+            stuck_seconds: after which it does too if its retriever answers nothing; longer than any batch of searches.
         """
         self._target, self._options = target, dict(options)
-        self._start_seconds, self._hang_seconds = start_seconds, hang_seconds
+        self._start_seconds, self._hang_seconds, self._stuck_seconds = start_seconds, hang_seconds, stuck_seconds
+        self._silent_seconds = self._unanswered_seconds = 0.0
         self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._next_id = 0
         self._process: subprocess.Popen[bytes] | None = None
@@ -123,17 +130,25 @@ class ProcessRetriever:
         if self._writer is None:
             kind = RetrieverError if self._supervisor is None else RetrieverStartingError
             raise kind(f"the retriever's process is not ready: {self._reason}")
-        self._next_id += 1
-        number = self._next_id
+        number = self._take_id()
         future = self._waiting[number] = asyncio.get_running_loop().create_future()
         try:
             self._writer.write(frame(message | {"id": number}))
             answer = await future
+        except asyncio.CancelledError:
+            # Work that nobody waits for would hold up the others.
+            if self._writer is not None:
+                self._writer.write(frame({"id": number, "cancel": True}))
+            raise
         finally:
             self._waiting.pop(number, None)
         if "error" in answer:
             raise (CannotReadError if answer["cannot_read"] else RetrieverError)(answer["error"])
         return answer
+
+    def _take_id(self) -> int:
+        self._next_id += 1
+        return self._next_id
 
     async def _supervise(self) -> None:
         pause = _SHORTEST_PAUSE_SECONDS
@@ -153,6 +168,20 @@ class ProcessRetriever:
 
     async def _start(self) -> None:
         """Start a child and wait until it is ready. Raises RetrieverError if it does not get there."""
+        try:
+            ours = self._spawn()
+        except OSError as error:
+            raise RetrieverError(f"the retriever's process cannot be started: {error}") from error
+        self._reader, writer = await asyncio.open_connection(sock=ours, limit=BUFFER_BYTES)
+        try:
+            self.about = await self._greet(writer)
+        except BaseException:
+            writer.close()
+            raise
+        self._writer = writer
+
+    def _spawn(self) -> socket.socket:
+        """Start a child and return our end of the socket. Raises OSError."""
         ours, theirs = socket.socketpair()
         with theirs:
             environment = dict(os.environ)
@@ -167,16 +196,10 @@ class ProcessRetriever:
                     env=environment,
                     start_new_session=True,
                 )
-            except OSError as error:
+            except BaseException:
                 ours.close()
-                raise RetrieverError(f"the retriever's process cannot be started: {error}") from error
-        self._reader, writer = await asyncio.open_connection(sock=ours, limit=BUFFER_BYTES)
-        try:
-            self.about = await self._greet(writer)
-        except BaseException:
-            writer.close()
-            raise
-        self._writer = writer
+                raise
+        return ours
 
     async def _greet(self, writer: asyncio.StreamWriter) -> dict[str, Any]:
         """Tell the child what to be; return how the retriever describes itself. Raises RetrieverError."""
@@ -194,10 +217,15 @@ class ProcessRetriever:
 
     async def _receive(self) -> None:
         """Hand out answers until the child is gone. Raises RetrieverError when it is."""
+        self._silent_seconds = self._unanswered_seconds = 0.0
         watch = asyncio.create_task(self._watch())
         try:
             while True:
                 message = await read_frame(self._reader)
+                self._silent_seconds = 0.0
+                if "alive" in message:
+                    continue
+                self._unanswered_seconds = 0.0
                 future = self._waiting.get(message["id"])
                 if future is not None and not future.done():
                     future.set_result(message)
@@ -207,18 +235,17 @@ class ProcessRetriever:
             watch.cancel()
 
     async def _watch(self) -> None:
-        """Kill a child that gives no sign of life; `_receive` then sees that it is gone."""
-        while True:
-            await asyncio.sleep(self._hang_seconds / 4)
-            try:
-                async with asyncio.timeout(self._hang_seconds):
-                    await self._ask({})
-            except TimeoutError:
-                if self._process is not None:
-                    self._process.kill()
-            except RetrieverError:
-                # It answers, if only that it fails.
-                continue
+        """Kill a child that hangs; `_receive` then sees that it is gone."""
+        pause = self._hang_seconds / 4
+        while self._process is not None and self._writer is not None:
+            self._writer.write(frame({"id": self._take_id()}))
+            await asyncio.sleep(pause)
+            # Added up instead of read from a clock, so that a pause of this process is not taken for the child's.
+            self._silent_seconds += pause
+            self._unanswered_seconds += pause
+            if self._silent_seconds >= self._hang_seconds or self._unanswered_seconds >= self._stuck_seconds:
+                self._process.kill()
+                return
 
     async def _end(self, reason: str) -> None:
         """See to it that the child is gone, and tell those who wait."""

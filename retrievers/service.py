@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from retrievers.base import Hit, Retriever, RetrieverError
+from retrievers.cache import probe
 from retrievers.limits import Refusal
 from retrievers.metrics import Metrics
 from retrievers.process import RetrieverStartingError
@@ -62,7 +63,7 @@ class Service:
 
     async def _probe(self) -> tuple[str, dict[str, str]]:
         try:
-            await self.run(lambda: self._retriever.search(["health"], 1))
+            await self.run(lambda: probe(self._retriever))
         except Refusal as refusal:
             starting = isinstance(refusal.__cause__, RetrieverStartingError)
             return "starting" if starting else "failing", {"detail": clean_text(refusal.detail)}

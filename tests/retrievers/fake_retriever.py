@@ -1,8 +1,11 @@
 import asyncio
 import os
 import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 from retrievers.base import Hit, RetrieverError
+from retrievers.batching import MicroBatches
 
 
 class FakeRetriever:
@@ -41,6 +44,7 @@ class OddRetriever(ReadingRetriever):
         if greeting == "hang":
             signal.pause()
         self.greeting = greeting
+        self.sleeping = 0
 
     async def ping(self):
         return {"greeting": self.greeting, "pid": os.getpid()}
@@ -56,7 +60,15 @@ class OddRetriever(ReadingRetriever):
             if query == "error":
                 raise RetrieverError("no such thing")
             if query.startswith("sleep "):
-                await asyncio.sleep(float(query.split()[1]))
+                self.sleeping += 1
+                try:
+                    await asyncio.sleep(float(query.split()[1]))
+                finally:
+                    self.sleeping -= 1
+            if query == "sleeping":
+                return [[Hit(str(self.sleeping), "", 1.0)]]
+            if query == "unspeakable":
+                return [[Hit("a", "c", 1j)]]
             if query == "surrogate":
                 return [[Hit("\udc80", "half \ud800 of a pair \x00\x1b", 1.0)]]
             if query == "nan":
@@ -66,3 +78,22 @@ class OddRetriever(ReadingRetriever):
             if query == "large":
                 return [[Hit("a", "x" * (32 << 20), 1.0)]]
         return await super().search(queries, k)
+
+
+class WorkerRetriever:
+    """Searches and answers pings on one thread, which sleeps for as many seconds as a query says."""
+
+    def __init__(self):
+        self.thread, self.asked = ThreadPoolExecutor(1), []
+        self.batches = MicroBatches(self.thread.submit, self.answer, 1)
+
+    def answer(self, queries):
+        self.asked.extend(queries)
+        time.sleep(float(queries[0]))
+        return [[Hit(",".join(self.asked), "", 1.0)]]
+
+    async def ping(self):
+        return await asyncio.wrap_future(self.thread.submit(dict))
+
+    async def search(self, queries, k):
+        return await self.batches.ask(queries)

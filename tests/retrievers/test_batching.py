@@ -72,6 +72,17 @@ def test_a_bad_question_fails_alone():
     assert "-1 is negative" in str(bad)
 
 
+def test_once_one_question_failed_the_others_of_its_caller_are_not_tried():
+    async def run():
+        doubler = Doubler()
+        with pytest.raises(RetrieverError, match="-1 is negative"):
+            await doubler.batches.ask([-1, 1, 2])
+        doubler.pool.shutdown()
+        return doubler.sizes
+
+    assert asyncio.run(run()) == [3, 1]
+
+
 def test_a_defect_of_the_worker_reaches_its_callers_and_later_ones_are_answered():
     async def run():
         doubler = Doubler()

@@ -1,6 +1,7 @@
 """What is remembered is what was found: in memory, on disk, by other processes, and in recordings."""
 
 import asyncio
+import gc
 import multiprocessing
 import os
 import pickle
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrievers.base import Hit, RetrieverError
-from retrievers.cache import CachedRetriever, RecordingRetriever, ReplayRetriever, normalised
+from retrievers.cache import CachedRetriever, RecordingRetriever, ReplayRetriever, normalised, probe
 from retrievers.reading import CannotReadError
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=12)
@@ -140,6 +141,39 @@ def test_a_failure_is_told_to_all_who_wait_and_not_remembered(tmp_path):
         return await retriever.search(["x"], 1)
 
     assert using(CachedRetriever(inner, tmp_path, "a"), use) == found(["x"], 1)
+
+
+class Refusing(FakeRetriever):
+    """Refuses a search that has "bad" among its queries, once `go` is set."""
+
+    def __init__(self):
+        super().__init__()
+        self.go = asyncio.Event()
+
+    async def search(self, queries, k):
+        found = await super().search(queries, k)
+        await self.go.wait()
+        if "bad" in queries:
+            raise RetrieverError("'bad' is refused")
+        return found
+
+
+def test_who_shares_a_search_that_fails_by_anothers_query_asks_for_its_own_once(tmp_path):
+    async def run():
+        inner = Refusing()
+        async with CachedRetriever(inner, tmp_path, "a") as retriever:
+            calls = [["bad", "good"], ["good"], ["other", "bad"], ["bad", "good"]]
+            tasks = [asyncio.create_task(retriever.search(queries, 1)) for queries in calls]
+            await asyncio.sleep(0)
+            inner.go.set()
+            outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        return inner.calls, outcomes
+
+    calls, (refused, good, both, also_refused) = asyncio.run(run())
+    assert good == found(["good"], 1)
+    assert [str(error) for error in (refused, both, also_refused)] == ["'bad' is refused"] * 3
+    # The last shared nothing but its own queries, and has its answer without asking again.
+    assert [queries for queries, _ in calls] == [["bad", "good"], ["other"], ["good"], ["bad"]]
 
 
 def test_a_caller_may_change_the_list_it_got(tmp_path):
@@ -398,3 +432,52 @@ def test_it_enters_and_leaves_what_it_wraps(tmp_path):
         assert not inner.entered
 
     asyncio.run(run())
+
+
+def test_leaving_ends_a_search_that_is_stuck_and_that_nobody_waits_for(tmp_path):
+    class Stuck(FakeRetriever):
+        async def __aenter__(self):
+            self.left = asyncio.get_running_loop().create_future()
+
+        async def __aexit__(self, *error):
+            self.left.set_exception(RetrieverError("it was stopped"))
+
+        async def search(self, queries, k):
+            await self.left
+
+    complaints = []
+
+    async def run():
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context["message"]))
+        async with asyncio.timeout(5), CachedRetriever(Stuck(), tmp_path, "a") as retriever:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.01):
+                    await retriever.search(["x"], 1)
+
+    asyncio.run(run())
+    gc.collect()
+    assert complaints == []
+
+
+def test_probing_reaches_the_retriever_and_leaves_nothing_behind(tmp_path):
+    inner, file = FakeRetriever(), tmp_path / "run.sqlite"
+
+    async def use(retriever):
+        cached = CachedRetriever(retriever, tmp_path, "a")
+        for _ in range(2):
+            await probe(cached)
+        await cached.close()
+        inner.error = "gone"
+        with pytest.raises(RetrieverError, match="gone"):
+            await probe(retriever)
+
+    using(RecordingRetriever(inner, file, "a"), use)
+    assert len(inner.calls) == 3
+    with sqlite3.connect(file) as database, sqlite3.connect(tmp_path / "hits.sqlite") as cache:
+        for stored in (database, cache):
+            assert stored.execute("SELECT count(*) FROM entries").fetchone() == (0,)
+
+
+def test_a_replay_passes_its_probe_without_a_retriever(tmp_path):
+    search(RecordingRetriever(FakeRetriever(), tmp_path / "run.sqlite", "a"), ["x"])
+    using(ReplayRetriever(tmp_path / "run.sqlite"), probe)

@@ -1,8 +1,10 @@
 """A retriever in a process of its own answers as it does in this one, and is there again soon after it died."""
 
 import asyncio
+import errno
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +18,7 @@ from retrievers.process import ProcessRetriever, RetrieverStartingError
 from retrievers.reading import CannotReadError
 
 TARGET = "fake_retriever:OddRetriever"
+WORKER = "fake_retriever:WorkerRetriever"
 
 
 def running(use, target=TARGET, options=None, **bounds):
@@ -33,7 +36,13 @@ def is_alive(pid):
         return False
 
 
-async def until(condition, seconds=10):
+async def give_up(tasks):
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def until(condition, seconds=60):
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.01)
@@ -60,6 +69,30 @@ def test_a_slow_search_does_not_hold_up_the_others():
         return await retriever.search(["y"], 1)
 
     assert running(use)[0][0].id == "y-0"
+
+
+def test_a_search_that_is_given_up_ends_in_the_child_too():
+    async def use(retriever):
+        searches = [asyncio.create_task(retriever.search(["sleep 60"], 1)) for _ in range(4)]
+        await asyncio.sleep(0)
+        before = await retriever.search(["sleeping"], 1)
+        await give_up(searches[1:])
+        after = await retriever.search(["sleeping"], 1)
+        await give_up(searches)
+        return before[0][0].id, after[0][0].id
+
+    assert running(use) == ("4", "1")
+
+
+def test_what_is_given_up_before_its_turn_is_never_searched():
+    async def use(retriever):
+        begun, *waiting = (asyncio.create_task(retriever.search([query], 1)) for query in ["0.5", *["5"] * 3])
+        await asyncio.sleep(0)
+        await give_up(waiting)
+        await begun
+        return await retriever.search(["0"], 1)
+
+    assert running(use, WORKER)[0][0].id == "0.5,0"
 
 
 def test_it_tells_what_the_retriever_tells_of_itself():
@@ -94,6 +127,16 @@ def test_a_search_that_fails_fails_alone():
     assert (good[0][0].id, also_good[0][0].id) == ("x-0", "y-0")
     assert (type(error), str(error)) == (RetrieverError, "no such thing")
     assert "the retriever broke: ZeroDivisionError('oops')" in str(broken)
+
+
+def test_hits_that_cannot_be_sent_fail_their_search_at_once():
+    async def use(retriever):
+        async with asyncio.timeout(10):
+            with pytest.raises(RetrieverError, match="complex is not JSON serializable"):
+                await retriever.search(["unspeakable"], 1)
+        return await retriever.search(["x"], 1)
+
+    assert running(use)[0][0].id == "x-0"
 
 
 @pytest.mark.parametrize("word", ["die", "killed"])
@@ -138,6 +181,54 @@ def test_a_process_that_gives_no_sign_of_life_is_killed_and_replaced():
         return await retriever.search(["x"], 1)
 
     assert running(use, hang_seconds=0.5)[0][0].id == "x-0"
+
+
+def test_a_process_that_searches_for_long_is_not_taken_for_one_that_hangs():
+    async def use(retriever):
+        await retriever.search(["2.5"], 1)
+        return retriever.restarts, retriever.state
+
+    assert running(use, WORKER, hang_seconds=1) == (0, "ready")
+
+
+def test_a_process_that_answers_others_is_not_taken_for_one_that_is_stuck():
+    async def use(retriever):
+        searches = [asyncio.create_task(retriever.search(["0.2"], 1)) for _ in range(10)]
+        await asyncio.gather(*searches)
+        return retriever.restarts
+
+    assert running(use, WORKER, stuck_seconds=1, hang_seconds=1) == 0
+
+
+def test_a_process_whose_retriever_never_answers_is_killed_and_replaced():
+    async def use(retriever):
+        with pytest.raises(RetrieverStartingError):
+            await retriever.search(["60"], 1)
+        await until(lambda: retriever.state == "ready")
+        return await retriever.search(["0"], 1)
+
+    assert running(use, WORKER, hang_seconds=2, stuck_seconds=1)[0][0].id == "0"
+
+
+def test_a_start_that_lacks_file_descriptors_is_tried_again(monkeypatch):
+    make_pair, refusals = socket.socketpair, []
+
+    def refuse_twice():
+        if len(refusals) == 2:
+            return make_pair()
+        refusals.append(OSError(errno.EMFILE, "Too many open files"))
+        raise refusals[-1]
+
+    async def use(retriever):
+        monkeypatch.setattr(socket, "socketpair", refuse_twice)
+        os.kill(retriever.pid, signal.SIGKILL)
+        await until(lambda: len(refusals) == 2)
+        with pytest.raises(RetrieverStartingError, match=r"cannot be started: .*Too many open files"):
+            await retriever.search(["x"], 1)
+        await until(lambda: retriever.state == "ready")
+        return await retriever.search(["x"], 1)
+
+    assert running(use)[0][0].id == "x-0"
 
 
 @pytest.mark.parametrize(

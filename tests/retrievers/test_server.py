@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrievers.base import RetrieverError
+from retrievers.cache import CachedRetriever, RecordingRetriever, ReplayRetriever
 from retrievers.process import RetrieverStartingError
 from retrievers.server import make_app
 
@@ -113,6 +114,16 @@ def test_health_searches_and_tells_about_the_index():
     assert response.json() == {"status": "ok", "documents": 7}
     retriever.error = "gone"
     assert send(retriever, "GET", "/health").status_code == 503
+
+
+def test_health_asks_the_retriever_itself_and_not_what_is_remembered_of_it(tmp_path):
+    inner, file = FakeRetriever(), tmp_path / "run.sqlite"
+    for wrapped in (CachedRetriever(inner, tmp_path, "a"), RecordingRetriever(inner, file, "a")):
+        inner.error = None
+        assert send(wrapped, "GET", "/health").json() == {"status": "ok"}
+        inner.error = "gone"
+        assert send(wrapped, "GET", "/health").json() == {"status": "failing", "detail": "gone"}
+    assert send(ReplayRetriever(file), "GET", "/health").json() == {"status": "ok"}
 
 
 def test_health_searches_once_a_second_at_most_however_many_ask():
