@@ -17,7 +17,7 @@ from retrievers.base import RetrieverError
 from retrievers.breaker import CircuitBreaker
 
 MAX_ANSWER_BYTES = 64 << 20
-"""An answer may be this large, unpacked."""
+"""An answer may be this large."""
 
 _BACKOFF_SECONDS = 0.25
 _LONGEST_BACKOFF_SECONDS = 8.0
@@ -87,7 +87,10 @@ class HttpCaller:
         self._name, self._timeout_seconds, self._attempts = name, timeout_seconds, retries + 1
         # The deadline is ours: httpx's own limits start anew with every packet.
         limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
-        self._client = httpx.AsyncClient(timeout=None, limits=limits, headers=headers, transport=transport)
+        # A packed answer of a few bytes would be unpacked into gigabytes before its size could be seen.
+        plain = httpx.Headers(headers)
+        plain["Accept-Encoding"] = "identity"
+        self._client = httpx.AsyncClient(timeout=None, limits=limits, headers=plain, transport=transport)
         # httpx searches its whole queue at every answer; ours keeps that queue empty, and outside the deadline.
         self._free = asyncio.Semaphore(connections)
         self._breaker = CircuitBreaker(name)
@@ -138,6 +141,11 @@ class HttpCaller:
         return answer
 
     async def _body(self, response: httpx.Response) -> bytes:
+        packed = response.headers.get("content-encoding", "identity")
+        if packed.strip().lower() not in ("", "identity"):
+            raise RetrieverError(
+                f"{self._name} packed its answer ({packed}) though asked not to; turn its compression off"
+            )
         body = bytearray()
         async for piece in response.aiter_bytes():
             body += piece

@@ -8,10 +8,14 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from retrievers.base import Hit, RetrieverError, check_search
 from retrievers.batching import MicroBatches
@@ -19,17 +23,20 @@ from retrievers.encoder import Encoder, EncoderOptions
 from retrievers.faiss_index import INDEX_NAME, import_faiss, read_faiss
 from retrievers.manifest import open_manifest
 from retrievers.passages import PassageStore
-from retrievers.wire import clean_text
+from retrievers.wire import clean_query
 
 MAX_BATCH = 64
+
+_TIES = 1000
 
 
 class DenseRetriever:
     """Searches an index that `retrievers.dense_index.build_dense_index` made; also see `Retriever`.
 
-    Ties of score are broken by id. A query that is encoded among others can differ from the same query alone in the last
-    bits of its scores, because of padding. Works as a Ray actor, `ray.remote(DenseRetriever)`. Sharing a process with
-    `LuceneRetriever` works as long as that process never forks, which the JVM does not survive.
+    Ties of score are broken by id, also where they are cut at `k`, unless more than a thousand passages tie there. What
+    else is asked at the same time changes nothing but the last bits of a query's scores, because of padding. Works as a
+    Ray actor, `ray.remote(DenseRetriever)`. Sharing a process with `LuceneRetriever` works as long as that process never
+    forks, which the JVM does not survive.
     """
 
     def __init__(
@@ -49,7 +56,8 @@ class DenseRetriever:
             model: where the encoder is, if not where the index says; its weights must be the same.
             threads: of torch and FAISS, for the whole process.
             device: of the encoder; None takes a GPU where there is one.
-            ef_search: candidates of a search in an "hnsw" index; more are slower and find more.
+            ef_search: candidates of a search in an "hnsw" index, at least as many as the hits that it looks for; more are
+                slower and find more.
             probes: lists that a search in an "ivfpq" index looks at; more are slower and find more.
 
         Raises:
@@ -70,7 +78,6 @@ class DenseRetriever:
         )
         self._kind = settings["faiss"]["kind"]
         self._search_options = {"hnsw": {"ef_search": ef_search}, "ivfpq": {"probes": probes}}.get(self._kind, {})
-        self._parameters = self._faiss_parameters(ef_search, probes)
         self._passages = PassageStore(folder)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="dense")
         self._batches: MicroBatches[tuple[str, int], list[Hit]] = MicroBatches(
@@ -85,7 +92,7 @@ class DenseRetriever:
         """
         self._check_open()
         check_search(queries, k)
-        return await self._batches.ask([(query, k) for query in queries])
+        return await self._batches.ask([(clean_query(query), k) for query in queries])
 
     async def read(self, document_id: str) -> Hit | None:
         """Return the whole document with this id, with score 0, or None if there is none.
@@ -134,23 +141,44 @@ class DenseRetriever:
         if self._closed:
             raise RetrieverError(f"the retriever of {self._index} is closed")
 
-    def _faiss_parameters(self, ef_search: int, probes: int) -> Any:
+    def _faiss_parameters(self, count: int) -> Any:
+        """How FAISS searches for `count` hits."""
         if self._kind == "hnsw":
-            return self._faiss.SearchParametersHNSW(efSearch=ef_search)
-        return self._faiss.SearchParametersIVF(nprobe=probes) if self._kind == "ivfpq" else None
+            return self._faiss.SearchParametersHNSW(efSearch=max(self._search_options["ef_search"], count))
+        return self._faiss.SearchParametersIVF(nprobe=self._search_options["probes"]) if self._kind == "ivfpq" else None
 
     def _answer(self, asks: list[tuple[str, int]]) -> list[list[Hit]]:
         """On the worker: the hits of queries, each with its own k. Raises RetrieverError if torch or FAISS fails."""
-        most = min(max(k for _, k in asks), len(self._passages))
+        # The hits of an approximate search depend on how many are looked for, and must not on what others ask.
+        positions_of: dict[int, list[int]] = defaultdict(list)
+        for position, (_, k) in enumerate(asks):
+            positions_of[k].append(position)
+        answers: dict[int, list[Hit]] = {}
         try:
-            vectors = self._encoder.encode_queries([clean_text(query) for query, _ in asks], MAX_BATCH)
-            scores, rows = self._vectors.search(vectors, most, params=self._parameters)
+            vectors = self._encoder.encode_queries([query for query, _ in asks], MAX_BATCH)
+            for k, positions in positions_of.items():
+                answers.update(zip(positions, self._nearest(vectors[positions], k), strict=True))
         except (RuntimeError, ValueError, MemoryError) as error:
             raise RetrieverError(f"search in {self._index} failed: {error}") from error
-        return [
-            self._hits(scores[position, :k].tolist(), rows[position, :k].tolist())
-            for position, (_, k) in enumerate(asks)
-        ]
+        return [answers[position] for position in range(len(asks))]
+
+    def _nearest(self, vectors: NDArray[np.float32], k: int) -> list[list[Hit]]:
+        """The `k` best hits of each vector, of shape (queries, dimension)."""
+        # One more shows whether the cut goes through a tie.
+        scores, rows = self._look_up(vectors, k + 1)
+        found = []
+        for position in range(len(vectors)):
+            row_scores, row_rows = scores[position], rows[position]
+            if len(row_rows) > k and row_rows[k] >= 0 and row_scores[k - 1] == row_scores[k]:
+                more_scores, more_rows = self._look_up(vectors[position : position + 1], k + _TIES)
+                row_scores, row_rows = more_scores[0], more_rows[0]
+            found.append(self._hits(row_scores.tolist(), row_rows.tolist())[:k])
+        return found
+
+    def _look_up(self, vectors: NDArray[np.float32], count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Scores and rows of the passages nearest to each vector, best first, both of shape (queries, at most count)."""
+        count = min(count, len(self._passages))
+        return self._vectors.search(vectors, count, params=self._faiss_parameters(count))
 
     def _hits(self, scores: list[float], rows: list[int]) -> list[Hit]:
         hits = []

@@ -145,11 +145,14 @@ def _encode_shards(
 
 
 def _finished(path: Path, identity: dict[str, object]) -> int:
-    """How many vectors an earlier try at the same build saved."""
+    """How many vectors an earlier try at the same build saved. Raises RetrieverError if what it wrote is damaged."""
     if not path.is_file():
         return 0
-    state = json.loads(path.read_text(encoding="utf-8"))
-    return state["rows"] if state["identity"] == identity else 0
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+        return state["rows"] if state["identity"] == identity else 0
+    except (ValueError, KeyError, TypeError) as error:
+        raise RetrieverError(f"{path} is damaged ({error!r}); remove {path.parent} and build again") from error
 
 
 def _save_state(path: Path, state: dict[str, object]) -> None:

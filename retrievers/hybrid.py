@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from retrievers.base import Hit, Retriever, RetrieverError, check_search
-from retrievers.reading import Reader, read
+from retrievers.reading import Reader, innermost, read
 
 
 class HybridRetriever:
@@ -53,7 +53,7 @@ class HybridRetriever:
         Raises:
             RetrieverError: if none of the retrievers can read documents, or the reading failed.
         """
-        reader = next((r for r in self._retrievers if isinstance(r, Reader)), self._retrievers[0])
+        reader = next((r for r in self._retrievers if isinstance(innermost(r), Reader)), self._retrievers[0])
         return await read(reader, document_id)
 
     async def ping(self) -> dict[str, object]:

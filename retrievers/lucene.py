@@ -18,11 +18,9 @@ from retrievers.base import Hit, RetrieverError, check_search
 from retrievers.batching import MicroBatches
 from retrievers.manifest import Manifest, open_manifest
 from retrievers.scoring import Scoring
-from retrievers.wire import clean_text
+from retrievers.wire import MAX_QUERY_CHARACTERS, clean_query
 
 MAX_BATCH = 256
-MAX_QUERY_CHARACTERS = 4000
-"""What follows in a longer query is not searched; Lucene bounds a query's terms, and a character can be a term."""
 
 
 class LuceneRetriever:
@@ -73,7 +71,7 @@ class LuceneRetriever:
         """
         self._check_open()
         check_search(queries, k)
-        return await self._batches.ask([(_clean(query), k) for query in queries])
+        return await self._batches.ask([(clean_query(query), k) for query in queries])
 
     async def read(self, document_id: str) -> Hit | None:
         """Return the whole document with this id, with score 0, or None if there is none.
@@ -82,7 +80,7 @@ class LuceneRetriever:
             RetrieverError: if the retriever is closed or Java fails.
         """
         self._check_open()
-        contents = await asyncio.wrap_future(jvm.submit(_read, self._searcher, _clean(document_id)))
+        contents = await asyncio.wrap_future(jvm.submit(_read, self._searcher, clean_query(document_id)))
         return None if contents is None else Hit(document_id, contents, 0.0)
 
     async def ping(self) -> dict[str, object]:
@@ -141,11 +139,6 @@ class LuceneRetriever:
             names.add(str(position))
         found = self._searcher.batch_search(texts, names, k, self._threads)
         return [_hits(found.get(str(position))) for position in range(len(queries))]
-
-
-def _clean(query: str) -> str:
-    """Cut a query to MAX_QUERY_CHARACTERS, and replace halves of surrogate pairs, which Java would not take."""
-    return clean_text(query[:MAX_QUERY_CHARACTERS])
 
 
 def _open(index: str, scoring: Scoring, manifest: Manifest) -> Any:

@@ -210,8 +210,7 @@ class _Connection:
     async def close(self) -> None:
         self.stop.set()
         await asyncio.wait({self.holder}, timeout=_CLOSE_SECONDS)
-        self.holder.cancel()
-        await asyncio.wait({self.holder})
+        await _end(self.holder)
 
 
 async def _connect(
@@ -228,13 +227,22 @@ async def _connect(
     holder = asyncio.create_task(hold())
     # Whoever waits looks at it; where nobody does, it is no news.
     holder.add_done_callback(lambda done: done.cancelled() or done.exception())
-    await asyncio.wait({holder, ready}, timeout=timeout_seconds, return_when="FIRST_COMPLETED")
+    try:
+        await asyncio.wait({holder, ready}, timeout=timeout_seconds, return_when="FIRST_COMPLETED")
+    except asyncio.CancelledError:
+        # Nobody else knows of it, and it would keep its server.
+        await _end(holder)
+        raise
     if ready.done():
         return _Connection(ready.result(), holder, stop)
     reason = f"it cannot be reached: {_why(holder)}" if holder.done() else f"no connection within {timeout_seconds:g} s"
+    await _end(holder)
+    return _Trouble(reason)
+
+
+async def _end(holder: asyncio.Task[None]) -> None:
     holder.cancel()
     await asyncio.wait({holder})
-    return _Trouble(reason)
 
 
 def _why(holder: asyncio.Task[None]) -> str:

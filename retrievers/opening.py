@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from retrievers.base import RetrieverError
 from retrievers.manifest import MANIFEST_NAME, open_manifest
+from retrievers.models import model_folder, weights_sha256
 
 if TYPE_CHECKING:
     from retrievers.dense import DenseRetriever
@@ -46,7 +47,7 @@ def open_index(source: str, **options: Any) -> LuceneRetriever | DenseRetriever:
         options: of that retriever's class, such as `k1=1.2` or `ef_search=128`.
 
     Raises:
-        RetrieverError: if the folder is no sound index, or an option is not one of its retriever's.
+        RetrieverError: if the folder is no sound index, or an option is not one of its retriever's, or of another type.
     """
     folder = index_folder(source)
     check_options(folder, options)
@@ -79,17 +80,40 @@ def open_stages(
     return retriever
 
 
-def check_options(folder: Path, options: Iterable[str]) -> None:
+def check_options(folder: Path, options: Mapping[str, Any]) -> None:
     """Check what `open_index` checks before it starts anything.
 
     Raises:
-        RetrieverError: if the folder is no sound index, or its retriever has no option of a name.
+        RetrieverError: if the folder is no sound index, or its retriever has no option of a name or takes another type.
     """
     retriever = retriever_class(folder)
-    known = [name for name in inspect.signature(retriever).parameters if name != "index"]
-    for name in options:
+    parameters = inspect.signature(retriever, eval_str=True).parameters
+    known = {name: parameter.annotation for name, parameter in parameters.items() if name != "index"}
+    for name, value in options.items():
         if name not in known:
             raise RetrieverError(f"{retriever.__name__} has no option {name!r}; it has {', '.join(known)}")
+        if not _is_of(value, known[name]):
+            wanted = inspect.formatannotation(known[name])
+            raise RetrieverError(f"option {name!r} of {retriever.__name__} is {value!r} and must be of type {wanted}")
+
+
+def check_one_corpus(sources: Sequence[str]) -> None:
+    """Check that indexes can be fused; what a prebuilt index was made from is not known, and taken to be right.
+
+    Raises:
+        RetrieverError: if a folder is no sound index, or two were built from different corpora.
+    """
+    known = [
+        (source, manifest) for source in sources if (manifest := open_manifest(index_folder(source))).corpus_sha256
+    ]
+    for source, manifest in known[1:]:
+        first, reference = known[0]
+        if manifest.corpus_sha256 != reference.corpus_sha256:
+            raise RetrieverError(
+                f"index {first} was built from {reference.corpus} ({reference.corpus_sha256[:12]}…) and index {source} from "
+                f"{manifest.corpus} ({manifest.corpus_sha256[:12]}…), and passages are fused by their ids; fuse indexes of "
+                "one corpus"
+            )
 
 
 def retriever_class(folder: Path) -> Any:
@@ -123,6 +147,15 @@ def identify_index(source: str, options: Mapping[str, Any]) -> dict[str, object]
     }
 
 
+def identify_reranker(model: str, depth: int = 50) -> dict[str, object]:
+    """All that decides how a cross-encoder ranks hits anew, for the same purpose; see `retrievers.models.model_folder`.
+
+    Raises:
+        RetrieverError: if there is no such model.
+    """
+    return {"weights_sha256": weights_sha256(model_folder(model)), "depth": depth}
+
+
 def describe_index(folder: Path) -> dict[str, object]:
     """What a person wants to know of an index, in the order to print it; the sizes of its files are checked.
 
@@ -146,6 +179,12 @@ def describe_index(folder: Path) -> dict[str, object]:
         "built_at": manifest.built_at,
         "build_seconds": manifest.build_seconds,
     }
+
+
+def _is_of(value: object, annotation: Any) -> bool:
+    """Whether a value is of a type or one of a union's. bool, which Python takes for int, is not; int does for float."""
+    kinds = get_args(annotation) or (annotation,)
+    return type(value) in kinds or (type(value) is int and float in kinds)
 
 
 def _flat(values: dict[str, object], prefix: str = "") -> dict[str, object]:

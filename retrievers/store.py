@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import threading
 import time
@@ -63,11 +64,12 @@ class HitStore:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RetrieverError(f"{path.parent} cannot be made: {error.strerror}; choose another folder") from error
+        mode = ("mode=ro" + "&immutable=1" * _is_still(path)) if read_only else "mode=rwc"
         with self._explained():
             # Two connections, because a thread that waits to write would otherwise hold up those who read.
             self._reader, self._writer = (
                 sqlite3.connect(
-                    f"file:{quote(str(path.absolute()))}?mode={'ro' if read_only else 'rwc'}",
+                    f"file:{quote(str(path.absolute()))}?{mode}",
                     _BUSY_SECONDS,
                     isolation_level=None,
                     check_same_thread=False,
@@ -207,12 +209,22 @@ class HitStore:
             raise self._unusable(error) from error
 
     def _unusable(self, error: sqlite3.Error) -> RetrieverError:
-        # Only what SQLite itself refused has a code.
-        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+        # Only what SQLite itself refused has a code; its low byte is the kind.
+        kind = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if kind == sqlite3.SQLITE_FULL:
             remedy = "make room and try again"
+        elif kind in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
+            remedy = "make it and its folder writable, or copy it with its -wal file, if it has one, to where they are"
         else:
             remedy = "if it is damaged, remove it with its -wal and -shm files"
         return RetrieverError(f"{self._path} cannot be used ({error}); {remedy}")
+
+
+def _is_still(path: Path) -> bool:
+    """Whether all of a recording is in its file, in a folder where SQLite cannot put what it needs to share it."""
+    log = path.with_name(f"{path.name}-wal")
+    unread = log.exists() and log.stat().st_size > 0
+    return not unread and not os.access(path.parent, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
 
 
 def _used(database: sqlite3.Connection) -> int:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import math
+import sys
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 from retrievers.base import Hit, RetrieverError
+
+MAX_QUERY_CHARACTERS = 4000
+"""What follows in a longer query is not searched; Lucene bounds a query's terms, and a character can be a term."""
 
 
 class WireFormat(Protocol):
@@ -58,8 +61,9 @@ def document_hit(document: Any, score: Any = 0.0) -> Hit:
     name = document["id"] if "id" in document else contents_id(contents)
     if not isinstance(name, str):
         raise ValueError(f"the id {name!r} of a document must be a string")
-    if not isinstance(score, int | float) or isinstance(score, bool) or not math.isfinite(score):
-        raise ValueError(f"the score of document {name!r} is {score!r} and must be a number")
+    # JSON has integers that no float can hold.
+    if not isinstance(score, int | float) or isinstance(score, bool) or not abs(score) <= sys.float_info.max:
+        raise ValueError(f"the score of document {name!r} is {score!r:.50} and must be a finite number")
     return Hit(clean_text(name), clean_text(contents), float(score))
 
 
@@ -75,6 +79,11 @@ def clean_text(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
+
+
+def clean_query(query: str) -> str:
+    """Cut a query to MAX_QUERY_CHARACTERS and clean it; what reads a query may need much memory for each character."""
+    return clean_text(query[:MAX_QUERY_CHARACTERS])
 
 
 def load_attribute(path: str) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 from agentrl.config import ConfigError
 from agentrl.types import ActionKind, SearchCall
 from retrievers.base import Hit, Retriever
-from retrievers.reading import Reader
+from retrievers.reading import Reader, innermost
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +61,10 @@ class Toolbox:
     k: int
 
     def __post_init__(self) -> None:
-        if "open" in self.names and not isinstance(self.retriever, Reader):
+        source = innermost(self.retriever)
+        if "open" in self.names and not isinstance(source, Reader):
             raise ConfigError(
-                f"agent.tools: `open` needs a retriever that reads whole documents, and {type(self.retriever).__name__} "
+                f"agent.tools: `open` needs a retriever that reads whole documents, and {type(source).__name__} "
                 "has no `async def read(document_id)`; leave `open` out or use another retriever"
             )
 

@@ -18,9 +18,18 @@ from rich.table import Table
 from rich.text import Text
 
 from agentrl.config import ConfigError
+from agentrl.config.loading import parse_yaml
 from retrievers.base import Hit
 from retrievers.manifest import Manifest
-from retrievers.opening import check_options, describe_index, identify_index, index_folder, open_stages
+from retrievers.opening import (
+    check_one_corpus,
+    check_options,
+    describe_index,
+    identify_index,
+    identify_reranker,
+    index_folder,
+    open_stages,
+)
 
 _SHOWN_CHARACTERS = 400
 
@@ -37,7 +46,7 @@ def parse_options(given: Sequence[str]) -> dict[str, Any]:
         if not separator or not name:
             raise ConfigError(f"option {item!r}: write it as name=value, such as k1=1.2")
         try:
-            options[name] = yaml.safe_load(value)
+            options[name] = parse_yaml(value)
         except yaml.YAMLError as error:
             raise ConfigError(f"option {item!r}: the value is not valid YAML: {error}") from error
     return options
@@ -77,10 +86,11 @@ def sources(indexes: Sequence[str], options: Mapping[str, Any]) -> list[dict[str
     """Return the arguments of `open_stages`: the options go to the first index.
 
     Raises:
-        RetrieverError: if an index is missing or damaged, or does not take the options.
+        RetrieverError: if an index is missing or damaged, does not take the options, or is of another corpus than others.
     """
     for number, index in enumerate(indexes):
         check_options(index_folder(index), {} if number else options)
+    check_one_corpus(indexes)
     return [{"source": index, **({} if number else options)} for number, index in enumerate(indexes)]
 
 
@@ -142,7 +152,8 @@ def serve(
     retriever: Retriever = ProcessRetriever("retrievers.opening:open_stages", plan)
     if cache is not None:
         parts = [identify_index(index, {} if number else options) for number, index in enumerate(indexes)]
-        retriever = CachedRetriever(retriever, cache, json.dumps([parts, rerank], sort_keys=True))
+        ranked = None if rerank is None else identify_reranker(rerank)
+        retriever = CachedRetriever(retriever, cache, json.dumps([parts, ranked], sort_keys=True))
     shown = {name: about[0][name] for name in ("documents", "corpus", "corpus_sha256")}
     run(
         make_app(retriever, default_k=k, about=shown, token=token),

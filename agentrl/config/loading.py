@@ -23,6 +23,11 @@ _Loader.add_implicit_resolver(
 )
 
 
+def parse_yaml(text: str) -> Any:
+    """Parse YAML in which 1e-5 is a number. Raises yaml.YAMLError."""
+    return yaml.load(text, _Loader)
+
+
 def packaged_configs() -> dict[str, Path]:
     """Return the packaged configs by file name."""
     # The project runs from a checkout (an editable install), which has configs/ at its top.
@@ -59,7 +64,7 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
     """
     path = find_config(name)
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        tree = parse_yaml(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(tree, dict):
@@ -87,7 +92,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     if not separator or not key:
         raise ConfigError(f"override {override!r}: write it as key=value, such as training.steps=8")
     try:
-        parsed = yaml.load(value, _Loader)
+        parsed = parse_yaml(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"override {override!r}: the value is not valid YAML: {error}") from error
     *parents, last = key.split(".")

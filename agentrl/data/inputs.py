@@ -10,7 +10,7 @@ from agentrl.config import Config, DataConfig, QuestionSet
 from agentrl.data.errors import DataError
 from agentrl.data.questions import read_questions
 from agentrl.types import Question
-from retrievers.opening import check_options, index_folder
+from retrievers.opening import check_one_corpus, check_options, index_folder
 
 
 def read_set(data: DataConfig, questions: QuestionSet, limit: int | None = None) -> list[Question]:
@@ -43,8 +43,10 @@ def evaluation_questions(data: DataConfig, files: Sequence[str] = (), limit: int
 
 
 def check_index(config: Config) -> None:
-    """Raise RetrieverError unless the local indexes are there and sound, and take their options."""
+    """Raise RetrieverError unless the local indexes are there and sound, of one corpus, and take their options."""
     if config.retriever is None:
         return
-    for index in config.retriever.indexes:
-        check_options(index_folder(config.data.resolve_index(index.index)), index.options)
+    sources = [config.data.resolve_index(index.index) for index in config.retriever.indexes]
+    for source, index in zip(sources, config.retriever.indexes, strict=True):
+        check_options(index_folder(source), index.options)
+    check_one_corpus(sources)

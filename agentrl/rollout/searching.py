@@ -13,7 +13,7 @@ from agentrl.rollout.retrieval import ActorRetriever
 from retrievers.base import Retriever
 from retrievers.cache import CachedRetriever, RecordingRetriever, ReplayRetriever
 from retrievers.hybrid import HybridRetriever
-from retrievers.opening import identify_index, index_folder, retriever_class
+from retrievers.opening import check_one_corpus, identify_index, identify_reranker, index_folder, retriever_class
 from retrievers.remote import HttpRetriever
 from retrievers.wire import load_format
 
@@ -87,13 +87,15 @@ def retriever_identity(settings: RetrieverConfig, data: DataConfig) -> str:
     """Name all that decides what is found, as JSON: what is cached or recorded under one name is never given for another.
 
     Raises:
-        RetrieverError: if an index is missing or damaged.
+        RetrieverError: if an index or the reranker is missing or damaged, or indexes to be fused are of different corpora.
     """
     parts: dict[str, Any] = {}
-    for number, index in enumerate(settings.indexes):
-        parts[f"index {number}"] = identify_index(data.resolve_index(index.index), index.options)
+    sources = [data.resolve_index(index.index) for index in settings.indexes]
+    check_one_corpus(sources)
+    for number, (source, index) in enumerate(zip(sources, settings.indexes, strict=True)):
+        parts[f"index {number}"] = identify_index(source, index.options)
     if settings.kind != "index":
         parts |= {"url": settings.url, "wire": settings.wire, "target": settings.target, "options": settings.options}
     if settings.rerank is not None:
-        parts["rerank"] = settings.rerank.model_dump()
+        parts["rerank"] = identify_reranker(settings.rerank.model, settings.rerank.depth)
     return json.dumps(parts, sort_keys=True)

@@ -170,6 +170,40 @@ def test_an_odd_query_is_searched_like_any_other(retriever, query):
     assert len(search(retriever, [query, "sea"])[0]) == 3
 
 
+def test_only_the_beginning_of_a_long_query_is_tokenised(retriever, monkeypatch):
+    encode, seen = retriever._encoder.encode_queries, []
+    monkeypatch.setattr(
+        retriever._encoder, "encode_queries", lambda queries, batch: seen.extend(queries) or encode(queries, batch)
+    )
+    assert len(search(retriever, ["sea " * 50_000])[0]) == 3
+    assert seen == ["sea " * 1000]
+
+
+@pytest.fixture(scope="module", params=["flat", "hnsw"])
+def equal_passages(request, model, tmp_path_factory):
+    """An index of forty equal passages, the last ids first, and one that is another."""
+    folder = tmp_path_factory.mktemp("equal")
+    lines = [{"id": f"p{i:02}", "contents": "apple tree"} for i in range(40, 0, -1)] + [{"id": "a", "contents": "sea"}]
+    (folder / "corpus.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    build(folder / "corpus.jsonl", folder / "index", model, kind=request.param, batch=41, shard=41)
+    retriever = DenseRetriever(str(folder / "index"), threads=1, device="cpu")
+    yield retriever
+    retriever.close()
+
+
+@pytest.mark.parametrize("k", [1, 3, 39, 40])
+def test_ties_are_broken_by_id_also_where_they_are_cut(equal_passages, k):
+    assert [hit.id for hit in search(equal_passages, ["apple tree"], k)[0]] == [f"p{i:02}" for i in range(1, k + 1)]
+
+
+def test_the_hits_of_a_search_do_not_depend_on_how_many_others_want(equal_passages):
+    async def run():
+        return await asyncio.gather(*(equal_passages.search(["apple tree"], k) for k in (3, 20, 7, 1)))
+
+    for (hits,), k in zip(asyncio.run(run()), (3, 20, 7, 1), strict=True):
+        assert [hit.id for hit in hits] == [f"p{i:02}" for i in range(1, k + 1)]
+
+
 def test_documents_are_read_and_the_index_describes_itself(retriever, index, model, corpus):
     assert asyncio.run(retriever.read("d7")) == Hit("d7", text_of(7), 0.0)
     assert asyncio.run(retriever.read("no such id")) is None
@@ -270,6 +304,14 @@ def test_vectors_that_were_lost_are_computed_again(index, model, corpus, tmp_pat
     assert files(tmp_path / "index") == files(index)
 
 
+@pytest.mark.parametrize("content", ['{"identity": {"cor', "[]", "{}", ""])
+def test_a_damaged_state_of_a_build_is_named_with_what_to_remove(model, corpus, tmp_path, content):
+    work = interrupted(corpus, tmp_path / "index", model)
+    (work / "state.json").write_text(content)
+    with pytest.raises(RetrieverError, match=r"state\.json is damaged .*; remove .*\.index\.building and build again"):
+        build(corpus, tmp_path / "index", model)
+
+
 def test_two_builds_of_one_index_do_not_mix(model, corpus, tmp_path):
     work = interrupted(corpus, tmp_path / "index", model)
     holder = os.open(work, os.O_RDONLY)
@@ -355,6 +397,16 @@ def test_an_hnsw_index_is_searched_like_a_flat_one(retriever, model, corpus, tmp
         assert [hit.score for hit in near] == pytest.approx([hit.score for hit in exact], abs=1e-4)
     assert asyncio.run(other.ping())["ef_search"] == 90
     other.close()
+
+
+def test_an_hnsw_index_finds_as_many_as_are_wanted_however_small_ef_search_is(retriever, model, corpus, tmp_path):
+    build(corpus, tmp_path / "index", model, kind="hnsw")
+    narrow = open_index(str(tmp_path / "index"), ef_search=1, threads=1, device="cpu")
+    exact, near = search(retriever, WORDS[:6], 60), search(narrow, WORDS[:6], 60)
+    assert [len(hits) for hits in near] == [60] * 6
+    found = [len({hit.id for hit in a} & {hit.id for hit in b}) / 60 for a, b in zip(exact, near, strict=True)]
+    assert np.mean(found) > 0.95
+    narrow.close()
 
 
 def test_a_real_encoder_finds_by_meaning(tmp_path):

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retrievers.base import Hit, RetrieverError
+from retrievers.cache import CachedRetriever
 from retrievers.hybrid import HybridRetriever, fuse
 from retrievers.reading import CannotReadError
 
@@ -99,6 +100,12 @@ def test_documents_are_read_through_the_first_that_can():
     assert asyncio.run(hybrid.read("z")) is None
     with pytest.raises(CannotReadError):
         asyncio.run(HybridRetriever([FakeRetriever(), FakeRetriever()]).read("a"))
+
+
+def test_a_cache_before_a_retriever_without_documents_is_not_asked_for_them(tmp_path):
+    cached = CachedRetriever(FakeRetriever(), tmp_path, "a")
+    assert asyncio.run(HybridRetriever([cached, Listed("ab")]).read("a")) == Hit("a", "text", 0.0)
+    asyncio.run(cached.close())
 
 
 def test_ping_tells_of_all_and_refuses_indexes_of_different_corpora():

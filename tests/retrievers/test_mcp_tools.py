@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 from retrievers.base import Hit, RetrieverError
@@ -135,6 +137,25 @@ def test_a_server_that_is_away_for_a_while_is_found_again():
 def test_a_server_that_is_not_there_is_named(server):
     with pytest.raises(RetrieverError, match=r"MCP server .* cannot be used"):
         search(server, ["x"])
+
+
+def test_a_caller_that_gives_up_while_the_server_starts_leaves_no_server():
+    def servers():
+        return [child for child in psutil.Process(os.getpid()).children() if "sleep(600)" in " ".join(child.cmdline())]
+
+    async def run():
+        retriever = McpRetriever([sys.executable, "-c", "import time; time.sleep(600)"])
+        search = asyncio.create_task(retriever.search(["x"], 1))
+        async with asyncio.timeout(60):
+            while not servers():
+                await asyncio.sleep(0.05)
+        search.cancel()
+        await asyncio.wait({search})
+        assert search.cancelled()
+        assert servers() == []
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(run())
 
 
 def test_without_the_package_it_says_what_to_install(monkeypatch):

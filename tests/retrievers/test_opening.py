@@ -12,7 +12,7 @@ import pytest
 from retrievers.base import RetrieverError
 from retrievers.index import build_index
 from retrievers.manifest import open_manifest, write_manifest
-from retrievers.opening import describe_index, open_index
+from retrievers.opening import check_one_corpus, check_options, describe_index, identify_reranker, open_index
 from retrievers.prebuilt import Prebuilt, find_prebuilt, prebuilt_index
 
 
@@ -26,12 +26,12 @@ def folder(tmp_path):
     return folder
 
 
-def write(folder, backend="lucene"):
+def write(folder, backend="lucene", corpus_sha256="00ff"):
     write_manifest(
         folder,
         backend=backend,
         corpus="c.jsonl",
-        corpus_sha256="00ff",
+        corpus_sha256=corpus_sha256,
         documents=2,
         parameters={"analyzer": "english", "deep": {"er": 1}},
         versions={"lucene": "9.9.1"},
@@ -42,6 +42,55 @@ def write(folder, backend="lucene"):
 def test_an_option_that_the_retriever_has_not_is_refused_with_those_it_has(folder):
     with pytest.raises(RetrieverError, match=r"LuceneRetriever has no option 'ef_search'; it has k1, b, "):
         open_index(str(folder), ef_search=3)
+
+
+@pytest.mark.parametrize(
+    ("backend", "options", "wanted"),
+    [
+        ("lucene", {"k1": "1e-1"}, "float"),
+        ("lucene", {"b": True}, "float"),
+        ("lucene", {"threads": "two"}, "int"),
+        ("lucene", {"fb_docs": 2.5}, "int"),
+        ("lucene", {"fb_docs": False}, "int"),
+        ("lucene", {"heap": 1}, "str"),
+        ("lucene", {"rm3": "off2"}, "bool"),
+        ("dense", {"device": 1}, r"str \| None"),
+    ],
+)
+def test_an_option_of_another_type_is_refused_by_its_name(folder, backend, options, wanted):
+    write(folder, backend)
+    ((name, value),) = options.items()
+    with pytest.raises(RetrieverError, match=f"option '{name}' of .* is {value!r} and must be of type {wanted}"):
+        open_index(str(folder), **options)
+
+
+def test_options_of_the_right_types_are_taken(folder):
+    check_options(folder, {"k1": 1, "b": 0.5, "threads": 1, "heap": "1g", "rm3": False})
+    write(folder, "dense")
+    check_options(folder, {"device": None, "model": "x", "ef_search": 3})
+
+
+def test_indexes_of_different_corpora_are_not_fused(folder, tmp_path):
+    others = {name: tmp_path / name for name in ("same", "unknown", "other")}
+    for path, digest in zip(others.values(), ("00ff", "", "ff00"), strict=True):
+        path.mkdir()
+        write(path, corpus_sha256=digest)
+    check_one_corpus([])
+    check_one_corpus([str(others["unknown"]), str(folder), str(others["same"])])
+    with pytest.raises(RetrieverError, match=r"index .*/index was .*00ff.* and index .*/other from .*ff00.*one corpus"):
+        check_one_corpus([str(folder), *map(str, others.values())])
+
+
+def test_a_reranker_is_known_by_its_weights_and_not_by_its_place(tmp_path):
+    for name, weights in (("a", b"1"), ("b", b"1"), ("c", b"2")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / name / "model.safetensors").write_bytes(weights)
+    a, b, c = (identify_reranker(str(tmp_path / name)) for name in "abc")
+    assert a == b != c
+    assert identify_reranker(str(tmp_path / "a"), 7) != a
+    with pytest.raises(RetrieverError, match="no such folder"):
+        identify_reranker("./nothing")
 
 
 def test_an_unknown_backend_and_a_folder_that_is_no_index_are_refused(folder, tmp_path):

@@ -144,6 +144,7 @@ def test_a_caller_that_gives_up_is_not_kept():
         b'{"result": [[{"document": {"id": "a", "contents": null}, "score": 1}]]}',
         b'{"result": [[{"document": {"id": "a", "contents": "c"}, "score": "1"}]]}',
         b'{"result": [[{"document": {"id": "a", "contents": "c"}, "score": NaN}]]}',
+        b'{"result": [[{"document": {"id": "a", "contents": "c"}, "score": 1' + b"0" * 400 + b"}]]}",
         b'{"result": [[{"document": {"id": "a", "contents": "c"}}]]}',
         b'{"result": [[{"document": {"id": "a", "contents": "c"}, "score": 1},'
         b' {"document": {"id": "b", "contents": "c"}, "score": 1}]]}',
@@ -262,6 +263,22 @@ def test_an_answer_without_end_is_an_error(monkeypatch):
 
     with pytest.raises(RetrieverError, match="more than 1000 bytes"):
         ask(lambda _: httpx.Response(200, content=endless()))
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "gzip, gzip", "zstd", "unheard-of"])
+def test_no_packed_answer_is_wanted_and_one_that_comes_is_refused_unread(encoding):
+    async def unread():
+        raise AssertionError("nothing may be read")
+        yield
+
+    def handler(request):
+        assert request.headers["accept-encoding"] == "identity"
+        return httpx.Response(200, headers={"Content-Encoding": encoding}, content=unread())
+
+    with pytest.raises(RetrieverError, match=rf"packed its answer \({encoding}\)"):
+        ask(handler, headers={"accept-encoding": "gzip"})
+    plain = httpx.Response(200, headers={"Content-Encoding": "Identity"}, json=GOOD)
+    assert ask(lambda _: plain)[0][0].id == "a"
 
 
 def test_broken_text_in_an_answer_becomes_replacement_characters():

@@ -115,6 +115,53 @@ def test_pairs_longer_than_the_model_takes_are_cut(model):
     assert [len(hits) for hits in found] == [2, 2, 2]
 
 
+def test_no_more_of_a_text_is_tokenised_than_may_count(model, monkeypatch):
+    tokenizer, seen = model._tokenizer, []
+
+    class Counting:
+        pad = staticmethod(tokenizer.pad)
+
+        def __call__(self, queries, passages, **options):
+            seen.append((len(queries), max(map(len, queries)), max(map(len, passages))))
+            return tokenizer(queries, passages, **options)
+
+    monkeypatch.setattr(model, "_tokenizer", Counting())
+    passages = ["sea " * 2_000, *TEXTS]
+    scores = model.score([("who " * 2_000, passage) for passage in passages])
+    assert len(seen) == 5
+    assert max(seen) <= (4, 4000, 64 * 16)
+    monkeypatch.undo()
+    assert scores == pytest.approx(model.score([("who " * 900, passage[:900]) for passage in passages]), abs=1e-4)
+
+
+class Connection(Fixed):
+    """Must be entered before it is asked."""
+
+    def __init__(self):
+        super().__init__(["a", "bb"])
+        self.events = []
+
+    async def __aenter__(self):
+        self.events.append("entered")
+        return self
+
+    async def __aexit__(self, kind, error, trace):
+        self.events.append(kind)
+
+
+def test_what_it_stands_before_is_entered_and_left_with_it():
+    async def run(inner):
+        async with RerankingRetriever(inner, Lengths()) as retriever:
+            assert [hit.id for hit in (await retriever.search(["who"], 2))[0]] == ["d1", "d0"]
+            raise KeyError
+
+    connection = Connection()
+    for inner in (connection, Fixed(["a", "bb"])):
+        with pytest.raises(KeyError):
+            asyncio.run(run(inner))
+    assert connection.events == ["entered", KeyError]
+
+
 def test_a_query_without_hits_has_none_after_reranking(model):
     assert search(RerankingRetriever(Fixed([]), model), ["who"], 3) == [[]]
     assert search(RerankingRetriever(Fixed(TEXTS), model), [], 3) == []

@@ -79,14 +79,12 @@ def test_a_recording_stands_in_for_the_retriever_and_refuses_what_it_has_not_see
         search(make_retriever(replay, data, "", []), "y")
 
 
-def test_what_only_changes_the_speed_is_no_part_of_the_name(tmp_path):
-    data = DataConfig(root=str(tmp_path))
-    folder = tmp_path / "index"
+def write_index(folder, corpus_sha256="ab"):
     folder.mkdir()
     manifest = {
         "backend": "lucene",
         "corpus": "c.jsonl",
-        "corpus_sha256": "ab",
+        "corpus_sha256": corpus_sha256,
         "documents": 1,
         "parameters": {"analyzer": "english"},
         "versions": {},
@@ -96,6 +94,18 @@ def test_what_only_changes_the_speed_is_no_part_of_the_name(tmp_path):
         "format_version": 2,
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def write_model(folder, weights):
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(weights)
+
+
+def test_what_only_changes_the_speed_is_no_part_of_the_name(tmp_path):
+    data = DataConfig(root=str(tmp_path))
+    write_index(tmp_path / "index")
+    write_model(tmp_path / "m", b"1")
     names = [
         retriever_identity(RetrieverConfig(index="index", options=options, **more), data)
         for options, more in (
@@ -103,8 +113,27 @@ def test_what_only_changes_the_speed_is_no_part_of_the_name(tmp_path):
             ({"threads": 8, "heap": "2g"}, {"k": 5, "timeout_seconds": 1.0}),
             ({"k1": 1.2}, {}),
             ({}, {"fuse": [{"index": "index"}]}),
-            ({}, {"rerank": {"model": "m"}}),
+            ({}, {"rerank": {"model": str(tmp_path / "m")}}),
         )
     ]
     assert names[0] == names[1]
     assert len(set(names)) == 4
+
+
+def test_a_rerankers_weights_are_part_of_the_name_and_its_place_is_not(tmp_path):
+    data = DataConfig(root=str(tmp_path))
+    names = []
+    for folder, weights in (("a", b"1"), ("b", b"1"), ("a", b"2")):
+        write_model(tmp_path / folder, weights)
+        names.append(retriever_identity(RetrieverConfig(**OWN, rerank={"model": str(tmp_path / folder)}), data))
+    assert names[0] == names[1] != names[2]
+
+
+def test_indexes_of_different_corpora_have_no_name_together(tmp_path):
+    data = DataConfig(root=str(tmp_path))
+    for name, digest in (("one", "ab"), ("same", "ab"), ("other", "cd")):
+        write_index(tmp_path / name, digest)
+    fused = [{"index": "same"}]
+    assert retriever_identity(RetrieverConfig(index="one", fuse=fused), data)
+    with pytest.raises(RetrieverError, match=r"index .*/one was built from .* and index .*/other from .*one corpus"):
+        retriever_identity(RetrieverConfig(index="one", fuse=[*fused, {"index": "other"}]), data)
