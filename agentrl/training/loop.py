@@ -188,6 +188,7 @@ def train_loop(loop_config: dict[str, Any]) -> None:
         raise
     # Under another name until it is whole: where there is no adapter, a resumed run writes it.
     partial = folder.adapter.with_name(".adapter.part")
-    shutil.rmtree(partial, ignore_errors=True)
+    for old in (partial, folder.adapter):
+        shutil.rmtree(old, ignore_errors=True)
     trainer.accelerator.unwrap_model(trainer.model).save_pretrained(partial, selected_adapters=["default"])
     partial.replace(folder.adapter)
