@@ -6,7 +6,7 @@ import importlib
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from retrievers.base import RetrieverError
 from retrievers.manifest import MANIFEST_NAME, open_manifest
@@ -87,8 +87,8 @@ def check_options(folder: Path, options: Mapping[str, Any]) -> None:
         RetrieverError: if the folder is no sound index, or its retriever has no option of a name or takes another type.
     """
     retriever = retriever_class(folder)
-    parameters = inspect.signature(retriever, eval_str=True).parameters
-    known = {name: parameter.annotation for name, parameter in parameters.items() if name != "index"}
+    # Not from the signature, whose annotations stay text once Ray has made the class an actor's.
+    known = {name: kind for name, kind in get_type_hints(retriever.__init__).items() if name not in ("index", "return")}
     for name, value in options.items():
         if name not in known:
             raise RetrieverError(f"{retriever.__name__} has no option {name!r}; it has {', '.join(known)}")

@@ -8,11 +8,19 @@ from concurrent.futures import ProcessPoolExecutor
 import httpx
 import lucene_process
 import pytest
+import ray
 
 from retrievers.base import RetrieverError
 from retrievers.index import build_index
 from retrievers.manifest import open_manifest, write_manifest
-from retrievers.opening import check_one_corpus, check_options, describe_index, identify_reranker, open_index
+from retrievers.opening import (
+    check_one_corpus,
+    check_options,
+    describe_index,
+    identify_reranker,
+    open_index,
+    retriever_class,
+)
 from retrievers.prebuilt import Prebuilt, find_prebuilt, prebuilt_index
 
 
@@ -68,6 +76,13 @@ def test_options_of_the_right_types_are_taken(folder):
     check_options(folder, {"k1": 1, "b": 0.5, "threads": 1, "heap": "1g", "rm3": False})
     write(folder, "dense")
     check_options(folder, {"device": None, "model": "x", "ef_search": 3})
+
+
+def test_options_are_checked_likewise_once_their_class_is_an_actors(folder):
+    ray.remote(retriever_class(folder))
+    check_options(folder, {"k1": 1, "heap": "1g"})
+    with pytest.raises(RetrieverError, match="option 'threads' of LuceneRetriever is 'two' and must be of type int"):
+        check_options(folder, {"threads": "two"})
 
 
 def test_indexes_of_different_corpora_are_not_fused(folder, tmp_path):
