@@ -183,6 +183,7 @@ def test_a_process_that_gives_no_sign_of_life_is_killed_and_replaced():
     assert running(use, hang_seconds=0.5)[0][0].id == "x-0"
 
 
+@pytest.mark.slow
 def test_a_process_that_searches_for_long_is_not_taken_for_one_that_hangs():
     async def use(retriever):
         await retriever.search(["2.5"], 1)
@@ -191,6 +192,7 @@ def test_a_process_that_searches_for_long_is_not_taken_for_one_that_hangs():
     assert running(use, WORKER, hang_seconds=1) == (0, "ready")
 
 
+@pytest.mark.slow
 def test_a_process_that_answers_others_is_not_taken_for_one_that_is_stuck():
     async def use(retriever):
         searches = [asyncio.create_task(retriever.search(["0.2"], 1)) for _ in range(10)]
@@ -200,6 +202,7 @@ def test_a_process_that_answers_others_is_not_taken_for_one_that_is_stuck():
     assert running(use, WORKER, stuck_seconds=1, hang_seconds=1) == 0
 
 
+@pytest.mark.slow
 def test_a_process_whose_retriever_never_answers_is_killed_and_replaced():
     async def use(retriever):
         with pytest.raises(RetrieverStartingError):
