@@ -7,13 +7,11 @@ import re
 import unicodedata
 from collections import OrderedDict, defaultdict
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from retrievers.base import Hit, Retriever, RetrieverError, check_search
 from retrievers.reading import read
+from retrievers.stage import Stage
 from retrievers.store import READ, HitStore, decode_hits, encode_hits
 from retrievers.wire import clean_text
 
@@ -34,13 +32,12 @@ def normalised(query: str) -> str:
     return _BLANKS.sub(" ", unicodedata.normalize("NFC", clean_text(query))).strip(" ")
 
 
-class StoredRetriever:
+class StoredRetriever(Stage):
     """Looks in memory, then in a store, and asks `inner` for the rest; each query that several want is asked once.
 
     `inner` gets the normalised query, so that what is stored does not depend on who asked first. A search that the
     caller gives up goes on, and its hits are kept. A caller that shared a search of other queries too asks once more by
-    itself when that fails. As an asynchronous context manager it enters and leaves `inner` too. Use it on one event
-    loop only.
+    itself when that fails. Use it on one event loop only.
 
     Attributes:
         counts: queries and documents answered from "memory", from "disk", by "asking", and by "waiting" for the same
@@ -48,27 +45,17 @@ class StoredRetriever:
     """
 
     def __init__(self, inner: Retriever, store: HitStore, memory_limit: int) -> None:
-        self._inner, self._store = inner, store
+        super().__init__(inner)
+        self._store = store
         self._memory = _Memory(memory_limit)
         self._asking: dict[_Key, asyncio.Task[Mapping[str, _Row]]] = {}
         # All that are under way, with the number of their queries.
         self._searches: dict[asyncio.Task[Mapping[str, _Row]], int] = {}
         self.counts = {"memory": 0, "disk": 0, "asking": 0, "waiting": 0}
 
-    async def __aenter__(self) -> Self:
-        if isinstance(self._inner, AbstractAsyncContextManager):
-            await self._inner.__aenter__()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        # `inner` first, because its searches then fail, one that is stuck included, and `close` waits for them.
-        try:
-            if isinstance(self._inner, AbstractAsyncContextManager):
-                await self._inner.__aexit__(kind, error, trace)
-        finally:
-            await self.close()
+    async def leave(self) -> None:
+        """See `close`."""
+        await self.close()
 
     async def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
         """Return the `k` best hits of each query, best first, in the order of the queries.
@@ -91,7 +78,7 @@ class StoredRetriever:
 
     async def probe(self) -> None:
         """Prove that `inner` can search now; nothing is looked up or stored. Raises RetrieverError if it cannot."""
-        await probe(self._inner)
+        await probe(self.inner)
 
     async def close(self) -> None:
         """Wait for what is being asked, and close the store; `inner` stays open."""
@@ -162,10 +149,10 @@ class StoredRetriever:
 
     async def _ask(self, k: int, texts: list[str]) -> Mapping[str, _Row]:
         if k == READ:
-            found = await read(self._inner, texts[0])
+            found = await read(self.inner, texts[0])
             answers = [[] if found is None else [found]]
         else:
-            answers = await self._inner.search(texts, k)
+            answers = await self.inner.search(texts, k)
         entries = {text: encode_hits(hits) for text, hits in zip(texts, answers, strict=True)}
         # Where another process was faster, its answer holds, so that a recording says what everybody saw.
         entries |= await asyncio.to_thread(self._store.put, k, entries)

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from retrievers.base import Hit, Retriever, RetrieverError, check_search
-from retrievers.reading import Reader, innermost, read
+from retrievers.reading import Reader, read
+from retrievers.stage import innermost
 
 
 class HybridRetriever:

@@ -24,14 +24,6 @@ class Reader(Protocol):
         ...
 
 
-def innermost(retriever: Any) -> Any:
-    """What a cache, a recording or a reranker stands before; these have a `read` whether or not it has one."""
-    # A class of the user's may keep anything under this name.
-    while type(retriever).__module__.startswith("retrievers.") and hasattr(retriever, "_inner"):
-        retriever = retriever._inner
-    return retriever
-
-
 async def read(retriever: Any, document_id: str) -> Hit | None:
     """Read a document through `retriever`.
 

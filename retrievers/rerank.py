@@ -6,15 +6,14 @@ import asyncio
 import importlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from retrievers.base import Hit, Retriever, RetrieverError, check_search
 from retrievers.batching import MicroBatches
 from retrievers.models import in_length_order, load_model, load_tokenizer, model_folder, pick_device, weights_sha256
 from retrievers.reading import read
+from retrievers.stage import Stage
 from retrievers.wire import clean_query
 
 MAX_BATCH = 16
@@ -87,11 +86,11 @@ class CrossEncoder:
         return (logits_B_L[:, -1] - (logits_B_L[:, 0] if logits_B_L.shape[1] == 2 else 0)).tolist()
 
 
-class RerankingRetriever:
+class RerankingRetriever(Stage):
     """Takes the `depth` best hits of another retriever, scores each with a cross-encoder and returns the `k` best.
 
     A hit's score is the cross-encoder's, which can differ in the last bits with what else is scored at the same time. Ties
-    keep the first retriever's order. As an asynchronous context manager it enters and leaves that retriever too.
+    keep the first retriever's order.
     """
 
     def __init__(self, retriever: Retriever, model: CrossEncoder, *, depth: int = 50) -> None:
@@ -102,27 +101,16 @@ class RerankingRetriever:
         """
         if depth < 1:
             raise RetrieverError(f"depth is {depth} and must be at least 1")
-        self._inner, self._model, self._depth = retriever, model, depth
+        super().__init__(retriever)
+        self._model, self._depth = model, depth
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rerank")
         self._batches: MicroBatches[tuple[str, list[Hit]], list[Hit]] = MicroBatches(
             self._thread.submit, self._answer, MAX_BATCH
         )
 
-    async def __aenter__(self) -> Self:
-        if isinstance(self._inner, AbstractAsyncContextManager):
-            await self._inner.__aenter__()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        # `inner` first, whose searches then fail; later they would come to a worker that is gone.
-        try:
-            if isinstance(self._inner, AbstractAsyncContextManager):
-                await self._inner.__aexit__(kind, error, trace)
-        finally:
-            # The worker may be in the middle of a batch.
-            await asyncio.to_thread(self.close)
+    async def leave(self) -> None:
+        """Stop the worker, which may be in the middle of a batch."""
+        await asyncio.to_thread(self.close)
 
     async def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
         """Return the `k` best hits of each query, best first, in the order of the queries.
@@ -131,17 +119,17 @@ class RerankingRetriever:
             RetrieverError: if an argument is of no use, or the retriever or the model fails.
         """
         check_search(queries, k)
-        found = await self._inner.search(queries, max(self._depth, k))
+        found = await self.inner.search(queries, max(self._depth, k))
         ranked = await self._batches.ask(list(zip(queries, found, strict=True)))
         return [hits[:k] for hits in ranked]
 
     async def read(self, document_id: str) -> Hit | None:
         """Return the whole document as the first retriever knows it. Raises RetrieverError as that does."""
-        return await read(self._inner, document_id)
+        return await read(self.inner, document_id)
 
     async def ping(self) -> dict[str, object]:
         """Describe the stage and what the first retriever says. Raises RetrieverError as that does."""
-        inner: Any = self._inner
+        inner: Any = self.inner
         about = await inner.ping() if hasattr(inner, "ping") else {}
         return {**about, "reranker_sha256": self._model.sha256, "rerank_depth": self._depth}
 

@@ -10,7 +10,8 @@ from typing import Any
 from agentrl.config import ConfigError
 from agentrl.types import ActionKind, SearchCall
 from retrievers.base import Hit, Retriever
-from retrievers.reading import Reader, innermost
+from retrievers.reading import Reader
+from retrievers.stage import innermost
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,29 +7,26 @@ A config is found by path or by the name of a packaged one. Unknown keys, wrong 
 neither torch nor Ray.
 """
 
+from agentrl.config.base import ConfigError, Section
 from agentrl.config.loading import find_config, load_config, packaged_configs, parse_config
+from agentrl.config.retriever import IndexConfig, RerankConfig, RetrieverConfig
 from agentrl.config.sections import (
     AdvantagesConfig,
     AgentConfig,
     Config,
-    ConfigError,
     DataConfig,
     DemonstrationSource,
     EndpointConfig,
     EngineConfig,
     EvaluationConfig,
     ImportanceConfig,
-    IndexConfig,
     LldsConfig,
     LoraSettings,
     ModelConfig,
     QuestionSet,
     RayConfig,
-    RerankConfig,
-    RetrieverConfig,
     RewardConfig,
     RolloutConfig,
-    Section,
     SelectionConfig,
     TrainingConfig,
     WarmStartConfig,

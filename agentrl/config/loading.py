@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from agentrl.config.sections import Config, ConfigError
+from agentrl.config.base import ConfigError
+from agentrl.config.sections import Config
 
 
 class _Loader(yaml.SafeLoader):

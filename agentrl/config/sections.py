@@ -7,19 +7,12 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from agentrl.advantages import AdvantageError
 from agentrl.advantages.schedule import Options
-from agentrl.types import AgentRLError
-
-
-class ConfigError(AgentRLError):
-    """A configuration that cannot be run; the message names the file and the key."""
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, strict=True)
+from agentrl.config.base import ConfigError, Section
+from agentrl.config.retriever import RetrieverConfig
 
 
 class LoraSettings(Section):
@@ -56,8 +49,8 @@ class DataConfig(Section):
     """Relative paths of question sets and indexes are looked up under `root`, by default $AGENTRL_DATA or ./data."""
 
     root: str = Field(default_factory=lambda: os.environ.get("AGENTRL_DATA", "data"))
-    train: list[QuestionSet] = []
-    eval: list[QuestionSet] = []
+    train: list[QuestionSet] = Field(default_factory=list)
+    eval: list[QuestionSet] = Field(default_factory=list)
 
     def resolve(self, path: str) -> Path:
         """Return `path` itself if absolute, else the path under `root`."""
@@ -66,84 +59,6 @@ class DataConfig(Section):
     def resolve_index(self, index: str) -> str:
         """Return the folder of an index as `resolve` does, and `prebuilt:NAME` as it is."""
         return index if index.startswith("prebuilt:") else str(self.resolve(index))
-
-
-class IndexConfig(Section):
-    """An index folder that `agentrl index build` made, or `prebuilt:NAME`, and options of the retriever that searches it.
-
-    The options are those of `LuceneRetriever` or `DenseRetriever`, whichever the index is for: k1, b, scoring, rm3, heap …
-    """
-
-    index: str
-    options: dict[str, bool | int | float | str | None] = {}
-
-
-class RerankConfig(Section):
-    """The cross-encoder that ranks the `depth` best hits anew: a folder or a hub name. It runs beside each engine."""
-
-    model: str
-    depth: int = Field(50, ge=1)
-
-
-class RetrieverConfig(Section):
-    """What is searched, and what stands between it and the agent.
-
-    `kind: index` searches `index`; with `fuse`, further indexes of the same corpus by reciprocal rank fusion. `kind: http`
-    asks the server at `url`, in Search-R1's format or the one of `wire` (`package.module:Class`, see retrievers.wire).
-    `kind: object` is what `target` (`package.module:attribute`) makes of `options`: a web search, tools behind MCP, your own.
-    `token_env` names the environment variable that holds the server's token. A search is tried again `retries` times; six
-    outlive the restart of a server's process.
-
-    `cache` is a folder in which hits are kept, up to `cache_mib`. `record` is the new file that a run's searches are
-    recorded in, and `replay` such a file, which then stands in for the retriever. Paths as in the section data.
-    """
-
-    kind: Literal["index", "http", "object"] = "index"
-    index: str | None = None
-    options: dict[str, Any] = {}
-    fuse: list[IndexConfig] = []
-    gpus: float = Field(0, ge=0)
-    url: str | None = None
-    wire: str | None = None
-    token_env: str | None = None
-    target: str | None = None
-    rerank: RerankConfig | None = None
-    cache: str | None = None
-    cache_mib: int = Field(1024, ge=1)
-    record: str | None = None
-    replay: str | None = None
-    k: int = Field(3, ge=1, le=100)
-    timeout_seconds: float = Field(30.0, gt=0)
-    retries: int = Field(6, ge=0)
-
-    @property
-    def indexes(self) -> list[IndexConfig]:
-        """The indexes that are searched, the main one first; none where something else is, or a recording."""
-        if self.kind != "index" or self.replay is not None or self.index is None:
-            return []
-        return [IndexConfig(index=self.index, options=self.options), *self.fuse]
-
-    @model_validator(mode="after")
-    def _has_its_source(self) -> Self:
-        needed = {
-            "index": ("index", "the folder that `agentrl index build` made"),
-            "http": ("url", "such as http://127.0.0.1:8000/retrieve"),
-            "object": ("target", "the package.module:attribute that makes the retriever"),
-        }
-        for kind, (key, what) in needed.items():
-            if self.kind == kind and getattr(self, key) is None:
-                raise ValueError(f"kind {kind} needs `{key}`, {what}")
-        if self.fuse and self.kind != "index":
-            raise ValueError("`fuse` fuses indexes, with kind index")
-        # `index` may stand beside another kind, so that a command line can replace the index of a config by a server.
-        for key, kind in {"url": "http", "wire": "http", "token_env": "http", "target": "object"}.items():
-            if getattr(self, key) is not None and self.kind != kind:
-                raise ValueError(
-                    f"`{key}` belongs to kind {kind}, and kind is {self.kind}; leave it out, or set the kind"
-                )
-        if self.record is not None and self.replay is not None:
-            raise ValueError("set `record` or `replay`, not both")
-        return self
 
 
 class AgentConfig(Section):
@@ -297,7 +212,7 @@ class AdvantagesConfig(Section):
     stratum: str | list[str] = "searches"
     max_strata: int | None = Field(None, ge=2)
     scope: Literal["prompt", "batch"] = "prompt"
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
     selection: SelectionConfig = SelectionConfig()
 
     @field_validator("options")

@@ -25,6 +25,7 @@ from agentrl.types import EnvironmentFailure
 
 # Ray counts CPUs to place actors, not to bind them; a laptop's two would not place retriever, engine and trainer.
 _LEAST_CPUS = 8
+# Ray Train's worker, the queue of its progress, and one to spare.
 _TRAINER_CPUS = 3
 
 _CLOSE_SECONDS = 10.0
@@ -79,11 +80,11 @@ def _connect(config: Config) -> None:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     # Ray would run engine and trainer at the lowest priority, behind whatever else the machine does.
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112, this is how Ray spells it
-    actors = config.rollout.workers + len(config.retriever.indexes)
     on_terminate = signal.getsignal(signal.SIGTERM)
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if config.ray.address is None:
+            actors = config.rollout.workers + len(config.retriever.indexes)
             ray.init(
                 # Without "local" Ray joins whatever cluster it finds on this machine.
                 address="local",

@@ -13,5 +13,5 @@ def check_failures(trajectories: Sequence[Trajectory], most: float) -> None:
     if len(failed) > most * len(trajectories):
         raise EnvironmentFailure(
             f"{len(failed)} of {len(trajectories)} episodes failed, more than rollout.max_failed_share {most:g} allows; "
-            f"the first one: {failed[0].failure}"
+            f"the first one, of question {failed[0].question.id}: {failed[0].failure}"
         )

@@ -1,0 +1,87 @@
+"""The section `retriever`: what is searched, and what stands between it and the agent."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from agentrl.config.base import Section
+
+
+class IndexConfig(Section):
+    """An index folder that `agentrl index build` made, or `prebuilt:NAME`, and options of the retriever that searches it.
+
+    The options are those of `LuceneRetriever` or `DenseRetriever`, whichever the index is for: k1, b, scoring, rm3, heap …
+    """
+
+    index: str
+    options: dict[str, bool | int | float | str | None] = Field(default_factory=dict)
+
+
+class RerankConfig(Section):
+    """The cross-encoder that ranks the `depth` best hits anew: a folder or a hub name. It runs beside each engine."""
+
+    model: str
+    depth: int = Field(50, ge=1)
+
+
+class RetrieverConfig(Section):
+    """What is searched, and what stands between it and the agent.
+
+    `kind: index` searches `index`; with `fuse`, further indexes of the same corpus by reciprocal rank fusion. `kind: http`
+    asks the server at `url`, in Search-R1's format or the one of `wire` (`package.module:Class`, see retrievers.wire).
+    `kind: object` is what `target` (`package.module:attribute`) makes of `options`: a web search, tools behind MCP, your own.
+    `token_env` names the environment variable that holds the server's token. A search is tried again `retries` times; six
+    outlive the restart of a server's process.
+
+    `cache` is a folder in which hits are kept, up to `cache_mib`. `record` is the new file that a run's searches are
+    recorded in, and `replay` such a file, which then stands in for the retriever. Paths as in the section data.
+    """
+
+    kind: Literal["index", "http", "object"] = "index"
+    index: str | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
+    fuse: list[IndexConfig] = Field(default_factory=list)
+    gpus: float = Field(0, ge=0)
+    url: str | None = None
+    wire: str | None = None
+    token_env: str | None = None
+    target: str | None = None
+    rerank: RerankConfig | None = None
+    cache: str | None = None
+    cache_mib: int = Field(1024, ge=1)
+    record: str | None = None
+    replay: str | None = None
+    k: int = Field(3, ge=1, le=100)
+    timeout_seconds: float = Field(30.0, gt=0)
+    retries: int = Field(6, ge=0)
+
+    @property
+    def indexes(self) -> list[IndexConfig]:
+        """The indexes that are searched, the main one first; none where something else is, or a recording."""
+        if self.kind != "index" or self.replay is not None or self.index is None:
+            return []
+        return [IndexConfig(index=self.index, options=self.options), *self.fuse]
+
+    @model_validator(mode="after")
+    def _has_its_source(self) -> Self:
+        needed = {
+            "index": ("index", "the folder that `agentrl index build` made"),
+            "http": ("url", "such as http://127.0.0.1:8000/retrieve"),
+            "object": ("target", "the package.module:attribute that makes the retriever"),
+        }
+        for kind, (key, what) in needed.items():
+            if self.kind == kind and getattr(self, key) is None:
+                raise ValueError(f"kind {kind} needs `{key}`, {what}")
+        if self.fuse and self.kind != "index":
+            raise ValueError("`fuse` fuses indexes, with kind index")
+        # `index` may stand beside another kind, so that a command line can replace the index of a config by a server.
+        for key, kind in {"url": "http", "wire": "http", "token_env": "http", "target": "object"}.items():
+            if getattr(self, key) is not None and self.kind != kind:
+                raise ValueError(
+                    f"`{key}` belongs to kind {kind}, and kind is {self.kind}; leave it out, or set the kind"
+                )
+        if self.record is not None and self.replay is not None:
+            raise ValueError("set `record` or `replay`, not both")
+        return self
