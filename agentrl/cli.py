@@ -183,7 +183,7 @@ def data_demo(
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Write the demo world: passages and one- and two-hop questions about real countries and cities."""
-    from agentrl.data.demo import write_demo
+    from agentrl.demo.world import write_demo
 
     summary = write_demo(out, seed)
     console.print(
@@ -226,13 +226,13 @@ def index_build(
 
     common = {"corpus": corpus, "out": out, "threads": threads}
     if kind is IndexKind.lucene:
-        from retrievers.index import build_index
+        from retrievers.lucene.build import build_index
 
         manifest = build(build_index, console, "indexing", **common, heap=heap)
     else:
-        from retrievers.dense_index import build_dense_index
-        from retrievers.encoder import EncoderOptions
-        from retrievers.faiss_index import FaissOptions
+        from retrievers.dense.build import build_dense_index
+        from retrievers.dense.encoder import EncoderOptions
+        from retrievers.dense.faiss_index import FaissOptions
 
         model = EncoderOptions(encoder, query_prefix=query_prefix, passage_prefix=passage_prefix)
         faiss = FaissOptions(kind.value)

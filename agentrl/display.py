@@ -18,7 +18,7 @@ from rich.table import Table
 
 from agentrl.advantages import report_table
 from agentrl.evaluation.run import Evaluation
-from agentrl.training.loop import Progress
+from agentrl.progress import Progress
 
 _ROWS = 12
 _COLUMNS = (

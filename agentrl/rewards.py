@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from agentrl import metrics
+from agentrl import scores
 from agentrl.types import Trajectory
 
 
@@ -18,7 +18,7 @@ def exact_match(trajectory: Trajectory) -> float:
     """
     if trajectory.answer is None:
         return 0.0
-    return metrics.exact_match(trajectory.answer, trajectory.question.golden_answers)
+    return scores.exact_match(trajectory.answer, trajectory.question.golden_answers)
 
 
 REWARDS: Mapping[str, Callable[[Trajectory], float]] = {"exact_match": exact_match}

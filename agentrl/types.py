@@ -7,7 +7,7 @@ torch. An episode is a list of token ids that only grows: ids that the model sam
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -190,3 +190,13 @@ class TrajectoryGroup:
         repeated = sorted({i for i in ids if ids.count(i) > 1})
         if repeated:
             raise GroupError(f"{name}: holds episode {repeated[0]} more than once")
+
+
+def check_failures(trajectories: Sequence[Trajectory], most: float) -> None:
+    """Raise EnvironmentFailure if more than the share `most` of the episodes failed."""
+    failed = [trajectory for trajectory in trajectories if not trajectory.valid]
+    if len(failed) > most * len(trajectories):
+        raise EnvironmentFailure(
+            f"{len(failed)} of {len(trajectories)} episodes failed, more than rollout.max_failed_share {most:g} allows; "
+            f"the first one, of question {failed[0].question.id}: {failed[0].failure}"
+        )

@@ -36,7 +36,7 @@ from rich.table import Table
 from study_rules import CLIP, CORE_RULES, ESTIMATOR_RULES, VARIANT_RULES, Rule, of_rollouts
 from study_scenarios import SCENARIOS, Floats, Scenario, ascend, exact_gradient, policy, random_scenarios
 
-from agentrl.metrics import wilson
+from agentrl.scores import wilson
 
 SIZES = (4, 8, 16)
 MAIN_SIZE = 8

@@ -39,12 +39,12 @@ from retrieval_work import sound_questions
 from rich.console import Console
 from rich.table import Table
 
-from agentrl.metrics import normalize_answer, wilson
+from agentrl.scores import normalize_answer, wilson
 from agentrl.types import Question
 from retrievers.base import Hit, Retriever, RetrieverError
-from retrievers.hybrid import HybridRetriever
-from retrievers.manifest import open_manifest
-from retrievers.process import ProcessRetriever
+from retrievers.index.manifest import open_manifest
+from retrievers.service.process import ProcessRetriever
+from retrievers.stages.hybrid import HybridRetriever
 
 SETS = ("nq", "triviaqa", "popqa", "hotpotqa", "2wikimultihopqa", "musique", "bamboogle")
 DEPTHS = (3, 10)
@@ -180,7 +180,7 @@ async def measure(index: Path, dense: Path | None, data: Path, limit: int | None
     async with AsyncExitStack() as stack:
         say(f"opening {index}")
         bm25 = await stack.enter_async_context(
-            ProcessRetriever("retrievers.lucene:LuceneRetriever", {"index": str(index)})
+            ProcessRetriever("retrievers.lucene.retriever:LuceneRetriever", {"index": str(index)})
         )
         retrievers: dict[str, Retriever] = {"bm25": bm25}
         if dense is not None:
@@ -188,7 +188,7 @@ async def measure(index: Path, dense: Path | None, data: Path, limit: int | None
             # A batch of vectors can take long on a machine with other work.
             options = {"start_seconds": 300.0, "hang_seconds": 600.0}
             vectors = await stack.enter_async_context(
-                ProcessRetriever("retrievers.dense:DenseRetriever", {"index": str(dense)}, **options)
+                ProcessRetriever("retrievers.dense.retriever:DenseRetriever", {"index": str(dense)}, **options)
             )
             retrievers |= {"dense": vectors, "hybrid": HybridRetriever([bm25, vectors])}
         for name in SETS:

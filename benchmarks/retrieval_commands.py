@@ -18,7 +18,7 @@ import psutil
 from measuring import in_turns
 from retrieval_work import K
 
-from retrievers.remote import HttpRetriever
+from retrievers.clients.remote import HttpRetriever
 
 _POLL_SECONDS = 0.05
 _STOP_SECONDS = 30.0

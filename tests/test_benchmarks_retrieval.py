@@ -11,7 +11,7 @@ from retrieval import ratios_of
 from retrieval_lucene import Rivals, search_r1_hits
 from retrieval_work import check_equal, portions, shuffled_texts, sound_questions
 
-from agentrl.metrics import wilson
+from agentrl.scores import wilson
 from agentrl.types import Question
 from retrievers.base import Hit
 

@@ -10,11 +10,11 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from agentrl.data.demo import write_demo
 from agentrl.data.errors import DataError
-from agentrl.data.facts import World, mentions
 from agentrl.data.questions import read_questions, validate_questions
-from agentrl.metrics import normalize_answer
+from agentrl.demo.facts import World, mentions
+from agentrl.demo.world import write_demo
+from agentrl.scores import normalize_answer
 
 SPLITS = ("train", "dev", "test")
 
@@ -71,7 +71,7 @@ def share(values):
 
 def test_the_same_seed_gives_the_same_bytes_in_another_process(demo, tmp_path):
     code = (
-        "import sys; from pathlib import Path; from agentrl.data.demo import write_demo; write_demo(Path(sys.argv[1]))"
+        "import sys; from pathlib import Path; from agentrl.demo.world import write_demo; write_demo(Path(sys.argv[1]))"
     )
     again = tmp_path / "again"
     subprocess.run([sys.executable, "-c", code, str(again)], check=True, env=os.environ | {"PYTHONHASHSEED": "7"})
@@ -190,8 +190,8 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
     def full_disk(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("agentrl.data.demo.load_world", lambda: World({}, {}, ()))
-    monkeypatch.setattr("agentrl.data.demo.os.replace", full_disk)
+    monkeypatch.setattr("agentrl.demo.world.load_world", lambda: World({}, {}, ()))
+    monkeypatch.setattr("agentrl.demo.world.os.replace", full_disk)
     with pytest.raises(DataError, match="No space left"):
         write_demo(tmp_path / "demo")
     assert list(tmp_path.iterdir()) == []

@@ -9,7 +9,7 @@ from rich.console import Console
 from agentrl.advantages import compute
 from agentrl.display import RunDisplay, evaluation_table, strata_shares
 from agentrl.evaluation.run import Evaluation, score
-from agentrl.training.loop import Progress
+from agentrl.progress import Progress
 from agentrl.types import End, Question
 
 METRICS = {

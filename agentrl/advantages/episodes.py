@@ -14,7 +14,7 @@ from agentrl.advantages.base import AdvantageError
 from agentrl.advantages.registry import check_options, get_estimator
 from agentrl.advantages.schedule import Options
 from agentrl.advantages.strata import Stratifier, cap_strata
-from agentrl.metrics import normalize_answer
+from agentrl.scores import normalize_answer
 from agentrl.types import End, Question, Trajectory
 
 

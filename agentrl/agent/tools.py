@@ -9,9 +9,7 @@ from typing import Any
 
 from agentrl.config import ConfigError
 from agentrl.types import ActionKind, SearchCall
-from retrievers.base import Hit, Retriever
-from retrievers.reading import Reader
-from retrievers.stage import innermost
+from retrievers.base import Hit, Reader, Retriever, unwrap
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +60,7 @@ class Toolbox:
     k: int
 
     def __post_init__(self) -> None:
-        source = innermost(self.retriever)
+        source = unwrap(self.retriever)
         if "open" in self.names and not isinstance(source, Reader):
             raise ConfigError(
                 f"agent.tools: `open` needs a retriever that reads whole documents, and {type(source).__name__} "

@@ -9,8 +9,8 @@ from pathlib import Path
 from agentrl.commands.policy import prepare, started
 from agentrl.config import Config, ConfigError
 from agentrl.evaluation.run import Evaluation, evaluate
+from agentrl.progress import Progress
 from agentrl.runs import write_trajectories
-from agentrl.training.loop import Progress
 
 
 def run_evaluation(

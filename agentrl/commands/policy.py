@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from agentrl.config import Config, ConfigError
 from agentrl.data.inputs import check_index, evaluation_questions
+from agentrl.progress import Progress
 from agentrl.training.adapter import adapter_folder, read_adapter
-from agentrl.training.loop import Progress
 from agentrl.types import Question
 
 if TYPE_CHECKING:

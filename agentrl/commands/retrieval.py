@@ -19,9 +19,7 @@ from rich.text import Text
 
 from agentrl.config import ConfigError
 from agentrl.config.loading import parse_yaml
-from retrievers.base import Hit
-from retrievers.manifest import Manifest
-from retrievers.opening import (
+from retrievers.backends import (
     check_one_corpus,
     check_options,
     describe_index,
@@ -30,6 +28,8 @@ from retrievers.opening import (
     index_folder,
     open_stages,
 )
+from retrievers.base import Hit
+from retrievers.index.manifest import Manifest
 
 _SHOWN_CHARACTERS = 400
 
@@ -139,17 +139,17 @@ def serve(
         RetrieverError: if an index cannot be opened, or nothing can listen there.
     """
     from retrievers.base import Retriever
-    from retrievers.cache import CachedRetriever
-    from retrievers.process import ProcessRetriever
-    from retrievers.server import make_app
-    from retrievers.server import serve as run
+    from retrievers.service.process import ProcessRetriever
+    from retrievers.service.server import make_app
+    from retrievers.service.server import serve as run
+    from retrievers.stages.cache import CachedRetriever
 
     token = None if token_env is None else os.environ.get(token_env)
     if token_env is not None and not token:
         raise ConfigError(f"--token-env {token_env}: the environment has no such variable; set it to the token")
     about = [describe_index(index_folder(index)) for index in indexes]
     plan = {"indexes": sources(indexes, options), "rerank": rerank}
-    retriever: Retriever = ProcessRetriever("retrievers.opening:open_stages", plan)
+    retriever: Retriever = ProcessRetriever("retrievers.backends:open_stages", plan)
     if cache is not None:
         parts = [identify_index(index, {} if number else options) for number, index in enumerate(indexes)]
         ranked = None if rerank is None else identify_reranker(rerank)

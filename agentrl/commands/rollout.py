@@ -16,11 +16,10 @@ from agentrl.advantages.episodes import episode_advantages, episode_strata
 from agentrl.advantages.schedule import Options
 from agentrl.commands.policy import prepare, started
 from agentrl.config import Config, ConfigError
-from agentrl.metrics import wilson
-from agentrl.rollout.failures import check_failures
+from agentrl.progress import Progress
 from agentrl.runs import write_trajectories
-from agentrl.training.loop import Progress
-from agentrl.types import Trajectory
+from agentrl.scores import wilson
+from agentrl.types import Trajectory, check_failures
 
 
 def run_rollout(

@@ -30,7 +30,7 @@ class RetrieverConfig(Section):
     """What is searched, and what stands between it and the agent.
 
     `kind: index` searches `index`; with `fuse`, further indexes of the same corpus by reciprocal rank fusion. `kind: http`
-    asks the server at `url`, in Search-R1's format or the one of `wire` (`package.module:Class`, see retrievers.wire).
+    asks the server at `url`, in Search-R1's format or the one of `wire` (`package.module:Class`, see retrievers.clients.wire).
     `kind: object` is what `target` (`package.module:attribute`) makes of `options`: a web search, tools behind MCP, your own.
     `token_env` names the environment variable that holds the server's token. A search is tried again `retries` times; six
     outlive the restart of a server's process.

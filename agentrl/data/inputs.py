@@ -10,7 +10,7 @@ from agentrl.config import Config, DataConfig, QuestionSet
 from agentrl.data.errors import DataError
 from agentrl.data.questions import read_questions
 from agentrl.types import Question
-from retrievers.opening import check_one_corpus, check_options, index_folder
+from retrievers.backends import check_one_corpus, check_options, index_folder
 
 
 def read_set(data: DataConfig, questions: QuestionSet, limit: int | None = None) -> list[Question]:

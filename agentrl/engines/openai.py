@@ -18,7 +18,7 @@ from agentrl.config import ConfigError, EngineConfig
 from agentrl.engines.base import Generation, Sampling
 from agentrl.types import EngineDied, EnvironmentFailure
 from retrievers.base import RetrieverError
-from retrievers.calling import Answer, HttpCaller
+from retrievers.clients.http import Answer, HttpCaller
 
 
 def environment(settings: EngineConfig, device: str) -> dict[str, str]:

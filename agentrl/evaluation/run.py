@@ -7,9 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-from agentrl.metrics import exact_match, f1, wilson
-from agentrl.rollout.failures import check_failures
-from agentrl.types import Question, Trajectory
+from agentrl.scores import exact_match, f1, wilson
+from agentrl.types import Question, Trajectory, check_failures
 
 if TYPE_CHECKING:
     from agentrl.rollout.pool import RolloutPool

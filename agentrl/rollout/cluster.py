@@ -19,7 +19,7 @@ from agentrl.config import Config, ConfigError
 from agentrl.engines.registry import environment
 from agentrl.models import resolve_model
 from agentrl.rollout.pool import Limits, RolloutPool
-from agentrl.rollout.searching import index_actor, make_retriever, retriever_identity
+from agentrl.rollout.retriever import index_actor, make_retriever, retriever_identity
 from agentrl.rollout.worker import RolloutWorker
 from agentrl.types import EnvironmentFailure
 

@@ -17,7 +17,7 @@ from agentrl.engines.base import Engine, Generation, Sampling
 from agentrl.engines.registry import make_engine
 from agentrl.models import load_tokenizer, resolve_model
 from agentrl.rewards import REWARDS
-from agentrl.rollout.searching import make_retriever
+from agentrl.rollout.retriever import make_retriever
 from agentrl.types import EngineDied, Question, Trajectory
 from retrievers.base import RetrieverError
 

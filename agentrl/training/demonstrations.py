@@ -15,7 +15,7 @@ from agentrl.agent.codec import Codec
 from agentrl.agent.episode import Agent
 from agentrl.config import AgentConfig
 from agentrl.engines.base import Generation, Sampling
-from agentrl.metrics import normalize_answer
+from agentrl.scores import normalize_answer
 from agentrl.types import ActionKind, End, Question, Trajectory
 from retrievers.base import Retriever
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from agentrl.config import Config
 from agentrl.data.stream import QuestionStream
+from agentrl.progress import Progress
 from agentrl.runs import RunFolder, checkpoint_step
 from agentrl.types import AgentRLError, Trajectory
 
@@ -29,17 +30,6 @@ class TrainSettings:
     questions: QuestionStream
     events: Any
     resume: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """What the trainer is doing: `done` of `total` in a phase, and after a step its metrics."""
-
-    step: int
-    phase: str
-    done: int
-    total: int
-    metrics: dict[str, float] | None = None
 
 
 def train_loop(loop_config: dict[str, Any]) -> None:

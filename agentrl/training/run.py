@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from queue import Empty
 from typing import Any
@@ -19,14 +18,13 @@ from agentrl.data.inputs import check_index, evaluation_questions, read_set
 from agentrl.data.stream import QuestionStream
 from agentrl.engines.registry import require_trainable
 from agentrl.evaluation.run import Evaluation, evaluate
+from agentrl.progress import OnProgress, Progress
 from agentrl.rollout.cluster import Cluster, cluster
 from agentrl.rollout.pool import RolloutPool
 from agentrl.runs import RunFolder
 from agentrl.training.adapter import adapter_folder, read_adapter
-from agentrl.training.loop import Progress, TrainSettings, train_loop
+from agentrl.training.loop import TrainSettings, train_loop
 from agentrl.types import AgentRLError, Question
-
-OnProgress = Callable[[Progress], None]
 
 
 @dataclass(frozen=True, slots=True)

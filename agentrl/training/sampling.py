@@ -16,8 +16,7 @@ from agentrl.advantages.episodes import episode_advantages, episode_strata, leng
 from agentrl.advantages.schedule import Options, StratumRewards
 from agentrl.config import Config
 from agentrl.data.stream import QuestionStream
-from agentrl.rollout.failures import check_failures
-from agentrl.types import AgentRLError, Question, Trajectory, TrajectoryGroup
+from agentrl.types import AgentRLError, Question, Trajectory, TrajectoryGroup, check_failures
 
 if TYPE_CHECKING:
     from agentrl.rollout.pool import RolloutPool

@@ -113,7 +113,7 @@ def collect_demonstrations(config: Config, on_done: Callable[[str, int, int], No
     Raises:
         ConfigError: if a source yields fewer than half of the demonstrations it asks for.
     """
-    from retrievers.opening import open_index
+    from retrievers.backends import open_index
 
     config.require("warmstart")
     base = config.retriever or RetrieverConfig(index="-")

@@ -7,8 +7,8 @@ import pytest
 from agentrl.agent.tools import Toolbox
 from agentrl.config import ConfigError
 from retrievers.base import Hit
-from retrievers.cache import CachedRetriever, RecordingRetriever
-from retrievers.rerank import RerankingRetriever
+from retrievers.stages.cache import CachedRetriever, RecordingRetriever
+from retrievers.stages.rerank import RerankingRetriever
 
 
 class Searching:

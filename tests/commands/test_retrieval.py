@@ -7,7 +7,7 @@ from rich.console import Console
 
 from agentrl.commands.retrieval import parse_options, serve, sources
 from retrievers.base import RetrieverError
-from retrievers.manifest import write_manifest
+from retrievers.index.manifest import write_manifest
 
 
 def write_index(folder, corpus_sha256):
@@ -45,8 +45,8 @@ def test_a_service_keeps_the_hits_of_a_reranker_under_the_name_of_its_weights(tm
     index, model = write_index(tmp_path / "index", "ab"), tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text("{}")
-    monkeypatch.setattr("retrievers.process.ProcessRetriever", lambda target, plan: None)
-    monkeypatch.setattr("retrievers.server.serve", lambda app, **options: None)
+    monkeypatch.setattr("retrievers.service.process.ProcessRetriever", lambda target, plan: None)
+    monkeypatch.setattr("retrievers.service.server.serve", lambda app, **options: None)
     for weights in (b"1", b"2", b"1"):
         (model / "model.safetensors").write_bytes(weights)
         serve(

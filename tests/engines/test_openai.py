@@ -10,7 +10,7 @@ from agentrl.config import ConfigError, EndpointConfig, EngineConfig
 from agentrl.engines.base import Sampling
 from agentrl.engines.openai import OpenAIEngine
 from agentrl.types import EngineDied, EnvironmentFailure
-from retrievers import calling
+from retrievers.clients import http as calling
 
 
 @pytest.fixture(autouse=True)

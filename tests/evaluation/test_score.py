@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentrl.evaluation.run import evaluate, score
-from agentrl.metrics import wilson
+from agentrl.scores import wilson
 from agentrl.types import End, EnvironmentFailure, Question
 
 CUXHAVEN = Question("nq:1", "where does the Elbe end", ("Cuxhaven",), dataset="nq")

@@ -3,9 +3,9 @@
 import asyncio
 import sys
 
+from retrievers.backends import open_index
 from retrievers.base import RetrieverError
-from retrievers.lucene import LuceneRetriever
-from retrievers.opening import open_index
+from retrievers.lucene.retriever import LuceneRetriever
 
 _opened = {}
 

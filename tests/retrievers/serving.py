@@ -49,9 +49,9 @@ def served(target="fake_retriever:OddRetriever", options=None, app=None, serve=N
 
 
 def main():
-    from retrievers.process import ProcessRetriever
-    from retrievers.server import make_app, serve
-    from retrievers.wire import load_attribute
+    from retrievers.clients.wire import load_attribute
+    from retrievers.service.process import ProcessRetriever
+    from retrievers.service.server import make_app, serve
 
     plan = json.loads(sys.argv[1])
     if plan["child"]:

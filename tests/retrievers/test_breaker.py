@@ -5,7 +5,7 @@ import contextlib
 import time
 
 from retrievers.base import RetrieverError
-from retrievers.breaker import CircuitBreaker
+from retrievers.clients.breaker import CircuitBreaker
 
 
 class Service:

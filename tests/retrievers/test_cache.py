@@ -15,9 +15,8 @@ from fake_retriever import FakeRetriever, OddRetriever, ReadingRetriever
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrievers.base import Hit, RetrieverError
-from retrievers.cache import CachedRetriever, RecordingRetriever, ReplayRetriever, normalised, probe
-from retrievers.reading import CannotReadError
+from retrievers.base import CannotReadError, Hit, RetrieverError
+from retrievers.stages.cache import CachedRetriever, RecordingRetriever, ReplayRetriever, normalised, probe
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=12)
 

@@ -4,9 +4,9 @@ import tracemalloc
 
 import pytest
 
-from retrievers import corpus as corpus_module
 from retrievers.base import Hit, RetrieverError
-from retrievers.corpus import CorpusReader
+from retrievers.index import corpus as corpus_module
+from retrievers.index.corpus import CorpusReader
 
 GOOD = b'{"id": "a", "contents": "\\"Ada\\"\\nShe wrote programs."}\n'
 

@@ -16,13 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import WORDS, save_encoder
 
+from retrievers.backends import describe_index, open_index
 from retrievers.base import Hit, RetrieverError
-from retrievers.dense import DenseRetriever
-from retrievers.dense_index import build_dense_index
-from retrievers.encoder import Encoder, EncoderOptions
-from retrievers.faiss_index import FaissOptions, import_faiss, read_faiss, write_faiss
-from retrievers.manifest import open_manifest
-from retrievers.opening import describe_index, open_index
+from retrievers.dense.build import build_dense_index
+from retrievers.dense.encoder import Encoder, EncoderOptions
+from retrievers.dense.faiss_index import FaissOptions, import_faiss, read_faiss, write_faiss
+from retrievers.dense.retriever import DenseRetriever
+from retrievers.index.manifest import open_manifest
 
 pytestmark = pytest.mark.slow
 

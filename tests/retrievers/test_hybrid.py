@@ -6,10 +6,9 @@ from fake_retriever import FakeRetriever
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retrievers.base import Hit, RetrieverError
-from retrievers.cache import CachedRetriever
-from retrievers.hybrid import HybridRetriever, fuse
-from retrievers.reading import CannotReadError
+from retrievers.base import CannotReadError, Hit, RetrieverError
+from retrievers.stages.cache import CachedRetriever
+from retrievers.stages.hybrid import HybridRetriever, fuse
 
 
 class Listed:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from retrievers import index as index_module
 from retrievers.base import RetrieverError
-from retrievers.index import build_index
-from retrievers.manifest import Manifest, open_manifest
+from retrievers.index.manifest import Manifest, open_manifest
+from retrievers.lucene import build as index_module
+from retrievers.lucene.build import build_index
 
 MANIFEST = Manifest(
     backend="lucene",
@@ -181,7 +181,7 @@ def test_an_interrupted_build_leaves_nothing_and_no_child(corpus, place):
 
 def is_indexer(pid):
     path = Path(f"/proc/{pid}/cmdline")
-    return path.exists() and b"retrievers.indexer" in path.read_bytes()
+    return path.exists() and b"retrievers.lucene.indexer" in path.read_bytes()
 
 
 @pytest.mark.slow
@@ -227,7 +227,7 @@ def test_a_corpus_that_changes_meanwhile_is_an_error(corpus, place):
 @pytest.mark.slow
 def test_the_child_of_a_killed_builder_cleans_up_and_ends(corpus, place):
     script = (
-        "import os, pathlib, signal, sys; from retrievers.index import build_index\n"
+        "import os, pathlib, signal, sys; from retrievers.lucene.build import build_index\n"
         "def die(done, total):\n    if total is not None: os.kill(os.getpid(), signal.SIGKILL)\n"
         "build_index(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), progress=die)"
     )

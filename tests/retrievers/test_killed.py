@@ -12,8 +12,8 @@ import httpx
 import pytest
 from serving import served
 
-from retrievers.index import build_index
-from retrievers.remote import HttpRetriever
+from retrievers.clients.remote import HttpRetriever
+from retrievers.lucene.build import build_index
 
 pytestmark = pytest.mark.slow
 
@@ -88,7 +88,7 @@ def test_when_java_is_killed_every_answer_is_right_and_the_service_is_soon_well(
         return seconds, answered, metrics
 
     began = time.monotonic()
-    with served("retrievers.lucene:LuceneRetriever", {"index": index, "heap": "256m"}, child=True) as service:
+    with served("retrievers.lucene.retriever:LuceneRetriever", {"index": index, "heap": "256m"}, child=True) as service:
         start_seconds = time.monotonic() - began
         seconds, answered, metrics = asyncio.run(run(service))
     print(f"started in {start_seconds} s, healthy again after {seconds} s; batches answered {answered}")

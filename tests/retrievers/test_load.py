@@ -12,9 +12,9 @@ import psutil
 import pytest
 from real_data import real_data
 
-from retrievers import jvm
-from retrievers.index import build_index
-from retrievers.lucene import LuceneRetriever
+from retrievers.lucene import jvm
+from retrievers.lucene.build import build_index
+from retrievers.lucene.retriever import LuceneRetriever
 
 pytestmark = pytest.mark.slow
 

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from real_data import real_data
 
 from retrievers.base import Hit, RetrieverError
-from retrievers.index import build_index
-from retrievers.scoring import Scoring
+from retrievers.lucene.build import build_index
+from retrievers.lucene.scoring import Scoring
 
 pytestmark = pytest.mark.slow
 
@@ -197,7 +197,7 @@ def test_a_scoring_of_no_use_is_refused(options):
 
 def test_a_terminated_process_ends_at_once_and_python_hears_of_it(index):
     script = (
-        "import signal, sys, time; from retrievers.lucene import LuceneRetriever\n"
+        "import signal, sys, time; from retrievers.lucene.retriever import LuceneRetriever\n"
         "began = time.monotonic(); LuceneRetriever(sys.argv[1])\n"
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))\n"
         "print(time.monotonic() - began, flush=True); time.sleep(60)"
@@ -286,7 +286,7 @@ def test_titles_of_real_passages_find_their_passages(java, tmp_path):
 
 def test_it_works_as_a_ray_actor_whose_death_is_seen(index):
     ray = pytest.importorskip("ray")
-    from retrievers.lucene import LuceneRetriever
+    from retrievers.lucene.retriever import LuceneRetriever
 
     environment = {"env_vars": {"PYTHONPATH": str(Path(__file__).parents[2])}}
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=environment)

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from retrievers.base import Hit, RetrieverError
-from retrievers.mcp_tools import McpRetriever
+from retrievers.clients.mcp import McpRetriever
 
 # A server of this package takes seconds to start.
 pytestmark = pytest.mark.slow

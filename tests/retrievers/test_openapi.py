@@ -13,9 +13,9 @@ from fake_retriever import FakeRetriever, OddRetriever, ReadingRetriever
 from schemathesis.engine import Status, events, from_schema
 from serving import served
 
-from retrievers.process import RetrieverStartingError
-from retrievers.reading import CannotReadError
-from retrievers.server import make_app
+from retrievers.base import CannotReadError
+from retrievers.service.process import RetrieverStartingError
+from retrievers.service.server import make_app
 
 SECONDS = int(os.environ.get("RETRIEVERS_FUZZ_SECONDS", "15"))
 TOKEN = {"Authorization": "Bearer secret"}

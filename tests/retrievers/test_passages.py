@@ -3,10 +3,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retrievers import passages as passages_module
 from retrievers.base import RetrieverError
-from retrievers.corpus import Passage
-from retrievers.passages import PassageStore, write_passages
+from retrievers.index import passages as passages_module
+from retrievers.index.corpus import Passage
+from retrievers.index.passages import PassageStore, write_passages
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 

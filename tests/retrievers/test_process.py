@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 from fake_retriever import OddRetriever
 
-from retrievers.base import RetrieverError
-from retrievers.process import ProcessRetriever, RetrieverStartingError
-from retrievers.reading import CannotReadError
+from retrievers.base import CannotReadError, RetrieverError
+from retrievers.service.process import ProcessRetriever, RetrieverStartingError
 
 TARGET = "fake_retriever:OddRetriever"
 WORKER = "fake_retriever:WorkerRetriever"
@@ -272,7 +271,7 @@ def test_it_ends_with_its_context_and_is_of_no_use_outside():
 def test_it_ends_when_its_owner_is_killed():
     code = (
         "import asyncio, sys\n"
-        "from retrievers.process import ProcessRetriever\n"
+        "from retrievers.service.process import ProcessRetriever\n"
         "async def run():\n"
         f"    async with ProcessRetriever('{TARGET}', {{}}) as retriever:\n"
         "        print(retriever.pid, flush=True)\n"

@@ -7,12 +7,11 @@ import httpx
 import pytest
 from fake_retriever import FakeRetriever, OddRetriever, ReadingRetriever
 
-from retrievers import calling
-from retrievers.base import Hit, RetrieverError
-from retrievers.reading import CannotReadError
-from retrievers.remote import HttpRetriever
-from retrievers.server import make_app
-from retrievers.wire import load_format
+from retrievers.base import CannotReadError, Hit, RetrieverError
+from retrievers.clients import http as calling
+from retrievers.clients.remote import HttpRetriever
+from retrievers.clients.wire import load_format
+from retrievers.service.server import make_app
 
 URL = "http://test/retrieve"
 GOOD = {"result": [[{"document": {"id": "a", "contents": "c"}, "score": 2}]]}

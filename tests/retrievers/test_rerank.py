@@ -6,9 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import WORDS, save_cross_encoder, save_encoder
 
-from retrievers.base import Hit, RetrieverError
-from retrievers.reading import CannotReadError
-from retrievers.rerank import CrossEncoder, RerankingRetriever
+from retrievers.base import CannotReadError, Hit, RetrieverError
+from retrievers.stages.rerank import CrossEncoder, RerankingRetriever
 
 pytestmark = pytest.mark.slow
 

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrievers.base import RetrieverError
-from retrievers.cache import CachedRetriever, RecordingRetriever, ReplayRetriever
-from retrievers.process import RetrieverStartingError
-from retrievers.server import make_app
+from retrievers.service.process import RetrieverStartingError
+from retrievers.service.server import make_app
+from retrievers.stages.cache import CachedRetriever, RecordingRetriever, ReplayRetriever
 
 
 def client_of(app):

@@ -13,7 +13,7 @@ import requests
 from serving import served
 
 from retrievers.base import RetrieverError
-from retrievers.server import make_app, serve
+from retrievers.service.server import make_app, serve
 
 ASK = b"POST /retrieve HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 MIB = b" " * (1 << 20)

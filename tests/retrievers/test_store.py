@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from retrievers.base import RetrieverError
-from retrievers.store import HitStore
+from retrievers.stages.store import HitStore
 
 
 @contextmanager

@@ -6,9 +6,9 @@ import json
 import httpx
 import pytest
 
-from retrievers import calling
 from retrievers.base import Hit, RetrieverError
-from retrievers.web import JsonApi, JsonWebSearch, WebSearch
+from retrievers.clients import http as calling
+from retrievers.clients.web import JsonApi, JsonWebSearch, WebSearch
 
 GET = JsonApi("https://search.test/v1", results="web.results", count="n", key_variable="TEST_KEY", key_header="X-Key")
 POST = JsonApi(

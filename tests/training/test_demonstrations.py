@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentrl.config import AgentConfig
-from agentrl.metrics import exact_match, normalize_answer
+from agentrl.scores import exact_match, normalize_answer
 from agentrl.training.demonstrations import write_demonstrations
 from agentrl.types import ActionKind, End, Question
 

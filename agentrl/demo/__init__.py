@@ -1,0 +1,1 @@
+"""The demo world: passages and questions about real countries and cities."""

@@ -1,0 +1,1 @@
+"""Retrievers that ask somebody else: HTTP servers, web APIs, MCP tools."""

@@ -1,0 +1,1 @@
+"""Nearest vectors of a sentence encoder, by FAISS."""

@@ -1,0 +1,1 @@
+"""An index folder: the corpus it is built from, its manifest, its passages."""

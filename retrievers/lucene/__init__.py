@@ -1,0 +1,1 @@
+"""BM25 and other scores of words, by Lucene through Anserini."""

@@ -1,0 +1,1 @@
+"""Retrieval served over HTTP, and in a child process."""

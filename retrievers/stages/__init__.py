@@ -1,0 +1,1 @@
+"""Retrievers that stand before others: caches, recordings, fusion, reranking."""
