@@ -28,7 +28,10 @@ index = typer.Typer(no_args_is_help=True, help="Search indexes.")
 app.add_typer(data, name="data")
 app.add_typer(index, name="index")
 
-console = Console()
+# Wider than any line: in a file or a pipe nothing is wrapped or shortened to fit a screen that is not there.
+_UNBOUNDED = 100_000
+
+console = Console() if sys.stdout.isatty() else Console(width=_UNBOUNDED)
 errors = Console(stderr=True)
 
 ConfigOption = Annotated[str, typer.Option("--config", "-c", help="A config file, or the name of a packaged one.")]

@@ -1,6 +1,6 @@
 """What a user sees while a run goes on and when it ends.
 
-On a terminal one live view; elsewhere a line for each step, so that logs stay readable.
+A terminal gets one live view, whose tables fit 80 columns. A file or a pipe gets one line a step and nothing shortened.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
@@ -21,17 +22,18 @@ from agentrl.evaluation.run import Evaluation
 from agentrl.progress import Progress
 
 _ROWS = 12
-_COLUMNS = (
-    "step",
-    "reward",
-    "searches",
-    "strata",
-    "tokens/s rollout",
-    "tokens/s train",
-    "grad norm",
-    "s",
-    "left",
-)
+# The names of what a line shows, and the headings of the same in a table, which has less room.
+_COLUMNS = {
+    "step": "step",
+    "reward": "reward",
+    "searches": "searches",
+    "strata": "strata: %",
+    "tokens/s rollout": "tok/s\nrollout",
+    "tokens/s train": "tok/s\ntrain",
+    "grad norm": "grad\nnorm",
+    "s": "s",
+    "left": "left",
+}
 
 
 class RunDisplay:
@@ -117,27 +119,27 @@ class RunDisplay:
             )
 
     def _table(self) -> Table:
-        table = Table(*_COLUMNS, box=None, header_style="bold")
+        table = Table(*_COLUMNS.values(), box=None, header_style="bold", padding=(0, 1, 0, 0))
         for row in self._rows[-_ROWS:]:
             table.add_row(*row)
         return table
 
 
 def strata_shares(metrics: Mapping[str, float]) -> str:
-    """Return the shares of the strata in a step as percentages, such as `0: 12 %  1: 50 %`."""
+    """Return the shares of the strata in a step in percent, such as `0:12 1:50 2:38`."""
     prefix, suffix = "strata/", "/share"
     shares = [
-        f"{name.removeprefix(prefix).removesuffix(suffix)}: {100 * value:.0f} %"
+        f"{name.removeprefix(prefix).removesuffix(suffix)}:{100 * value:.0f}"
         for name, value in metrics.items()
         if name.startswith(prefix) and name.endswith(suffix)
     ]
-    return "  ".join(shares)
+    return " ".join(shares)
 
 
 def evaluation_table(title: str, columns: Mapping[str, Evaluation | None]) -> Table:
     """Compare evaluations of the same sets: exact match with its 95 % interval, F1, searches and ends of each."""
     present: dict[str, Any] = {name: e for name, e in columns.items() if e is not None}
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for heading in ("set", "when", "n", "EM", "95 % interval", "F1", "searches", "ends"):
         table.add_column(heading)
     sets = next(iter(present.values())).sets if present else ()

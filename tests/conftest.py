@@ -5,6 +5,7 @@ import sys
 
 import pytest
 from hypothesis import HealthCheck, settings
+from real_data import NOT_CHECKED
 
 from agentrl import cli
 from agentrl.agent.codec import Codec
@@ -68,3 +69,16 @@ def agentrl(monkeypatch, capsys):
         return left.value.code, written.out, written.err
 
     return run
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Name what a passing run has not checked, for want of real data."""
+    reasons = [
+        str(report.longrepr[2]).removeprefix("Skipped: ") for report in terminalreporter.stats.get("skipped", [])
+    ]
+    unchecked = [reason.removeprefix(NOT_CHECKED) for reason in reasons if reason.startswith(NOT_CHECKED)]
+    if unchecked:
+        terminalreporter.section("not checked")
+        terminalreporter.write_line(f"{len(unchecked)} tests against real data were skipped:")
+        for reason in sorted(set(unchecked)):
+            terminalreporter.write_line(f"  {reason}")

@@ -5,13 +5,15 @@ from pathlib import Path
 
 import pytest
 
+NOT_CHECKED = "not checked: "
+
 
 def real_data(path):
     """Return `path` under that folder, or skip the test and say what is missing."""
     folder = os.environ.get("AGENTRL_TEST_DATA")
     if folder is None:
-        pytest.skip(f"needs {path}: set AGENTRL_TEST_DATA to a folder that has it")
+        pytest.skip(f"{NOT_CHECKED}needs {path}; set AGENTRL_TEST_DATA to a folder that has it")
     found = Path(folder) / path
     if not found.exists():
-        pytest.skip(f"{found} is not there, which AGENTRL_TEST_DATA should have")
+        pytest.skip(f"{NOT_CHECKED}{found} is not there, which AGENTRL_TEST_DATA should have")
     return found

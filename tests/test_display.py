@@ -71,7 +71,7 @@ def test_without_a_terminal_each_step_is_one_line(width):
     steps = [line for line in lines if "reward" in line]
     assert [line.split("  ")[0] for line in steps] == ["step 1/3", "step 2/3", "step 3/3"]
     for line in steps:
-        for part in ("reward 0.438", "searches 1.25", "0: 12 %  1: 50 %  2: 38 %", "grad norm 0.0123", "left 0 s"):
+        for part in ("reward 0.438", "searches 1.25", "strata 0:12 1:50 2:38", "grad norm 0.0123", "left 0 s"):
             assert part in line
     # Beside the steps, one line for each phase as it begins and none for its progress.
     phases = ["starting Ray", *[f"step {n} {phase}" for n in (1, 2, 3) for phase in ("rollout", "train")], "evaluation"]
@@ -85,8 +85,20 @@ def test_on_a_terminal_the_steps_stand_in_one_live_table():
     assert "0.438" in console.file.getvalue()
 
 
+def test_tables_fit_a_terminal_of_80_columns():
+    long = METRICS | {f"strata/{n}/share": 0.2 for n in range(5)}
+    console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
+    with RunDisplay(console, 1200) as display:
+        display.update(Progress(1005, "step", 1005, 1200, long))
+    console.print(evaluation_table("t", {"before": evaluation("gold", "no"), "after": evaluation("gold", failures=12)}))
+    lines = [line.split("\r")[-1].rstrip() for line in console.file.getvalue().splitlines()]
+    assert any(line.startswith("1005/1200 0.438") for line in lines)
+    assert max(map(len, lines)) <= 80
+    assert not any("…" in line for line in lines)
+
+
 def test_the_shares_of_strata_are_read_from_the_metrics():
-    assert strata_shares(METRICS) == "0: 12 %  1: 50 %  2: 38 %"
+    assert strata_shares(METRICS) == "0:12 1:50 2:38"
     assert strata_shares({}) == ""
 
 
