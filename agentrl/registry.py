@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
+
+from retrievers.names import did_you_mean, import_path
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -22,16 +22,14 @@ def look_up(name: str, registry: Mapping[str, F], kind: str, error: Callable[[st
     """
     if name in registry:
         return registry[name]
-    module_name, colon, attribute = name.partition(":")
-    if not colon:
-        near = difflib.get_close_matches(name, registry, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+    if registry and ":" not in name:
         known = ", ".join(sorted(registry))
+        hint = did_you_mean(name, registry)
         raise error(f"unknown {kind} {name!r} (there are: {known}; or write package.module:function){hint}")
     try:
-        found = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as problem:
-        raise error(f"{kind} {name!r} cannot be imported: {problem}") from problem
+        found = import_path(name)
+    except ImportError as problem:
+        raise error(f"{kind} {problem}") from problem
     if not callable(found):
         raise error(f"{kind} {name!r} is a {type(found).__name__}, not a function")
     return found

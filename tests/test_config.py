@@ -36,10 +36,10 @@ def test_defaults_fill_what_is_not_said(small):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("training.stepz=8", "training.stepz: unknown key; did you mean `steps`?"),
-        ("trainign.steps=8", "trainign: unknown key; did you mean `training`?"),
-        ("data.train.0.wieght=2", "data.train.0.wieght: unknown key; did you mean `weight`?"),
-        ("model.lora.ranks=8", "model.lora.ranks: unknown key; did you mean `rank`?"),
+        ("training.stepz=8", "training.stepz: unknown key; did you mean steps?"),
+        ("trainign.steps=8", "trainign: unknown key; did you mean training?"),
+        ("data.train.0.wieght=2", "data.train.0.wieght: unknown key; did you mean weight?"),
+        ("model.lora.ranks=8", "model.lora.ranks: unknown key; did you mean rank?"),
         ("retriever.kk=8", "retriever.kk: unknown key"),
         ("zzzz=8", "zzzz: unknown key"),
     ],

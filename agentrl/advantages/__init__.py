@@ -18,8 +18,7 @@ import numpy as np
 from agentrl.advantages.arrays import Keys, as_lengths, as_rewards, as_turns, like, number, renumber
 from agentrl.advantages.base import AdvantageError, Batch, Floats, Turns
 from agentrl.advantages.diagnostics import Report, StratumReport, report_table, summarise
-from agentrl.advantages.estimators import ESTIMATORS, Estimator
-from agentrl.advantages.registry import check_options, get_estimator
+from agentrl.advantages.estimators import ESTIMATORS, Estimator, check_options, get_estimator
 from agentrl.advantages.strata import STRATIFIERS, Stratifier, get_stratifier, label
 
 __all__ = [

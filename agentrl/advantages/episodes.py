@@ -11,7 +11,7 @@ import numpy as np
 from agentrl.advantages import Advantages, compute
 from agentrl.advantages.arrays import Keys
 from agentrl.advantages.base import AdvantageError
-from agentrl.advantages.registry import check_options, get_estimator
+from agentrl.advantages.estimators import check_options, get_estimator
 from agentrl.advantages.schedule import Options
 from agentrl.advantages.strata import Stratifier, cap_strata
 from agentrl.scores import normalize_answer

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from agentrl.advantages.base import AdvantageError
+from retrievers.names import did_you_mean
 
 SHAPES = ("step", "linear", "cosine")
 
@@ -202,8 +202,7 @@ def make_rule(option: str, spec: Mapping[str, Any]) -> Rule:
     known = [f.name for f in dataclasses.fields(kind) if f.init]
     for setting in settings:
         if setting not in known:
-            near = difflib.get_close_matches(setting, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            hint = did_you_mean(setting, known)
             raise AdvantageError(f"{option}: rule {name} has no setting {setting!r} (it has: {', '.join(known)}){hint}")
     try:
         return kind(**settings)

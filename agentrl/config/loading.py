@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from agentrl.config.base import ConfigError
 from agentrl.config.sections import Config
+from retrievers.names import did_you_mean
 
 
 class _Loader(yaml.SafeLoader):
@@ -49,10 +49,9 @@ def find_config(name: str) -> Path:
     for candidate in (name, f"{name}.yaml"):
         if candidate in packaged:
             return packaged[candidate]
-    near = difflib.get_close_matches(name, packaged, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
     raise ConfigError(
-        f"no config file {name!r}, and no packaged one of that name (there are: {', '.join(packaged)}){hint}"
+        f"no config file {name!r}, and no packaged one of that name (there are: {', '.join(packaged)})"
+        f"{did_you_mean(name, packaged)}"
     )
 
 
@@ -127,8 +126,7 @@ def _describe(problem: Any) -> str:
     location = problem["loc"]
     key = ".".join(str(part) for part in location) or "(top level)"
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(location[-1]), _known_keys(location[:-1]), n=1)
-        return f"{key}: unknown key" + (f"; did you mean `{near[0]}`?" if near else "")
+        return f"{key}: unknown key{did_you_mean(str(location[-1]), _known_keys(location[:-1]))}"
     if problem["type"] == "missing":
         return f"{key}: missing; set it"
     message = problem["msg"].removeprefix("Value error, ")

@@ -16,7 +16,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from agentrl.config import Config, ConfigError
-from agentrl.engines.registry import environment
+from agentrl.engines import environment
 from agentrl.models import resolve_model
 from agentrl.rollout.pool import Limits, RolloutPool
 from agentrl.rollout.retriever import index_actor, make_retriever, retriever_identity

@@ -13,8 +13,8 @@ import ray
 from agentrl.agent.codec import Codec
 from agentrl.agent.episode import Agent
 from agentrl.config import Config
+from agentrl.engines import make_engine
 from agentrl.engines.base import Engine, Generation, Sampling
-from agentrl.engines.registry import make_engine
 from agentrl.models import load_tokenizer, resolve_model
 from agentrl.rewards import REWARDS
 from agentrl.rollout.retriever import make_retriever

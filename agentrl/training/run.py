@@ -16,7 +16,7 @@ from agentrl.advantages.episodes import check_estimator
 from agentrl.config import Config, ConfigError
 from agentrl.data.inputs import check_index, evaluation_questions, read_set
 from agentrl.data.stream import QuestionStream
-from agentrl.engines.registry import require_trainable
+from agentrl.engines import require_trainable
 from agentrl.evaluation.run import Evaluation, evaluate
 from agentrl.progress import OnProgress, Progress
 from agentrl.rollout.cluster import Cluster, cluster

@@ -237,7 +237,7 @@ def test_keys_of_any_hashable_type_and_integer_arrays_agree():
         (([1.0], ["a"], [0], "stratifed"), {}, "unknown estimator 'stratifed'.*did you mean stratified"),
         (([1.0], ["a"], [0], "no.such.module:f"), {}, "cannot be imported"),
         (([1.0], ["a"], [0], "math:no_such"), {}, "cannot be imported"),
-        (([1.0], ["a"], [0], ":f"), {}, "cannot be imported"),
+        (([1.0], ["a"], [0], ":f"), {}, "not an import path"),
         (([1.0], ["a"], [0], "math:pi"), {}, "is a float, not a function"),
         (([1.0], ["a"], [0]), {"alhpa": 1}, "no option 'alhpa'.*alpha, eps, ddof, degenerate.*did you mean alpha"),
         (([1.0], ["a"], [0], "grpo"), {"alpha": 1}, r"'grpo' has no option 'alpha' \(it has: eps, ddof\)"),

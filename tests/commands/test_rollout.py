@@ -21,7 +21,7 @@ from agentrl.types import End
         (["--show", "x.jsonl.zst", "--samples", "2"], "--show FILE only reads"),
         (["--show", "missing.jsonl.zst"], "missing.jsonl.zst"),
         (["--config", "quickstart.yaml"], "give --out FILE.jsonl.zst to keep the episodes, --show to read them"),
-        (["--config", "quickstart.yaml", "--out", "x", "rollout.workerz=2"], "did you mean `workers`?"),
+        (["--config", "quickstart.yaml", "--out", "x", "rollout.workerz=2"], "did you mean workers?"),
         (["--config", "quickstart.yaml", "--out", "{here}"], "exists already"),
         (["--config", "quickstart.yaml", "--out", "x", "--questions", "missing.jsonl"], "missing.jsonl: no such file"),
         (["--config", "quickstart.yaml", "--out", "x", "data.eval=[]"], "nothing to sample for"),

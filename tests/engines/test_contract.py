@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from agentrl.config import parse_config
+from agentrl.engines import environment, make_engine
 from agentrl.engines.base import Generation, Sampling
-from agentrl.engines.registry import environment, make_engine
 from agentrl.types import EnvironmentFailure
 
 LIMIT = 256

@@ -1,10 +1,12 @@
-"""The estimators by name, one module each."""
+"""The estimators by name, one module each; finding one, and checking its options."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from agentrl.advantages.base import Floats
+from agentrl.advantages.base import AdvantageError, Floats
 from agentrl.advantages.estimators.dr_grpo import dr_grpo
 from agentrl.advantages.estimators.gigpo import gigpo
 from agentrl.advantages.estimators.grpo import grpo
@@ -13,6 +15,8 @@ from agentrl.advantages.estimators.opo import opo
 from agentrl.advantages.estimators.reinforce_pp import reinforce_pp
 from agentrl.advantages.estimators.rloo import rloo
 from agentrl.advantages.estimators.stratified import stratified
+from agentrl.registry import look_up
+from retrievers.names import did_you_mean
 
 Estimator = Callable[..., Floats]
 """estimator(batch: Batch, *, option=default, ...) -> float64 [n], or [n, T] with a value for each turn"""
@@ -27,3 +31,26 @@ ESTIMATORS: dict[str, Estimator] = {
     "gigpo": gigpo,
     "mt_grpo": mt_grpo,
 }
+
+
+def get_estimator(name: str) -> Estimator:
+    """Return the estimator of a registered name or of an import path such as `package.module:function`.
+
+    Raises:
+        AdvantageError: if there is none.
+    """
+    return look_up(name, ESTIMATORS, "estimator", AdvantageError)
+
+
+def check_options(name: str, estimator: Estimator, options: Mapping[str, Any]) -> None:
+    """Raise AdvantageError for an option that the estimator does not take; `name` is the one the caller gave."""
+    _, *parameters = inspect.signature(estimator).parameters.values()
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    known = [parameter.name for parameter in parameters]
+    for option in options:
+        if option not in known:
+            raise AdvantageError(
+                f"estimator {name!r} has no option {option!r} (it has: {', '.join(known) or 'none'})"
+                f"{did_you_mean(option, known)}"
+            )

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from agentrl.config import ConfigError, parse_config
-from agentrl.engines.registry import engine_class, environment, require_trainable
+from agentrl.engines import engine_class, environment, require_trainable
 
 ENDPOINT = {"url": "http://server/v1", "model": "m"}
 
@@ -43,7 +43,7 @@ def test_settings_that_contradict_one_another_are_refused(engine):
 def test_choosing_an_engine_loads_neither_torch_nor_vllm():
     code = (
         "import sys\n"
-        "from agentrl.engines.registry import engine_class\n"
+        "from agentrl.engines import engine_class\n"
         "for kind in ('vllm', 'transformers', 'openai'): engine_class(kind)\n"
         "print(*{'torch', 'vllm', 'transformers', 'peft'} & set(sys.modules))"
     )
