@@ -200,9 +200,9 @@ def data_demo(
 @data.command("validate")
 def data_validate(files: Annotated[list[Path], typer.Argument(help="Question files.")]) -> None:
     """Check question files and name every bad row."""
-    from agentrl.data.questions import validate_questions
+    from agentrl.data.questions import validate_files
 
-    problems = [problem for file in files for problem in validate_questions(file)]
+    problems = validate_files(files)
     for problem in problems:
         errors.print(problem, highlight=False, markup=False, soft_wrap=True)
     if problems:

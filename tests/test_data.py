@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentrl.config import DataConfig
-from agentrl.data.errors import DataError
+from agentrl.data.errors import DataError, RowError
 from agentrl.data.inputs import evaluation_questions
-from agentrl.data.questions import read_questions, validate_questions
+from agentrl.data.prompts import question_of
+from agentrl.data.questions import read_questions, validate_files, validate_questions
 from agentrl.data.stream import QuestionStream
 from agentrl.types import Question
 
@@ -22,6 +23,16 @@ SEARCH_R1 = {
     "reward_model": {"style": "rule", "ground_truth": {"target": ["Goethe", "Johann Wolfgang von Goethe"]}},
     "extra_info": {"split": "test", "index": 7},
 }
+
+
+def verl(ground_truth, **extra):
+    """A row as verl's own preparation of Search-R1's data writes it, which may also be a text or a number."""
+    model = {"style": "rule", "ground_truth": ground_truth}
+    return SEARCH_R1 | {"reward_model": model, "extra_info": {"split": "train", "index": 0, **extra}}
+
+
+def asks(prompt):
+    return verl("x") | {"prompt": [{"role": "user", "content": prompt}]}
 
 
 def write_lines(path, *rows):
@@ -83,6 +94,96 @@ def test_search_r1_sources_that_count_alike_do_not_collide(tmp_path):
     assert [question.dataset for question in read_questions(path)] == ["nq", "hotpotqa"]
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("Bizet", ("Bizet",)),
+        (1875, ("1875",)),
+        (1875.0, ("1875",)),
+        (0.5, ("0.5",)),
+        ([1875, "in 1875"], ("1875", "in 1875")),
+        ({"target": "Bizet"}, ("Bizet",)),
+        ({"target": [1875]}, ("1875",)),
+        ("[untitled]", ("[untitled]",)),
+    ],
+)
+def test_a_single_answer_is_a_list_of_one_and_a_number_is_its_digits(tmp_path, given, expected):
+    assert read_questions(write_lines(tmp_path / "a.jsonl", verl(given)))[0].golden_answers == expected
+
+
+def test_an_answer_with_its_aliases_and_an_id_with_an_underscore_are_read(tmp_path):
+    row = {"_id": "a1", "question": "Who wrote Carmen?", "answer": "Bizet", "answer_aliases": ["Georges Bizet"]}
+    (question,) = read_questions(write_lines(tmp_path / "a.jsonl", row), name="s")
+    assert (question.id, question.golden_answers) == ("s:a1", ("Bizet", "Georges Bizet"))
+    (question,) = read_questions(write_lines(tmp_path / "b.jsonl", row | {"answer": 1875, "answer_aliases": None}))
+    assert question.golden_answers == ("1875",)
+
+
+def test_a_question_beside_the_prompt_goes_before_what_the_prompt_holds(tmp_path):
+    (question,) = read_questions(write_lines(tmp_path / "a.jsonl", verl("x", question="Is it Question: Time?")))
+    assert question.text == "Is it Question: Time?"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "question"),
+    [
+        (
+            "Answer briefly. Question: Which album has the song The Question: Live?\n",
+            "Which album has the song The Question: Live?",
+        ),
+        ("Answer briefly. Question: Who hosted the show Question: Time?\n", "Who hosted the show Question: Time?"),
+        ("For example, <answer> Beijing </answer>. Question: who?\n", "who?"),
+        ('Say "I do not know." Question: who?', "who?"),
+        ("### Question:\nwho dug the canal?\n\n### Answer:\n", "who dug the canal?"),
+        ("Question: who dug the canal?\nAnswer:", "who dug the canal?"),
+        ("Question: who dug the canal\r\nYour final answer:", "who dug the canal"),
+        ("Question: who dug the canal? Answer:", "who dug the canal?"),
+        ('Question: who sings "where are you?" in the film', 'who sings "where are you?" in the film'),
+    ],
+)
+def test_a_prompt_gives_its_question_whole_and_nothing_else(tmp_path, prompt, question):
+    assert read_questions(write_lines(tmp_path / "a.jsonl", asks(prompt)))[0].text == question
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("Which album has the Question: Live?", "only inside a sentence"),
+        ("Which SubQuestion: Live?", "only inside a sentence"),
+        ("Question: a?\nAnswer: b\nQuestion: c?\nAnswer:", "2 places"),
+        ("Answer. Question: I like TV. Question: Time is good. Who hosts it?", "2 places"),
+        ("Question: who dug the canal?\nAnswer in one word.", "but with 'Answer in one word.'"),
+        ("Question: who dug the canal? Answer in one word.", "does not end with its question"),
+        ("Question: who dug the canal Answer:", "does not end with its question"),
+        ("Question: who?<|im_end|>\n<|im_start|>assistant\n", "does not end with its question"),
+        ("Question: who? [/INST]", "does not end with its question"),
+        ("Question: \n", "`prompt` is empty"),
+    ],
+)
+def test_a_prompt_whose_question_cannot_be_told_apart_is_refused(tmp_path, prompt, message):
+    (problem,) = validate_questions(write_lines(tmp_path / "a.jsonl", asks(prompt)))
+    assert message in problem
+
+
+WORDS = ["who", "Live?", "Question:", "I like TV.", '"so?"', "Mr.", "show", "\n", "1910", "Who!", "</b>"]
+
+
+@given(st.lists(st.sampled_from(WORDS), min_size=1, max_size=7).map(" ".join))
+def test_a_question_survives_its_prompt_unchanged_or_the_prompt_is_refused(question):
+    try:
+        found = question_of(f"Answer briefly. Question: {question}\n", "prompt")
+    except RowError:
+        return
+    assert found == question.strip()
+
+
+def test_null_is_no_index_in_any_row(tmp_path):
+    row = verl("x") | {"extra_info": {"split": "train", "index": None}}
+    path = write_lines(tmp_path / "a.jsonl", row, row)
+    assert [problem.split(":")[1] for problem in validate_questions(path)] == ["1", "2"]
+    assert all("`extra_info.index` is null" in problem for problem in validate_questions(path))
+
+
 BAD_ROWS = {
     "no question": ({k: v for k, v in ROW.items() if k != "question"}, "`question` is missing"),
     "empty question": (ROW | {"question": "  "}, "`question` is empty"),
@@ -94,7 +195,9 @@ BAD_ROWS = {
     "no answers": ({k: v for k, v in ROW.items() if k != "golden_answers"}, "`golden_answers` is missing"),
     "answers empty": (ROW | {"golden_answers": []}, "`golden_answers` is empty"),
     "answers are text": (ROW | {"golden_answers": "Goethe"}, "`golden_answers` is text"),
-    "an answer is a number": (ROW | {"golden_answers": ["x", 3]}, "`golden_answers` holds a number"),
+    "an answer is null": (ROW | {"golden_answers": ["x", None]}, "`golden_answers` holds null"),
+    "an answer is not a number": (ROW | {"golden_answers": [float("nan")]}, "`golden_answers` holds nan"),
+    "an answer is a list in text": (ROW | {"golden_answers": ["['a', 'b']"]}, "holds a list that was written as text"),
     "an answer is empty": (ROW | {"golden_answers": ["x", " "]}, "`golden_answers` holds an empty text"),
     "answers taken apart": (ROW | {"golden_answers": list('["a", "b"]')}, "taken apart into letters"),
     "no id": ({k: v for k, v in ROW.items() if k != "id"}, "`id` is missing"),
@@ -104,6 +207,20 @@ BAD_ROWS = {
     "metadata is text": (ROW | {"metadata": "x"}, "`metadata` is text"),
     "data_source is a number": (ROW | {"data_source": 3}, "`data_source` is a number"),
     "duplicate id": (ROW | {"id": "good"}, "id 'good' is already in line 1"),
+    "ground_truth is missing": (verl(None), "`reward_model.ground_truth` is missing"),
+    "ground_truth is empty": (verl([]), "`reward_model.ground_truth` is empty"),
+    "ground_truth is true": (verl(True), "`reward_model.ground_truth` holds true or false"),
+    "ground_truth has another key": (verl({"value": "x"}), "`reward_model.ground_truth.target` is missing"),
+    "target is an object": (verl({"target": {}}), "`reward_model.ground_truth.target` is an object"),
+    "reward_model is text": (verl("x") | {"reward_model": "rule"}, "`reward_model` is text"),
+    "an alias is null": (
+        {"_id": "a", "question": "q?", "answer": "x", "answer_aliases": [None]},
+        "`answer_aliases` holds",
+    ),
+    "_id is a list": ({"_id": [], "question": "q?", "answer": "x"}, "`_id` is a list"),
+    "split is missing": (verl("x") | {"extra_info": {"index": 3}}, "`extra_info.split` is null"),
+    "question of extra_info is empty": (verl("x", question=" "), "`extra_info.question` is empty"),
+    "prompt is a number": (verl("x") | {"prompt": 3}, "`prompt` is a number"),
     "a list": ([1], "holds a list where an object is needed"),
     "not JSON": (b"{'id': 3}", "not JSON"),
     "not UTF-8": (b'{"id": "\xff"}', "not UTF-8 at byte 8"),
@@ -171,6 +288,27 @@ def test_files_that_cannot_be_read_say_so(tmp_path, reader):
     (tmp_path / "a.parquet").write_bytes(b"PAR1 but not really PAR1")
     with pytest.raises(DataError, match="cannot be read as parquet"):
         reader(tmp_path / "a.parquet")
+
+
+def test_a_byte_order_mark_means_nothing(tmp_path):
+    path = write_lines(tmp_path / "train.jsonl", ROW)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert validate_questions(path) == []
+
+
+def test_every_file_is_validated_whatever_another_holds(tmp_path):
+    bad, missing = write_lines(tmp_path / "bad.jsonl", ROW | {"question": ""}), tmp_path / "not_there.jsonl"
+    good = write_lines(tmp_path / "good.jsonl", ROW)
+    problems = validate_files([bad, missing, good, bad])
+    assert [problem.split(": ")[0] for problem in problems] == [f"{bad}:1", str(missing)]
+
+
+def test_the_folder_of_the_sets_is_named_only_where_a_file_was_looked_up_in_it(tmp_path):
+    data = DataConfig(root=str(tmp_path), eval=[{"path": "none.jsonl"}])
+    with pytest.raises(DataError, match=rf"none\.jsonl: no such file; .*data\.root \({tmp_path}\)"):
+        evaluation_questions(data)
+    with pytest.raises(DataError, match=r"none\.jsonl: no such file; check the path$"):
+        evaluation_questions(data, ["none.jsonl"])
 
 
 def make_set(name, size):

@@ -17,10 +17,13 @@ def read_set(data: DataConfig, questions: QuestionSet, limit: int | None = None)
     """Read a question set, or its first questions up to its own limit and `limit`.
 
     Raises:
-        DataError: as `read_questions`.
+        DataError: as `read_questions`; where there is no such file, the message names the folder it was looked up under.
     """
+    file = data.resolve(questions.path)
+    if not file.is_file():
+        raise DataError(f"{file}: no such file; check the path, and data.root ({data.root}) that it is looked up under")
     least = min((n for n in (questions.limit, limit) if n is not None), default=None)
-    return read_questions(data.resolve(questions.path), name=questions.name, limit=least)
+    return read_questions(file, name=questions.name, limit=least)
 
 
 def evaluation_questions(data: DataConfig, files: Sequence[str] = (), limit: int | None = None) -> list[Question]:

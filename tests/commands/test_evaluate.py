@@ -25,6 +25,7 @@ def test_what_is_wrong_is_one_message(agentrl, tmp_path, arguments, message):
     assert err.startswith("error: ")
     assert message in err
     assert "Traceback" not in err
+    assert "data.root" not in err
 
 
 @pytest.mark.parametrize("command", [["eval"], ["rollout", "--show"]])
