@@ -61,7 +61,7 @@ def train_loop(loop_config: dict[str, Any]) -> None:
         settings.events.put(Progress(trainer.state.global_step, phase, done, total, metrics))
 
     def record(step: int, trajectories: Sequence[Trajectory]) -> None:
-        folder.write_trajectories(step, trajectories)
+        folder.append_trajectories(step, trajectories)
 
     def tell_rollout(finished: int) -> None:
         # What is made ahead goes on behind the training that is shown.

@@ -59,8 +59,8 @@ class StepSampler:
         """`history` holds the metrics of the steps that a resumed run has done, from which sampler and options take up
         where they were.
 
-        `on_batch` receives the step and its trajectories, `on_done` the number of the step's episodes that are done,
-        `on_stall` a line about who waits for whom when nothing gets done.
+        `on_batch` receives the step and some of its trajectories, each once, as they arrive, `on_done` the number of the
+        step's episodes that are done, `on_stall` a line about who waits for whom when nothing gets done.
         """
         self._config = config
         self._pool = pool
@@ -97,7 +97,7 @@ class StepSampler:
             groups = self._roll_out(step, count, done=sum(signal) * size)
             sampled += groups
             # Recorded before anything can fail on them.
-            self._on_batch(step, _members(sampled))
+            self._on_batch(step, _members(groups))
             check_failures(_members(sampled), self._config.rollout.max_failed_share)
             signal += self._has_signal(groups, options) if settings.selection.enabled else [True] * count
             count = min(wanted - sum(signal), left)

@@ -234,7 +234,7 @@ def test_selection_replaces_groups_without_signal_by_the_next_questions():
     assert batch.metrics["selection/dropped_groups"] == 2
     assert batch.metrics["selection/unfilled_groups"] == 0
     # What is dropped is recorded and counted all the same.
-    assert [len(episodes) for _, episodes in batches] == [4, 6, 8]
+    assert [len(episodes) for _, episodes in batches] == [4, 2, 2]
     assert batch.metrics["reward/mean"] == 0.5
     assert batch.metrics["episodes"] == 8
     assert done == [0, 2, 4, 2, 4, 2, 4]

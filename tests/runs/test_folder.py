@@ -4,54 +4,9 @@ import json
 
 import pytest
 from fakes import make_episode
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from agentrl.config import parse_config
-from agentrl.runs import RunError, RunFolder, read_trajectories, write_trajectories
-from agentrl.types import Action, ActionKind, End, Question, SearchCall, Trajectory, Turn
-
-# Any code points, lone surrogates and line separators too: passages and byte-level tokenizers give such text.
-anything = st.text(st.characters(codec=None, categories=None), max_size=12)
-numbers = st.floats(allow_nan=False, allow_infinity=False)
-ids = st.lists(st.integers(0, 200_000), max_size=4).map(tuple)
-questions = st.builds(
-    Question,
-    id=anything,
-    text=anything,
-    golden_answers=st.lists(anything, max_size=2).map(tuple),
-    dataset=anything,
-    metadata=st.dictionaries(anything, st.one_of(st.none(), st.integers(), st.lists(anything, max_size=2)), max_size=2),
-)
-searches = st.builds(
-    SearchCall,
-    query=anything,
-    passage_ids=st.lists(anything, max_size=2).map(tuple),
-    scores=st.lists(numbers, max_size=2).map(tuple),
-    seconds=numbers,
-)
-turns = st.builds(
-    lambda sampled, **rest: Turn(tuple(i for i, _ in sampled), tuple(p for _, p in sampled), **rest),
-    st.lists(st.tuples(st.integers(0, 200_000), numbers), max_size=4),
-    text=anything,
-    action=st.builds(Action, st.sampled_from(ActionKind), anything),
-    adapter_version=st.integers(0, 10),
-    search=st.none() | searches,
-    observation_ids=ids,
-    observation=anything,
-)
-episodes = st.builds(
-    Trajectory,
-    id=anything,
-    question=questions,
-    prompt_ids=ids,
-    turns=st.lists(turns, max_size=3).map(tuple),
-    end=st.sampled_from(End),
-    answer=st.none() | anything,
-    reward=st.none() | numbers,
-    failure=anything,
-    seconds=numbers,
-)
+from agentrl.runs import RunError, RunFolder, read_trajectories
 
 
 def config(folder, **changes):
@@ -72,7 +27,7 @@ def run_of(tmp_path, steps, checkpoints):
     folder = RunFolder.create(config(tmp_path))
     for step in range(1, steps + 1):
         folder.append_metrics(step, {"loss": 0.5 * step})
-        folder.write_trajectories(step, [make_episode(f"{step}/0/0")])
+        folder.append_trajectories(step, [make_episode(f"{step}/0/0")])
     for step in checkpoints:
         checkpoint(folder, step)
     return folder
@@ -86,30 +41,6 @@ def recorded(folder):
         [int(path.name.split("-")[1].split(".")[0]) for path in trajectories],
         sorted(int(path.name.split("-")[1]) for path in folder.checkpoints.iterdir()),
     )
-
-
-@settings(max_examples=50)
-@given(st.lists(episodes, max_size=2))
-def test_trajectories_survive_the_way_through_a_file(tmp_path_factory, written):
-    path = tmp_path_factory.mktemp("run") / "step-00001.jsonl.zst"
-    write_trajectories(path, written)
-    assert list(read_trajectories(path)) == written
-
-
-def test_a_trajectory_file_appears_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "step-00001.jsonl.zst"
-    with pytest.raises(TypeError):
-        write_trajectories(
-            path, [make_episode("a"), make_episode("b", Question("q", "?", ("x",), metadata={"k": {1}}))]
-        )
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_file_of_something_else_is_refused_by_name(tmp_path):
-    path = tmp_path / "step-00001.jsonl.zst"
-    path.write_text("{}")
-    with pytest.raises(RunError, match=r"step-00001\.jsonl\.zst: not a trajectory file"):
-        list(read_trajectories(path))
 
 
 def test_a_new_run_holds_its_resolved_config_and_its_versions(tmp_path):

@@ -1,0 +1,25 @@
+"""A run is a folder. This room names its files, writes them and reads them back; nothing else about a run is kept.
+
+config.yaml          the resolved configuration
+versions.json        of Python, agentrl and the packages below it
+metrics.jsonl        one object a step
+trajectories/        step-00001.jsonl.zst …, one trajectory a line
+evaluations/         step-00000.json …, and the trajectories behind each
+checkpoints/         checkpoint-N of TRL, to resume from
+adapter/             the PEFT adapter after the last step
+tensorboard/
+"""
+
+from agentrl.runs.files import RunError
+from agentrl.runs.folder import RunFolder, checkpoint_step, versions
+from agentrl.runs.trajectories import append_trajectories, read_trajectories, write_trajectories
+
+__all__ = [
+    "RunError",
+    "RunFolder",
+    "append_trajectories",
+    "checkpoint_step",
+    "read_trajectories",
+    "versions",
+    "write_trajectories",
+]
