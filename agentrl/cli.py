@@ -227,19 +227,14 @@ def index_build(
     """Build an index of a corpus: Lucene for words, or FAISS (flat, hnsw, ivfpq) for vectors."""
     from agentrl.commands.retrieval import build
 
-    common = {"corpus": corpus, "out": out, "threads": threads}
     if kind is IndexKind.lucene:
-        from retrievers.lucene.build import build_index
-
-        manifest = build(build_index, console, "indexing", **common, heap=heap)
+        options: dict[str, object] = {"heap": heap}
     else:
-        from retrievers.dense.build import build_dense_index
         from retrievers.dense.encoder import EncoderOptions
-        from retrievers.dense.faiss_index import FaissOptions
 
         model = EncoderOptions(encoder, query_prefix=query_prefix, passage_prefix=passage_prefix)
-        faiss = FaissOptions(kind.value)
-        manifest = build(build_dense_index, console, "encoding", **common, encoder=model, faiss=faiss, batch=batch)
+        options = {"encoder": model, "batch": batch}
+    manifest = build(corpus, out, kind.value, console, threads=threads, **options)
     console.print(
         f"indexed {manifest.documents} passages in {manifest.build_seconds:.1f} s: {out}",
         highlight=False,

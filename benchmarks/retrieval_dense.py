@@ -112,7 +112,7 @@ async def _measure_dense(folder: Path, rounds: Sequence[Sequence[str]], batch: i
 
 def build_dense(corpus: str, out: str, threads: int) -> None:
     """Build a flat index with MiniLM; to be run by `in_process`."""
-    from retrievers.dense.build import build_dense_index
+    from retrievers.backends import build_index
     from retrievers.dense.encoder import EncoderOptions
 
-    build_dense_index(Path(corpus), Path(out), EncoderOptions(ENCODER), threads=threads)
+    build_index(Path(corpus), Path(out), "flat", encoder=EncoderOptions(ENCODER), threads=threads)

@@ -1,4 +1,4 @@
-"""Opens an index folder with the retriever that its manifest names, and says what is in it."""
+"""Builds, opens and describes indexes of every kind: the one place that knows all kinds."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from retrievers.base import RetrieverError
-from retrievers.index.manifest import MANIFEST_NAME, open_manifest
+from retrievers.index.build import OnProgress, build, no_progress
+from retrievers.index.manifest import MANIFEST_NAME, Manifest, open_manifest
 from retrievers.models import model_folder, weights_sha256
+from retrievers.names import did_you_mean
 
 if TYPE_CHECKING:
     from retrievers.dense.retriever import DenseRetriever
@@ -28,6 +30,36 @@ _BACKENDS = {
     "lucene": ("retrievers.lucene.retriever", "LuceneRetriever"),
     "dense": ("retrievers.dense.retriever", "DenseRetriever"),
 }
+
+
+def build_index(
+    corpus: Path, out: Path, kind: str = "lucene", *, on_progress: OnProgress = no_progress, **options: Any
+) -> Manifest:
+    """Check a corpus and build its index into the new folder `out`; see `retrievers.index.build.build`.
+
+    Args:
+        kind: "lucene" for words; "flat", "hnsw" or "ivfpq" for vectors.
+        options: of `LuceneBuilder`, or of `DenseBuilder` and `FaissOptions`.
+
+    Raises:
+        RetrieverError: if the kind has no such option, or the index cannot be built.
+    """
+    if kind == "lucene":
+        make = importlib.import_module("retrievers.lucene.build").LuceneBuilder
+    else:
+        dense = importlib.import_module("retrievers.dense.build")
+        of_faiss = {
+            name: options.pop(name)
+            for name in list(options)
+            if name in inspect.signature(dense.FaissOptions).parameters
+        }
+        options["faiss"] = dense.FaissOptions(kind, **of_faiss)
+        make = dense.DenseBuilder
+    known = inspect.signature(make).parameters
+    for name in options:
+        if name not in known:
+            raise RetrieverError(f"an index of kind {kind} has no option {name!r}{did_you_mean(name, known)}")
+    return build(make(**options), corpus, out, on_progress)
 
 
 def index_folder(source: str) -> Path:
@@ -94,7 +126,8 @@ def check_options(folder: Path, options: Mapping[str, Any]) -> None:
     known = {name: kind for name, kind in get_type_hints(retriever.__init__).items() if name not in ("index", "return")}
     for name, value in options.items():
         if name not in known:
-            raise RetrieverError(f"{retriever.__name__} has no option {name!r}; it has {', '.join(known)}")
+            hint = did_you_mean(name, known)
+            raise RetrieverError(f"{retriever.__name__} has no option {name!r}; it has {', '.join(known)}{hint}")
         if not _is_of(value, known[name]):
             wanted = inspect.formatannotation(known[name])
             raise RetrieverError(f"option {name!r} of {retriever.__name__} is {value!r} and must be of type {wanted}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -117,6 +116,11 @@ def unwrap(retriever: Any) -> Any:
     return retriever
 
 
+def titled(title: str, text: str) -> str:
+    """A passage's contents from its parts: the title on one line in double quotes, a line break, then the text."""
+    return f'"{" ".join(title.split())}"\n{text}'
+
+
 def contents_id(contents: str) -> str:
     """An id for a passage that has none: equal passages have equal ids."""
     return "sha256-" + hashlib.sha256(clean_text(contents).encode()).hexdigest()[:16]
@@ -134,18 +138,3 @@ def clean_text(text: str) -> str:
 def clean_query(query: str) -> str:
     """Cut a query to MAX_QUERY_CHARACTERS and clean it; what reads a query may need much memory for each character."""
     return clean_text(query[:MAX_QUERY_CHARACTERS])
-
-
-def load_attribute(path: str) -> Any:
-    """Import what `package.module:attribute` names.
-
-    Raises:
-        RetrieverError: if there is no such module or attribute.
-    """
-    module, separator, name = path.partition(":")
-    if not (separator and module and name):
-        raise RetrieverError(f"{path!r} is not an import path; write it as package.module:attribute")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise RetrieverError(f"{path!r} cannot be imported: {error}") from error

@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from rich.text import Text
 from agentrl.config import ConfigError
 from agentrl.config.loading import parse_yaml
 from retrievers.backends import (
+    build_index,
     check_one_corpus,
     check_options,
     describe_index,
@@ -52,21 +53,22 @@ def parse_options(given: Sequence[str]) -> dict[str, Any]:
     return options
 
 
-def build(make: Callable[..., Manifest], console: Console, phase: str, **arguments: Any) -> Manifest:
-    """Build an index with `make`, showing its progress; `phase` is what it does after checking the corpus.
+def build(corpus: Path, out: Path, kind: str, console: Console, **options: Any) -> Manifest:
+    """Build an index, showing its progress; see `retrievers.backends.build_index`.
 
     Raises:
-        RetrieverError: as `make`.
+        RetrieverError: as `build_index`.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    work = "indexing passages" if kind == "lucene" else "encoding passages"
     with Progress(*columns, TimeRemainingColumn(), console=console) as bars:
         task = bars.add_task("checking passages", total=None)
 
-        def progress(done: int, total: int | None) -> None:
-            description = "checking passages" if total is None else f"{phase} passages"
+        def on_progress(done: int, total: int | None) -> None:
+            description = "checking passages" if total is None else work
             bars.update(task, completed=done, total=total, description=description)
 
-        return make(progress=progress, **arguments)
+        return build_index(corpus, out, kind, on_progress=on_progress, **options)
 
 
 def inspection(folder: Path) -> Table:

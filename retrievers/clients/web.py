@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import httpx
 
-from retrievers.base import Hit, RetrieverError, check_search, clean_text
+from retrievers.base import Hit, RetrieverError, check_search, clean_text, titled
 from retrievers.clients.http import HttpCaller
 from retrievers.clients.remote import checked_url
 
@@ -143,8 +143,3 @@ class JsonWebSearch(WebSearch):
             raise ValueError(f"a result has no {self._api.link!r}")
         title, text = (clean_text(str(item.get(name) or "")) for name in (self._api.title, self._api.text))
         return Hit(clean_text(item[self._api.link]), titled(title, text), 1.0 / rank)
-
-
-def titled(title: str, text: str) -> str:
-    """A passage's contents from its parts: the title on one line in double quotes, a line break, then the text."""
-    return f'"{" ".join(title.split())}"\n{text}'

@@ -10,7 +10,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from retrievers.base import Hit, RetrieverError, clean_text, contents_id, load_attribute
+from retrievers.base import Hit, RetrieverError, clean_text, contents_id
+from retrievers.names import import_path
 
 
 class WireFormat(Protocol):
@@ -68,7 +69,10 @@ def load_format(path: str) -> WireFormat:
     Raises:
         RetrieverError: if it cannot be imported or has no `request` and `hits`.
     """
-    found = load_attribute(path)
+    try:
+        found = import_path(path)
+    except ImportError as error:
+        raise RetrieverError(f"wire format {error}") from error
     made = found() if isinstance(found, type) else found
     missing = [name for name in ("request", "hits") if not callable(getattr(made, name, None))]
     if missing:

@@ -1,21 +1,17 @@
-"""Builds a FAISS index of a corpus (Douze et al. 2024, arXiv 2401.08281) with a sentence encoder.
+"""Writes a FAISS index of a corpus (Douze et al. 2024, arXiv 2401.08281) with a sentence encoder.
 
-The build works in the hidden folder `.NAME.building` beside its destination. Vectors are appended there shard by shard,
-so that memory does not grow with the corpus until FAISS gathers them at the end. A build that was killed goes on after
-its last whole shard when it is started again with the same corpus, encoder and parameters.
+Vectors are appended to a file of the work folder shard by shard, so that memory does not grow with the corpus until FAISS
+gathers them at the end. A build that was killed goes on after its last whole shard when it is started again with the same
+corpus, encoder and parameters.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import shutil
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,106 +19,81 @@ from numpy.typing import NDArray
 from retrievers.base import RetrieverError
 from retrievers.dense.encoder import Encoder, EncoderOptions
 from retrievers.dense.faiss_index import INDEX_NAME, FaissOptions, import_faiss, write_faiss
-from retrievers.index.build import CheckedCorpus, Progress, check_destination, no_progress, publish
-from retrievers.index.manifest import Manifest, write_manifest
+from retrievers.index.build import CheckedCorpus, IndexContents, OnProgress
+from retrievers.index.corpus import CorpusReader
 from retrievers.index.passages import PassageStore, write_passages
 
 _VECTORS, _STATE = "vectors.f32", "state.json"
 
 
-def build_dense_index(
-    corpus: Path,
-    out: Path,
-    encoder: EncoderOptions,
-    faiss: FaissOptions | None = None,
-    *,
-    batch: int = 32,
-    shard: int = 2048,
-    threads: int | None = None,
-    device: str | None = None,
-    progress: Progress = no_progress,
-) -> Manifest:
-    """Validate a corpus, encode it and build its index into the new folder `out`.
+class DenseBuilder:
+    """Builds an index of vectors; see `IndexBuilder`. A passage is encoded with its title, as it stands in `contents`."""
 
-    Args:
-        corpus: JSON lines, see `retrievers.index.corpus`. A passage is encoded with its title, as it stands in `contents`.
-        out: must not exist.
-        encoder: the model.
-        faiss: the kind of index; by default flat.
-        batch: passages that the model takes at once.
-        shard: passages between two savings; within one they are encoded in the order of their length.
-        threads: of torch and FAISS; None leaves them as they are.
-        device: of torch; None takes a GPU where there is one.
-        progress: called with (passages checked, None), then with (passages encoded, passages in all).
+    backend: ClassVar[str] = "dense"
+    resumes: ClassVar[bool] = True
 
-    Raises:
-        RetrieverError: if the corpus, the encoder or an option is not valid, `out` exists, the same build is running, or
-            the disk is full. Shards that were finished are kept for the next try.
-    """
-    corpus, out, options = Path(corpus).absolute(), Path(out).absolute(), faiss or FaissOptions()
-    if batch < 1 or shard < 1:
-        raise RetrieverError(f"batch {batch} and shard {shard} must be at least 1")
-    library = import_faiss(threads)
-    check_destination(out)
-    began = time.monotonic()
-    # All that can be wrong is found before the folder is made, so that it leaves nothing.
-    documents = sum(1 for _ in CheckedCorpus(corpus, progress).passages())
-    model = Encoder(encoder, device=device)
-    options = options.settled(documents, model.dimension)
-    work = out.parent / f".{out.name}.building"
-    try:
-        with _locked(work):
-            source = CheckedCorpus(corpus, no_progress)
-            folder = work / "index"
-            folder.mkdir(exist_ok=True)
-            write_passages(folder, source.passages())
-            vectors = _encode_shards(work, source, model, batch, shard, progress)
-            write_faiss(library, vectors, options, folder / INDEX_NAME)
-            manifest = write_manifest(
-                folder,
-                backend="dense",
-                corpus=corpus.name,
-                corpus_sha256=source.sha256,
-                documents=source.documents,
-                parameters={"encoder": model.description(), "faiss": options.description()},
-                versions={
-                    "faiss": library.__version__,
-                    "torch": version("torch"),
-                    "transformers": version("transformers"),
-                },
-                build_seconds=time.monotonic() - began,
-            )
-            publish(folder, out)
-            shutil.rmtree(work)
-    except OSError as error:
-        raise RetrieverError(
-            f"the index of {corpus} could not be written to {out}: {error}; make room and build again, which goes on with "
-            f"what is finished, or remove {work}"
-        ) from error
-    return manifest
+    def __init__(
+        self,
+        encoder: EncoderOptions,
+        faiss: FaissOptions | None = None,
+        *,
+        batch: int = 32,
+        shard: int = 2048,
+        threads: int | None = None,
+        device: str | None = None,
+    ) -> None:
+        """Nothing is loaded yet.
 
+        Args:
+            encoder: the model.
+            faiss: the kind of FAISS index; by default flat.
+            batch: passages that the model takes at once.
+            shard: passages between two savings; within one they are encoded in the order of their length.
+            threads: of torch and FAISS; None leaves them as they are.
+            device: of torch; None takes a GPU where there is one.
 
-@contextmanager
-def _locked(work: Path) -> Iterator[None]:
-    """Make the working folder, and keep it from any other process. Raises RetrieverError if one has it."""
-    work.mkdir(parents=True, exist_ok=True)
-    holder = os.open(work, os.O_RDONLY)
-    try:
-        fcntl.flock(holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise RetrieverError(f"another build is working in {work}; wait for it") from error
-    finally:
-        os.close(holder)
+        Raises:
+            RetrieverError: if a number is not positive.
+        """
+        if batch < 1 or shard < 1:
+            raise RetrieverError(f"batch {batch} and shard {shard} must be at least 1")
+        self._encoder, self._faiss = encoder, faiss or FaissOptions()
+        self._batch, self._shard, self._threads, self._device = batch, shard, threads, device
+        self._library: Any
+        self._model: Encoder
+
+    def prepare(self) -> None:
+        """Load FAISS and the encoder. Raises RetrieverError if one is missing, or an option does not fit the encoder."""
+        self._library = import_faiss(self._threads)
+        self._model = Encoder(self._encoder, device=self._device)
+
+    def fit(self, documents: int) -> None:
+        """Raise RetrieverError if the kind of FAISS index does not fit so many passages."""
+        self._faiss = self._faiss.settled(documents, self._model.dimension)
+
+    def write(self, corpus: CheckedCorpus, work: Path, on_progress: OnProgress) -> IndexContents:
+        """See `IndexBuilder.write`."""
+        folder = work / "index"
+        folder.mkdir(exist_ok=True)
+        write_passages(folder, CorpusReader(corpus.path))
+        corpus.check_unchanged()
+        vectors = _encode_shards(work, corpus, self._model, self._batch, self._shard, on_progress)
+        write_faiss(self._library, vectors, self._faiss, folder / INDEX_NAME)
+        versions = {
+            "faiss": self._library.__version__,
+            "torch": version("torch"),
+            "transformers": version("transformers"),
+        }
+        return IndexContents({"encoder": self._model.description(), "faiss": self._faiss.description()}, versions)
 
 
 def _encode_shards(
-    work: Path, source: CheckedCorpus, model: Encoder, batch: int, shard: int, progress: Progress
+    work: Path, corpus: CheckedCorpus, model: Encoder, batch: int, shard: int, on_progress: OnProgress
 ) -> NDArray[np.float32]:
     """Append the vectors that are missing to the file of vectors; return it, of shape (documents, dimension)."""
     path, row_bytes = work / _VECTORS, 4 * model.dimension
     # The batch decides the last bits of a vector, through padding.
-    identity = {"corpus": source.sha256, "encoder": model.description(), "batch": batch, "shard": shard}
+    identity = {"corpus": corpus.sha256, "encoder": model.description(), "batch": batch, "shard": shard}
     done = _finished(work / _STATE, identity)
     if not path.is_file() or path.stat().st_size < done * row_bytes:
         done = 0
@@ -130,7 +101,7 @@ def _encode_shards(
     try:
         with path.open("ab") as file:
             file.truncate(done * row_bytes)
-            progress(done, len(store))
+            on_progress(done, len(store))
             for start in range(done, len(store), shard):
                 end = min(start + shard, len(store))
                 texts = [store[row].contents for row in range(start, end)]
@@ -138,10 +109,10 @@ def _encode_shards(
                 file.flush()
                 os.fsync(file.fileno())
                 _save_state(work / _STATE, {"identity": identity, "rows": end})
-                progress(end, len(store))
+                on_progress(end, len(store))
     finally:
         store.close()
-    return np.memmap(path, np.float32, "r", shape=(source.documents, model.dimension))
+    return np.memmap(path, np.float32, "r", shape=(corpus.documents, model.dimension))
 
 
 def _finished(path: Path, identity: dict[str, object]) -> int:

@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
-from collections import defaultdict
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,25 +14,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retrievers.base import Hit, RetrieverError, check_search, clean_query
-from retrievers.batching import MicroBatches
+from retrievers.base import Hit, RetrieverError
 from retrievers.dense.encoder import Encoder, EncoderOptions
 from retrievers.dense.faiss_index import INDEX_NAME, import_faiss, read_faiss
-from retrievers.index.manifest import open_manifest
 from retrievers.index.passages import PassageStore
+from retrievers.index.retriever import IndexRetriever
 
 MAX_BATCH = 64
 
 _TIES = 1000
 
 
-class DenseRetriever:
-    """Searches an index that `retrievers.dense.build.build_dense_index` made; also see `Retriever`.
+class DenseRetriever(IndexRetriever):
+    """Searches an index of vectors; also see `Retriever`.
 
-    Ties of score are broken by id, also where they are cut at `k`, unless more than a thousand passages tie there. What
-    else is asked at the same time changes nothing but the last bits of a query's scores, because of padding. Works as a
-    Ray actor, `ray.remote(DenseRetriever)`. Sharing a process with `LuceneRetriever` works as long as that process never
-    forks, which the JVM does not survive.
+    Ties of score are broken by id, also where they are cut at `k`, unless more than a thousand passages tie there. Other
+    queries of the same batch change only the last bits of a query's scores, because of padding. It can share a process
+    with `LuceneRetriever` as long as that process never forks, which the JVM does not survive.
     """
 
     def __init__(
@@ -65,7 +60,8 @@ class DenseRetriever:
         if ef_search < 1 or probes < 1:
             raise RetrieverError(f"ef_search {ef_search} and probes {probes} must be at least 1")
         folder = Path(index)
-        self._index, self._manifest, self._closed = index, open_manifest(folder, "dense"), False
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="dense")
+        super().__init__(index, "dense", self._thread.submit, MAX_BATCH)
         settings: Any = self._manifest.parameters
         self._faiss = import_faiss(threads)
         self._encoder = _open_encoder(settings["encoder"], model, device, index)
@@ -78,20 +74,6 @@ class DenseRetriever:
         self._kind = settings["faiss"]["kind"]
         self._search_options = {"hnsw": {"ef_search": ef_search}, "ivfpq": {"probes": probes}}.get(self._kind, {})
         self._passages = PassageStore(folder)
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="dense")
-        self._batches: MicroBatches[tuple[str, int], list[Hit]] = MicroBatches(
-            self._thread.submit, self._answer, MAX_BATCH
-        )
-
-    async def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
-        """Return the `k` best hits of each query, best first, in the order of the queries.
-
-        Raises:
-            RetrieverError: if the retriever is closed, an argument is of no use, or the search fails.
-        """
-        self._check_open()
-        check_search(queries, k)
-        return await self._batches.ask([(clean_query(query), k) for query in queries])
 
     async def read(self, document_id: str) -> Hit | None:
         """Return the whole document with this id, with score 0, or None if there is none.
@@ -103,42 +85,20 @@ class DenseRetriever:
         found = await asyncio.to_thread(self._passages.find, document_id)
         return None if found is None else Hit(found.id, found.contents, 0.0)
 
-    async def ping(self) -> dict[str, object]:
-        """Prove that the worker answers, and describe the index.
+    def _count(self) -> int:
+        return len(self._passages)
 
-        Raises:
-            RetrieverError: if the retriever is closed.
-        """
-        self._check_open()
-        documents = await asyncio.wrap_future(self._thread.submit(len, self._passages))
+    def _description(self) -> dict[str, object]:
         return {
-            "index": self._index,
-            "backend": "dense",
-            "documents": documents,
-            "corpus": self._manifest.corpus,
-            "corpus_sha256": self._manifest.corpus_sha256,
             "encoder": self._encoder.options.path,
             "kind": self._kind,
             **self._search_options,
             "device": self._encoder.device,
-            "waiting": self._batches.waiting,
-            "pid": self.pid(),
         }
 
-    def pid(self) -> int:
-        """The process that runs this retriever."""
-        return os.getpid()
-
-    def close(self) -> None:
-        """Let go of the index once the queries before were answered. Closing twice does nothing."""
-        if not self._closed:
-            self._closed = True
-            self._thread.shutdown()
-            self._passages.close()
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise RetrieverError(f"the retriever of {self._index} is closed")
+    def _release(self) -> None:
+        self._thread.shutdown()
+        self._passages.close()
 
     def _faiss_parameters(self, count: int) -> Any:
         """How FAISS searches for `count` hits."""
@@ -146,20 +106,11 @@ class DenseRetriever:
             return self._faiss.SearchParametersHNSW(efSearch=max(self._search_options["ef_search"], count))
         return self._faiss.SearchParametersIVF(nprobe=self._search_options["probes"]) if self._kind == "ivfpq" else None
 
-    def _answer(self, asks: list[tuple[str, int]]) -> list[list[Hit]]:
-        """On the worker: the hits of queries, each with its own k. Raises RetrieverError if torch or FAISS fails."""
-        # The hits of an approximate search depend on how many are looked for, and must not on what others ask.
-        positions_of: dict[int, list[int]] = defaultdict(list)
-        for position, (_, k) in enumerate(asks):
-            positions_of[k].append(position)
-        answers: dict[int, list[Hit]] = {}
+    def _search_worker(self, queries: list[str], k: int) -> list[list[Hit]]:
         try:
-            vectors = self._encoder.encode_queries([query for query, _ in asks], MAX_BATCH)
-            for k, positions in positions_of.items():
-                answers.update(zip(positions, self._nearest(vectors[positions], k), strict=True))
+            return self._nearest(self._encoder.encode_queries(queries, MAX_BATCH), k)
         except (RuntimeError, ValueError, MemoryError) as error:
             raise RetrieverError(f"search in {self._index} failed: {error}") from error
-        return [answers[position] for position in range(len(asks))]
 
     def _nearest(self, vectors: NDArray[np.float32], k: int) -> list[list[Hit]]:
         """The `k` best hits of each vector, of shape (queries, dimension)."""

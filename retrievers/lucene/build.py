@@ -1,97 +1,87 @@
-"""Builds a Lucene index of a corpus.
+"""Writes a Lucene index of a corpus.
 
 Anserini's IndexCollection does the work in a child process (`retrievers.lucene.indexer`), so that the caller may have threads
-and survives a crash of Java. The index grows in a hidden folder beside its destination and is renamed when it is whole.
+and survives a crash of Java.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
-import time
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO
+from typing import IO, ClassVar
 
 from retrievers.base import RetrieverError
-from retrievers.index.build import CheckedCorpus, Progress, check_destination, no_progress, publish
-from retrievers.index.manifest import Manifest, open_manifest, write_manifest
+from retrievers.index.build import CheckedCorpus, IndexContents, OnProgress
+from retrievers.index.corpus import CorpusReader
 from retrievers.lucene.jvm import JvmOptions, anserini_jar, java_home
 
 ANALYZER = "io.anserini.analysis.DefaultEnglishAnalyzer, Porter stemmer, stop words removed"
 
-__all__ = ["ANALYZER", "Manifest", "build_index", "open_manifest"]
 
+class LuceneBuilder:
+    """Builds an index of words; see `IndexBuilder`. The index keeps the passages, for hits and for query expansion."""
 
-def build_index(
-    corpus: Path, out: Path, *, threads: int = 2, heap: str = "1g", progress: Progress = no_progress
-) -> Manifest:
-    """Validate a corpus and build its index into the new folder `out`; nothing stays behind if that fails.
+    backend: ClassVar[str] = "lucene"
+    resumes: ClassVar[bool] = False
 
-    Args:
-        corpus: JSON lines, see `retrievers.index.corpus`. The index keeps them, for hits and for query expansion.
-        out: must not exist.
-        threads: of the indexer.
-        heap: of its Java, such as "1g".
-        progress: called with (passages validated, None), then with (passages indexed, passages in all).
+    def __init__(self, *, threads: int = 2, heap: str = "1g") -> None:
+        """Nothing is started yet.
 
-    Raises:
-        RetrieverError: if the corpus is not valid, `out` exists, Java is missing or the indexer fails.
-    """
-    corpus, out = Path(corpus).absolute(), Path(out).absolute()
-    options = JvmOptions(heap, threads)
-    jar = anserini_jar()
-    java_home()
-    check_destination(out)
-    began = time.monotonic()
-    source = CheckedCorpus(corpus, progress)
-    for _ in source.passages():
-        pass
+        Args:
+            threads: of the indexer.
+            heap: of its Java, such as "1g".
 
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".building", dir=out.parent))
-    except OSError as error:
-        raise RetrieverError(f"{out.parent} cannot be written: {error.strerror}; choose another folder") from error
-    try:
-        index = work / "index"
-        (work / "corpus").mkdir()
+        Raises:
+            RetrieverError: if Java cannot have so many threads or such a heap.
+        """
+        self._java = JvmOptions(heap, threads)
+
+    def prepare(self) -> None:
+        """Raise RetrieverError if Anserini or Java is missing."""
+        anserini_jar()
+        java_home()
+
+    def fit(self, documents: int) -> None:
+        """Any number of passages fits."""
+
+    def write(self, corpus: CheckedCorpus, work: Path, on_progress: OnProgress) -> IndexContents:
+        """See `IndexBuilder.write`."""
         # IndexCollection reads every file of a folder, so the corpus stands alone in one.
-        (work / "corpus" / "corpus.jsonl").symlink_to(corpus)
-        end = _run_indexer(work, options, source.documents, progress)
-        if end["documents"] != source.documents:
+        source = work / "corpus" / "corpus.jsonl"
+        source.parent.mkdir()
+        if corpus.plain:
+            source.symlink_to(corpus.path)
+        else:
+            _write_plain(corpus.path, source)
+        end = _run_indexer(work, self._java, corpus.documents, on_progress)
+        if end["documents"] != corpus.documents:
             raise RetrieverError(
-                f"the index of {corpus} has {end['documents']} documents and the corpus {source.documents}; "
+                f"the index of {corpus.path} has {end['documents']} documents and the corpus {corpus.documents}; "
                 f"the indexer counted {end['counters']}"
             )
-        source.check_unchanged()
-        manifest = write_manifest(
-            index,
-            backend="lucene",
-            corpus=corpus.name,
-            corpus_sha256=source.sha256,
-            documents=source.documents,
-            parameters={"analyzer": ANALYZER},
-            versions={
-                "pyserini": version("pyserini"),
-                "anserini": jar.name.removeprefix("anserini-").removesuffix("-fatjar.jar"),
-                "lucene": str(end["lucene"]),
-            },
-            build_seconds=time.monotonic() - began,
-        )
-        publish(index, out)
-    except OSError as error:
-        raise RetrieverError(f"the index of {corpus} could not be written to {out}: {error}") from error
-    finally:
-        shutil.rmtree(work)
-    return manifest
+        corpus.check_unchanged()
+        versions = {
+            "pyserini": version("pyserini"),
+            "anserini": anserini_jar().name.removeprefix("anserini-").removesuffix("-fatjar.jar"),
+            "lucene": str(end["lucene"]),
+        }
+        return IndexContents({"analyzer": ANALYZER}, versions)
 
 
-def _run_indexer(work: Path, options: JvmOptions, total: int, progress: Progress) -> dict[str, object]:
+def _write_plain(corpus: Path, out: Path) -> None:
+    """Write a corpus as `JsonCollection` reads it. Raises OSError if it cannot be written."""
+    with out.open("w", encoding="utf-8") as file:
+        for passage in CorpusReader(corpus):
+            file.write(json.dumps(asdict(passage), ensure_ascii=False) + "\n")
+
+
+def _run_indexer(work: Path, options: JvmOptions, total: int, on_progress: OnProgress) -> dict[str, object]:
     """Run the child to its end and return its last line: documents, counters, lucene. Kills it on the way out."""
     environment = dict(os.environ)
     root = str(Path(__file__).parents[2])
@@ -113,7 +103,7 @@ def _run_indexer(work: Path, options: JvmOptions, total: int, progress: Progress
             for line in child.stdout:
                 status = json.loads(line)
                 end = status
-                progress(status["indexed"], total)
+                on_progress(status["indexed"], total)
             code = child.wait()
         finally:
             child.kill()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import os
@@ -22,6 +21,7 @@ from retrievers.index.build import publish
 from retrievers.index.manifest import MANIFEST_NAME, open_manifest, write_manifest
 from retrievers.lucene.build import ANALYZER
 from retrievers.lucene.jvm import anserini_jar
+from retrievers.names import did_you_mean
 
 _TIMEOUT_SECONDS = 30.0
 _MEMBERS = "prebuilt-indexes/"
@@ -54,10 +54,8 @@ def find_prebuilt(name: str) -> Prebuilt:
             if member.startswith(_MEMBERS) and member.endswith(".json") and "-inverted" in member:
                 known.update((entry["name"], entry) for entry in json.loads(jar.read(member)))
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=5, cutoff=0.3)
-        raise RetrieverError(
-            f"Anserini publishes no index {name!r} of {len(known)}; near to it: {', '.join(near) or '-'}"
-        )
+        near = did_you_mean(name, known, most=5)
+        raise RetrieverError(f"Anserini has no index {name!r} among the {len(known)} it publishes{near}")
     entry = known[name]
     return Prebuilt(name, entry["urls"][0], entry["md5"], entry["compressed_size"], entry["documents"])
 
@@ -71,7 +69,7 @@ def prebuilt_index(
     wanted: Prebuilt,
     cache: Path | None = None,
     *,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
     transport: httpx.BaseTransport | None = None,
 ) -> Path:
     """Return the folder of a prebuilt index, downloading it if it is not in the cache.
@@ -82,7 +80,7 @@ def prebuilt_index(
     Args:
         wanted: see `find_prebuilt`.
         cache: where indexes are kept; by default `cache_folder()`.
-        progress: called with (bytes downloaded, bytes in all).
+        on_progress: called with (bytes downloaded, bytes in all).
         transport: replaces the network, for tests.
 
     Raises:
@@ -97,7 +95,7 @@ def prebuilt_index(
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{wanted.name}.", dir=folder.parent) as work:
             archive = Path(work) / "archive.tar.gz"
-            _download(wanted, archive, progress, transport)
+            _download(wanted, archive, on_progress, transport)
             with tarfile.open(archive) as packed:
                 packed.extractall(Path(work) / "unpacked", filter="data")
             roots = [path.parent for path in (Path(work) / "unpacked").rglob("segments_*")]
@@ -120,7 +118,7 @@ def prebuilt_index(
 
 
 def _download(
-    wanted: Prebuilt, archive: Path, progress: Callable[[int, int], None], transport: httpx.BaseTransport | None
+    wanted: Prebuilt, archive: Path, on_progress: Callable[[int, int], None], transport: httpx.BaseTransport | None
 ) -> None:
     digest, done = hashlib.md5(usedforsecurity=False), 0
     try:
@@ -134,7 +132,7 @@ def _download(
                 file.write(piece)
                 digest.update(piece)
                 done += len(piece)
-                progress(done, wanted.archive_bytes)
+                on_progress(done, wanted.archive_bytes)
     except httpx.HTTPError as error:
         raise RetrieverError(
             f"index prebuilt:{wanted.name} cannot be downloaded ({type(error).__name__}: {error}); try again where "

@@ -7,23 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-from collections import defaultdict
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from retrievers.base import MAX_QUERY_CHARACTERS, Hit, RetrieverError, check_search, clean_query
-from retrievers.batching import MicroBatches
-from retrievers.index.manifest import Manifest, open_manifest
+from retrievers.base import MAX_QUERY_CHARACTERS, Hit, RetrieverError, clean_query, titled
+from retrievers.index.manifest import Manifest
+from retrievers.index.retriever import IndexRetriever
 from retrievers.lucene import jvm
 from retrievers.lucene.scoring import Scoring
 
 MAX_BATCH = 256
 
 
-class LuceneRetriever:
-    """Searches an index that `retrievers.lucene.build.build_index` made; also see `Retriever`.
+class LuceneRetriever(IndexRetriever):
+    """Searches an index of words; also see `Retriever`.
 
     Equal queries give equal hits, alone or among others: ties of score are broken by id. A query without any term that
     the analyser keeps, such as "" or "the !?", has no hits.
@@ -53,24 +49,13 @@ class LuceneRetriever:
             heap: of Java, such as "1g".
 
         Raises:
-            RetrieverError: if the folder is no sound index, an argument is of no use, or Java does not start.
+            RetrieverError: if the folder is no sound index, an argument is invalid, or Java does not start.
         """
         self._scoring = Scoring(scoring, k1, b, mu, rm3, fb_terms, fb_docs, original_query_weight)
-        self._manifest = open_manifest(Path(index), "lucene")
-        self._index, self._threads, self._closed = index, threads, False
-        self._batches: MicroBatches[tuple[str, int], list[Hit]] = MicroBatches(jvm.submit, self._answer, MAX_BATCH)
+        super().__init__(index, "lucene", jvm.submit, MAX_BATCH)
+        self._threads = threads
         jvm.start(jvm.JvmOptions(heap, threads))
         self._searcher: Any = jvm.submit(_open, index, self._scoring, self._manifest).result()
-
-    async def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
-        """Return the `k` best hits of each query, best first, in the order of the queries.
-
-        Raises:
-            RetrieverError: if the retriever is closed, an argument is of no use, or Java fails.
-        """
-        self._check_open()
-        check_search(queries, k)
-        return await self._batches.ask([(clean_query(query), k) for query in queries])
 
     async def read(self, document_id: str) -> Hit | None:
         """Return the whole document with this id, with score 0, or None if there is none.
@@ -82,52 +67,21 @@ class LuceneRetriever:
         contents = await asyncio.wrap_future(jvm.submit(_read, self._searcher, clean_query(document_id)))
         return None if contents is None else Hit(document_id, contents, 0.0)
 
-    async def ping(self) -> dict[str, object]:
-        """Prove that the JVM's thread answers, and describe the index.
-
-        Raises:
-            RetrieverError: if the retriever is closed or Java fails.
-        """
-        self._check_open()
-        documents = await asyncio.wrap_future(jvm.submit(_count, self._searcher))
-        return {
-            "index": self._index,
-            "backend": "lucene",
-            "documents": documents,
-            "corpus": self._manifest.corpus,
-            "corpus_sha256": self._manifest.corpus_sha256,
-            **self._scoring.description(),
-            "waiting": self._batches.waiting,
-            "pid": self.pid(),
-        }
-
-    def pid(self) -> int:
-        """The process that runs this retriever."""
-        return os.getpid()
-
-    def close(self) -> None:
-        """Close the index once the queries before were answered. The JVM keeps running. Closing twice does nothing."""
-        if not self._closed:
-            self._closed = True
-            jvm.submit(self._searcher.close).result()
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise RetrieverError(f"the retriever of {self._index} is closed")
-
-    def _answer(self, asks: list[tuple[str, int]]) -> list[list[Hit]]:
-        """On the JVM's thread: the hits of queries, each with its own k. Raises RetrieverError if Java fails."""
-        positions_of: dict[int, list[int]] = defaultdict(list)
-        for position, (_, k) in enumerate(asks):
-            positions_of[k].append(position)
-        answers: dict[int, list[Hit]] = {}
+    def _search_worker(self, queries: list[str], k: int) -> list[list[Hit]]:
         try:
-            for k, positions in positions_of.items():
-                found = self._search_java([asks[position][0] for position in positions], k)
-                answers.update(zip(positions, found, strict=True))
+            return self._search_java(queries, k)
         except jvm.java_exception() as error:
             raise RetrieverError(f"search in {self._index} failed: {error}") from error
-        return [answers[position] for position in range(len(asks))]
+
+    def _count(self) -> int:
+        return self._searcher.get_total_num_docs()
+
+    def _description(self) -> dict[str, object]:
+        return self._scoring.description()
+
+    def _release(self) -> None:
+        # The JVM keeps running.
+        jvm.submit(self._searcher.close).result()
 
     def _search_java(self, queries: list[str], k: int) -> list[list[Hit]]:
         if len(queries) == 1:
@@ -164,11 +118,6 @@ def _open(index: str, scoring: Scoring, manifest: Manifest) -> Any:
     return searcher
 
 
-def _count(searcher: Any) -> int:
-    """On the JVM's thread: the documents of the index."""
-    return searcher.get_total_num_docs()
-
-
 def _read(searcher: Any, document_id: str) -> str | None:
     """On the JVM's thread: the contents of a document. Raises RetrieverError if Java fails."""
     try:
@@ -201,5 +150,5 @@ def _contents(name: str, raw: str | None) -> str:
         return record["contents"]
     # BEIR's form, which prebuilt indexes of its collections have.
     if "text" in record:
-        return f'"{record.get("title", "")}"\n{record["text"]}'
+        return titled(record.get("title") or "", record["text"])
     raise RetrieverError(f"document {name!r} is stored in an unknown form, with {', '.join(record)}")

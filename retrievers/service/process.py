@@ -1,4 +1,4 @@
-"""A retriever in a process of its own, which is started again when it dies; `retrievers.service.child` is the other end.
+"""A retriever in a process of its own, which is started again when it dies. That process runs `retrievers.service.child`.
 
 Java, or whatever the retriever needs, can then crash without taking the caller along, and shares no interpreter with it.
 """
@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from retrievers.base import CannotReadError, Hit, RetrieverError
-from retrievers.service.child import BUFFER_BYTES, frame, read_frame, unpack_rows
+from retrievers.service.frames import BUFFER_BYTES, frame, read_frame, unpack_rows
 
 _SHORTEST_PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 5.0

@@ -49,7 +49,7 @@ def served(target="fake_retriever:OddRetriever", options=None, app=None, serve=N
 
 
 def main():
-    from retrievers.clients.wire import load_attribute
+    from retrievers.names import import_path
     from retrievers.service.process import ProcessRetriever
     from retrievers.service.server import make_app, serve
 
@@ -57,7 +57,7 @@ def main():
     if plan["child"]:
         retriever = ProcessRetriever(plan["target"], plan["options"])
     else:
-        retriever = load_attribute(plan["target"])(**plan["options"])
+        retriever = import_path(plan["target"])(**plan["options"])
     # What runs in a shell's background is started deaf to it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))

@@ -11,6 +11,7 @@ import pytest
 import ray
 
 from retrievers.backends import (
+    build_index,
     check_one_corpus,
     check_options,
     describe_index,
@@ -20,7 +21,6 @@ from retrievers.backends import (
 )
 from retrievers.base import RetrieverError
 from retrievers.index.manifest import open_manifest, write_manifest
-from retrievers.lucene.build import build_index
 from retrievers.lucene.prebuilt import Prebuilt, find_prebuilt, prebuilt_index
 
 
@@ -159,7 +159,7 @@ def download(wanted, cache, content):
 
     reports = []
     folder = prebuilt_index(
-        wanted, cache, progress=lambda *report: reports.append(report), transport=httpx.MockTransport(handler)
+        wanted, cache, on_progress=lambda *report: reports.append(report), transport=httpx.MockTransport(handler)
     )
     return folder, asked, reports
 

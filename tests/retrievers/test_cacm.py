@@ -12,7 +12,7 @@ import lucene_process
 import pytest
 from real_data import real_data
 
-from retrievers.lucene.build import build_index
+from retrievers.backends import build_index
 
 pytestmark = pytest.mark.slow
 

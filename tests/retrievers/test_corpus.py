@@ -1,12 +1,15 @@
+import bz2
+import gzip
 import hashlib
 import json
+import lzma
 import tracemalloc
 
 import pytest
 
 from retrievers.base import Hit, RetrieverError
 from retrievers.index import corpus as corpus_module
-from retrievers.index.corpus import CorpusReader
+from retrievers.index.corpus import CorpusReader, Passage
 
 GOOD = b'{"id": "a", "contents": "\\"Ada\\"\\nShe wrote programs."}\n'
 
@@ -40,16 +43,19 @@ def test_reading_twice_gives_the_same(tmp_path):
     [
         (b'{"id": "b", "contents": "\xff"}', "not UTF-8"),
         (b"not json", "not JSON"),
-        (b"", "not JSON"),
         (b'{"id": "b", "contents": "x"} {"id": "c", "contents": "y"}', "not JSON"),
         (b'{"id": "b", "contents": "x", "n": NaN}', "not JSON"),
         (b"[" * 100_000, "not JSON"),
         (b'{"id": "b", "contents": "cut o', "not JSON"),
         (b'["b", "x"]', "not a JSON object"),
         (b'{"contents": "x"}', "'id' is missing"),
-        (b'{"id": 7, "contents": "x"}', "'id' is a int"),
+        (b'{"id": 7.0, "contents": "x"}', "'id' is a float"),
+        (b'{"id": true, "contents": "x"}', "'id' is a bool"),
+        (b'{"docid": "", "contents": "x"}', "'docid' is empty"),
         (b'{"id": "", "contents": "x"}', "'id' is empty"),
-        (b'{"id": "b"}', "'contents' is missing"),
+        (b'{"id": "b", "title": "x"}', "'contents' is missing; write contents, or title and text"),
+        (b'{"id": "b", "title": 7, "text": "x"}', "'title' is a int"),
+        (b'{"id": "b", "title": "x", "text": ""}', "'text' is empty"),
         (b'{"id": "b", "contents": null}', "'contents' is a NoneType"),
         (b'{"id": "b", "contents": " \\u0000\\u3000"}', "'contents' is empty"),
         (b'{"id": "b", "contents": "\\ud800"}', "surrogate"),
@@ -61,6 +67,61 @@ def test_a_bad_line_is_named_with_file_and_line(tmp_path, line, reason):
         read(tmp_path, GOOD + line + b"\n")
     assert f"{tmp_path / 'corpus.jsonl'}:2: " in str(raised.value)
     assert reason in str(raised.value)
+
+
+RIVER = b'{"id": "0", "contents": "\\"River Tay\\"\\nThe Tay."}\n'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xef\xbb\xbf" + RIVER,
+        RIVER + b"\n",
+        b"\n" + RIVER + b" \r\n\n",
+        b'{"docid": "0", "contents": "\\"River Tay\\"\\nThe Tay."}',
+        b'{"id": 0, "contents": "\\"River Tay\\"\\nThe Tay."}',
+        b'{"id": "0", "title": "River Tay", "text": "The Tay."}',
+        b'{"_id": "0", "title": " River\\nTay", "text": "The Tay."}',
+        gzip.compress(RIVER),
+        bz2.compress(RIVER),
+        lzma.compress(RIVER),
+        gzip.compress(b'\xef\xbb\xbf{"_id": 0, "title": "River Tay", "text": "The Tay."}\n\n'),
+    ],
+)
+def test_a_common_variant_of_the_format_is_read_to_the_same_passage(tmp_path, content):
+    reader, passages = read(tmp_path, content)
+    assert passages == [Passage("0", '"River Tay"\nThe Tay.')]
+    assert not reader.plain
+    assert read(tmp_path, RIVER)[0].plain
+
+
+def test_a_text_without_a_title_has_an_empty_one(tmp_path):
+    for title in (b"", b'"title": null, ', b'"title": "", '):
+        (passage,) = read(tmp_path, b'{"id": "0", ' + title + b'"text": "First line.\\nSecond."}')[1]
+        assert passage.contents == '""\nFirst line.\nSecond.'
+
+
+def test_a_packed_file_has_the_hash_of_what_is_in_it(tmp_path):
+    assert read(tmp_path, gzip.compress(RIVER))[0].sha256 == read(tmp_path, RIVER)[0].sha256
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"[" + RIVER.strip() + b"]", "is a JSON array; write one object on each line"),
+        (gzip.compress(b" [\n" + RIVER.strip() + b"]"), "is a JSON array"),
+        (RIVER.decode().encode("utf-16"), "is UTF-16; convert the file to UTF-8"),
+        (b"PAR1\x15\x04", "is a Parquet file"),
+        (b"PK\x03\x04\x14\x00", "is a zip archive"),
+        (b"\x28\xb5\x2f\xfd\x04", "is packed with zstd; unpack it"),
+        (gzip.compress(RIVER)[:-8], "cannot be read .*; the file is damaged or not whole"),
+        (b"\x1f\x8bnot gzip", "cannot be unpacked .*; the file is damaged"),
+        (b"id\ttext\ttitle\n1\tx\ty\n", r":1: not JSON"),
+    ],
+)
+def test_a_file_of_another_form_is_called_by_its_name(tmp_path, content, reason):
+    with pytest.raises(RetrieverError, match=rf"corpus\.jsonl.*{reason}"):
+        read(tmp_path, content)
 
 
 def test_a_missing_file_and_an_empty_one_are_errors(tmp_path):

@@ -16,9 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import WORDS, save_encoder
 
-from retrievers.backends import describe_index, open_index
+from retrievers.backends import build_index, describe_index, open_index
 from retrievers.base import Hit, RetrieverError
-from retrievers.dense.build import build_dense_index
 from retrievers.dense.encoder import Encoder, EncoderOptions
 from retrievers.dense.faiss_index import FaissOptions, import_faiss, read_faiss, write_faiss
 from retrievers.dense.retriever import DenseRetriever
@@ -50,7 +49,7 @@ def corpus(tmp_path_factory):
 
 def build(corpus, out, model, kind="flat", **options):
     defaults = {"batch": 8, "shard": 20, "threads": 1, "device": "cpu"}
-    return build_dense_index(corpus, out, EncoderOptions(model), FaissOptions(kind), **(defaults | options))
+    return build_index(corpus, out, kind, encoder=EncoderOptions(model), **(defaults | options))
 
 
 @pytest.fixture(scope="module")
@@ -257,7 +256,7 @@ def test_a_killed_build_goes_on_after_its_last_shard_and_ends_in_the_same_index(
         "import os, signal, sys; sys.path.insert(0, sys.argv[4])\n"
         "from test_dense import build\n"
         "def die(done, total):\n    if total and done >= 40: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "build(sys.argv[1], sys.argv[2], sys.argv[3], progress=die)"
+        "build(sys.argv[1], sys.argv[2], sys.argv[3], on_progress=die)"
     )
     here = Path(__file__).parent
     environment = os.environ | {"PYTHONPATH": str(here.parents[1])}
@@ -266,7 +265,7 @@ def test_a_killed_build_goes_on_after_its_last_shard_and_ends_in_the_same_index(
     assert subprocess.run(command, env=environment, check=False).returncode == -signal.SIGKILL
     assert not out.exists()
     reports = []
-    build(corpus, out, model, progress=lambda *report: reports.append(report))
+    build(corpus, out, model, on_progress=lambda *report: reports.append(report))
     assert reports == [(90, None), (40, 90), (60, 90), (80, 90), (90, 90)]
     assert files(out) == files(index)
     assert [path.name for path in tmp_path.iterdir()] == ["index"]
@@ -278,13 +277,13 @@ def interrupted(corpus, out, model):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build(corpus, out, model, progress=interrupt)
+        build(corpus, out, model, on_progress=interrupt)
     return out.parent / f".{out.name}.building"
 
 
 def first_encoded(corpus, out, model, **options):
     reports = []
-    build(corpus, out, model, progress=lambda *report: reports.append(report), **options)
+    build(corpus, out, model, on_progress=lambda *report: reports.append(report), **options)
     return next(done for done, total in reports if total is not None)
 
 
@@ -357,7 +356,7 @@ def test_a_build_that_cannot_begin_leaves_nothing(model, corpus, tmp_path):
     with pytest.raises(RetrieverError, match="must be one of flat, hnsw, ivfpq"):
         build(corpus, place / "index", model, kind="annoy")
     with pytest.raises(RetrieverError, match="90 passages are too few for ivfpq"):
-        build_dense_index(corpus, place / "index", EncoderOptions(model), FaissOptions("ivfpq", pq_bytes=8))
+        build(corpus, place / "index", model, kind="ivfpq", pq_bytes=8)
     with pytest.raises(RetrieverError, match="must divide the encoder's dimension 32"):
         build(corpus, place / "index", model, kind="ivfpq")
     with pytest.raises(RetrieverError, match="must be at least 1"):

@@ -12,8 +12,8 @@ import httpx
 import pytest
 from serving import served
 
+from retrievers.backends import build_index
 from retrievers.clients.remote import HttpRetriever
-from retrievers.lucene.build import build_index
 
 pytestmark = pytest.mark.slow
 

