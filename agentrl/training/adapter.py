@@ -75,7 +75,7 @@ def load_policy(config: Config, model: str) -> Any:
 def adapter_files(policy: Any) -> dict[str, bytes]:
     """Pack the trained adapter as the files that `Engine.load_adapter` takes."""
     with tempfile.TemporaryDirectory() as folder:
-        policy.save_pretrained(folder, selected_adapters=["default"])
+        policy.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False)
         return read_adapter(Path(folder))
 
 

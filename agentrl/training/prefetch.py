@@ -38,6 +38,12 @@ class Prefetch(Generic[T]):
             self._published = version
             self._changed.notify_all()
 
+    def fail(self, error: BaseException) -> None:
+        """Have whoever takes a batch that is not made yet get `error` instead."""
+        with self._changed:
+            self._error = error
+            self._changed.notify_all()
+
     def take(self, step: int) -> T:
         """Wait for the batch of a step and return it, or raise what making it raised."""
         with self._changed:
@@ -56,6 +62,4 @@ class Prefetch(Generic[T]):
                     self._made[step] = batch
                     self._changed.notify_all()
         except BaseException as error:  # noqa: BLE001, it is raised where the batch is taken
-            with self._changed:
-                self._error = error
-                self._changed.notify_all()
+            self.fail(error)

@@ -133,14 +133,14 @@ def _fit(
     from ray.train.v2.api.exceptions import TrainingFailedError
     from ray.util.queue import Queue
 
-    events = Queue()
+    events, stop = Queue(), Queue()
     finished = threading.Event()
     relay = threading.Thread(target=_relay, args=(events, finished, on_progress), daemon=True)
     relay.start()
     storage = folder.path / "ray_train"
     trainer = TorchTrainer(
         train_loop,
-        train_loop_config={"settings": TrainSettings(config, folder, running.pool, questions, events, resume)},
+        train_loop_config={"settings": TrainSettings(config, folder, running.pool, questions, events, resume, stop)},
         scaling_config=ScalingConfig(num_workers=1, use_gpu=config.device == "cuda"),
         run_config=RunConfig(name="run", storage_path=str(storage), failure_config=FailureConfig(max_failures=0)),
     )

@@ -1,14 +1,16 @@
 """A GRPOTrainer of TRL whose rollouts come from the pool and whose advantages come from agentrl's estimators.
 
 TRL keeps the loss, the optimizer, schedules, checkpoints and logging. This is the one file that touches names which TRL
-does not document; `PRIVATE_HOOKS` lists them and a contract test checks each, so that an upgrade of TRL fails here.
+and transformers do not document. A contract test names each of them, so that an upgrade fails there.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -16,25 +18,20 @@ import torch
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
+from agentrl.config import Config
+from agentrl.training.adapter import adapter_files
+from agentrl.training.batch import batch_tensors, spread_over_tokens
+from agentrl.training.importance import importance_weights
 from agentrl.training.llds import displacement, per_token
 from agentrl.training.sampling import ScoredBatch
-from agentrl.types import Trajectory
+from agentrl.types import AgentRLError
 
-# Methods and attributes of TRL 1.16's GRPOTrainer that this module overrides or reads.
-PRIVATE_HOOKS = (
-    "_generate_and_score_completions",
-    "_get_per_token_logps_and_entropies",
-    "_compute_loss",
-    "_metrics",
-    "_tokenizer",
-    "_step",
-    "_save_checkpoint",
-    "_load_from_checkpoint",
-    "loss_type",
-)
-
-# The types of TRL's loss whose mean over tokens `StratifiedTrainer._normalised` can take.
+# The types of TRL's loss whose mean over tokens `StratifiedTrainer._mean_over_tokens` takes.
 LINEAR_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo")
+
+
+class NotFiniteError(AgentRLError):
+    """A number that the update depends on is infinite or NaN; the optimizer has not taken the step."""
 
 
 class StratifiedTrainer(GRPOTrainer):
@@ -107,6 +104,7 @@ class StratifiedTrainer(GRPOTrainer):
             self._metrics["train"][name].append(value)
         tensors = batch_tensors(batch.trajectories, self._tokenizer.pad_token_id, batch.trained)
         advantages = torch.tensor(batch.advantages, dtype=torch.float32)
+        self._require_finite("an advantage", advantages.abs().sum().item(), "check the estimator and its rewards")
         if advantages.dim() == 2:
             advantages = spread_over_tokens(advantages, tensors["turn_index"], tensors["completion_mask"])
         tensors["advantages"] = advantages
@@ -120,13 +118,32 @@ class StratifiedTrainer(GRPOTrainer):
         """Write a checkpoint of the last step that was taken, as the schedule of checkpoints would."""
         self._save_checkpoint(self.model, trial=None)
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        # The reference of the KL term is the adapter that training begins with, which a resumed run makes again.
+        folder = Path(output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in adapter_files(self.accelerator.unwrap_model(self.model)).items():
+            (folder / name).write_bytes(content)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
         policy = self.accelerator.unwrap_model(model or self.model)
-        # Where there is a reference beside it, transformers loads that alone and leaves the trained adapter as it began.
-        if len(policy.peft_config) > 1:
-            policy.load_adapter(resume_from_checkpoint, "default", is_trainable=True)
-            policy.set_adapter("default")
+        policy.load_adapter(resume_from_checkpoint, "default", is_trainable=True)
+        policy.set_adapter("default")
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        # transformers asks for the norm just before the optimizer takes its step.
+        norm = super()._get_grad_norm(model, grad_norm)
+        self._require_finite("the gradient norm", float(norm))
+        return norm
+
+    def _require_finite(
+        self, what: str, value: float, advice: str = "lower training.learning_rate or training.max_grad_norm"
+    ) -> None:
+        if not math.isfinite(value):
+            raise NotFiniteError(
+                f"step {self.state.global_step + 1}: {what} is {value}; the optimizer did not take this step, and the "
+                f"weights are still those of the step before: {advice}"
+            )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add to TRL's metrics what was observed in each micro-batch, before the update.
@@ -182,7 +199,8 @@ class StratifiedTrainer(GRPOTrainer):
         if own.any():
             self._observe(self._last_logps, inputs, own)
         if self._llds_weight:
-            loss = loss + self._llds_weight * self._llds(model, logps, inputs, own)
+            loss = loss + self._llds_weight * self._llds(logps, inputs, own)
+        self._require_finite("the loss", loss.item())
         return loss
 
     def _weigh(self, inputs: dict[str, torch.Tensor], logps: torch.Tensor) -> None:
@@ -198,14 +216,14 @@ class StratifiedTrainer(GRPOTrainer):
         """Keep for `log` how log-probabilities [B, C] differ from the sampler's at the tokens in `own` [B, C]."""
         change = logps - inputs["sampling_per_token_logps"]
         difference = change[own].abs()
-        self._differences.append((difference.max().item(), difference.sum().item(), difference.numel()))
+        largest = difference.max().item()
+        self._require_finite("the difference between a token's log-probabilities in trainer and sampler", largest)
+        self._differences.append((largest, difference.sum().item(), difference.numel()))
         positive = own & (per_token(inputs["advantages"], own) >= 0)
         if positive.any():
             self._ratios.append(change[positive].exp().cpu())
 
-    def _llds(
-        self, model: Any, logps: torch.Tensor, inputs: dict[str, torch.Tensor], own: torch.Tensor
-    ) -> torch.Tensor:
+    def _llds(self, logps: torch.Tensor, inputs: dict[str, torch.Tensor], own: torch.Tensor) -> torch.Tensor:
         """Return the LLDS term before its weight and log it as llds/loss, as a mean over the step's micro-batches."""
         found = displacement(
             logps,
@@ -215,25 +233,30 @@ class StratifiedTrainer(GRPOTrainer):
             inputs["turn_index"],
             self._llds_tolerance,
         )
-        term = self._normalised(model, found.penalty, inputs)
+        term = self._mean_over_tokens(found.penalty, own, inputs)
         # TRL's loss is a micro-batch's part of the step's; its metrics are means over the micro-batches.
         self._metrics["train"]["llds/loss"].append(term.item() * self.current_gradient_accumulation_steps)
         if found.actions.item():
             self._actions.append((int(found.actions), int(found.fallen)))
         return term
 
-    def _normalised(self, model: Any, values: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Return the mean over the tokens of `inputs` that TRL's loss type takes, of values [B, C]; differentiable.
+    def _mean_over_tokens(
+        self, values: torch.Tensor, own: torch.Tensor, inputs: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """Return this micro-batch's part of the step's mean of `values` [B, C], 0 outside `own` [B, C].
 
-        With a ratio of 1 and no divergence from the reference, TRL's loss of one token is its negative advantage, so that
-        its loss over all tokens, for the advantages -values, is their mean as the loss type defines it.
+        The mean is the one that TRL's loss type takes of its tokens: over those of the step (dapo) or of the micro-batch
+        (bnpo), over each episode's and then over episodes (grpo), or over episodes of `max_completion_length` (dr_grpo).
         """
-        # With nothing to score, the log-probabilities are zeros and the model does not run.
-        self._scored_mask = torch.zeros_like(inputs["tool_mask"])
-        zeros = torch.zeros_like(values)
-        unchanged = dict.fromkeys(("old_per_token_logps", "ref_per_token_logps", "sampling_per_token_logps"), zeros)
-        with self._metrics_apart():
-            return super()._compute_loss(model, {**inputs, **unchanged, "advantages": -values})
+        if self.loss_type == "dapo":
+            return values.sum() / inputs["num_items_in_batch"].clamp(min=1)
+        if self.loss_type == "grpo":
+            mean = (values.sum(1) / own.sum(1).clamp(min=1)).mean()
+        elif self.loss_type == "bnpo":
+            mean = values.sum() / own.sum().clamp(min=1)
+        else:
+            mean = values.sum() / (len(values) * self.max_completion_length)
+        return mean / self.current_gradient_accumulation_steps
 
     @contextmanager
     def _metrics_apart(self) -> Iterator[None]:
@@ -304,72 +327,6 @@ def _nothing_scored(width: int, device: torch.device) -> tuple[torch.Tensor, tor
     return torch.zeros(width, device=device, requires_grad=True), torch.zeros(width, device=device)
 
 
-def batch_tensors(
-    trajectories: Sequence[Trajectory], pad_id: int, trained: Sequence[bool] | None = None
-) -> dict[str, torch.Tensor]:
-    """Lay trajectories out as TRL expects: prompts padded left, completions right.
-
-    Returns prompt_ids and prompt_mask [B, P]; completion_ids, completion_mask, tool_mask, sampling_per_token_logps and
-    turn_index (0 at padding) [B, C]. tool_mask is 1 at the model's own tokens, and 0 at the environment's, at padding and
-    all over an episode whose environment failed or that `trained` [B] leaves out; None leaves out no other. An episode
-    without a token, whose environment failed in its first turn, is one padding token that no mask counts as trained.
-
-    Raises:
-        ValueError: if `trained` has not one entry for each trajectory.
-    """
-    width = max(1, max(len(t.completion_ids) for t in trajectories))
-    prompt_width = max(len(t.prompt_ids) for t in trajectories)
-    size = len(trajectories)
-    out = {
-        "prompt_ids": torch.full((size, prompt_width), pad_id),
-        "prompt_mask": torch.zeros((size, prompt_width), dtype=torch.long),
-        "completion_ids": torch.full((size, width), pad_id),
-        "completion_mask": torch.zeros((size, width), dtype=torch.long),
-        "tool_mask": torch.zeros((size, width), dtype=torch.long),
-        "turn_index": torch.zeros((size, width), dtype=torch.long),
-        "sampling_per_token_logps": torch.zeros((size, width)),
-    }
-    chosen = [True] * size if trained is None else trained
-    for row, (trajectory, is_trained) in enumerate(zip(trajectories, chosen, strict=True)):
-        prompt, completion = trajectory.prompt_ids, trajectory.completion_ids
-        out["prompt_ids"][row, prompt_width - len(prompt) :] = torch.tensor(prompt)
-        out["prompt_mask"][row, prompt_width - len(prompt) :] = 1
-        out["completion_mask"][row, : max(1, len(completion))] = 1
-        if completion:
-            out["completion_ids"][row, : len(completion)] = torch.tensor(completion)
-            if trajectory.valid and is_trained:
-                out["tool_mask"][row, : len(completion)] = torch.tensor(trajectory.action_mask, dtype=torch.long)
-            out["turn_index"][row, : len(completion)] = torch.tensor(trajectory.turn_index)
-            out["sampling_per_token_logps"][row, : len(completion)] = torch.tensor(trajectory.logprobs)
-    return out
-
-
-def importance_weights(
-    logps: torch.Tensor, sampler_logps: torch.Tensor, mode: Literal["truncate", "mask"], cap: float
-) -> torch.Tensor:
-    """Return w = exp(logp - sampler's logp) for each token [B, C], min(w, cap) or 0 where w is not within 1/cap to cap.
-
-    Truncated importance sampling (Ionides, Journal of Computational and Graphical Statistics 17, 2008) for rollouts of
-    older weights: unbiased up to what is cut, and of bounded variance.
-    """
-    weights = (logps - sampler_logps).exp()
-    if mode == "truncate":
-        return weights.clamp(max=cap)
-    return torch.where((weights > cap) | (weights < 1 / cap), 0.0, weights)
-
-
-def spread_over_tokens(
-    advantages: torch.Tensor, turn_index: torch.Tensor, completion_mask: torch.Tensor
-) -> torch.Tensor:
-    """Give each token the advantage of its turn: [B, T] for T turns and turn_index [B, C] make [B, C], 0 at padding.
-
-    Turns beyond T are those of episodes that are not trained on, and get 0.
-    """
-    missing = int(turn_index.max()) + 1 - advantages.shape[1]
-    padded = torch.nn.functional.pad(advantages, (0, max(0, missing)))
-    return padded.gather(1, turn_index) * completion_mask
-
-
 def _reference_adapter(model: Any) -> Any:
     # TRL copies an adapter that training starts from under the name "ref"; without one, the base model is the reference.
     from trl.trainer.utils import use_adapter
@@ -394,10 +351,42 @@ def grpo_config(**settings: Any) -> GRPOConfig:
     return GRPOConfig(
         # The data order is agentrl's own.
         shuffle_dataset=False,
+        # transformers would replace a loss that is not finite by the mean of those before.
+        logging_nan_inf_filter=False,
+        # agentrl writes its own metrics.
+        report_to=[],
         remove_unused_columns=False,
         logging_steps=1,
         logging_first_step=False,
         log_completions=False,
         disable_tqdm=True,
         **settings,
+    )
+
+
+def run_settings(config: Config, checkpoints: Path) -> GRPOConfig:
+    """TRL's settings for the run that `config` describes; `checkpoints` is the folder that TRL writes them into."""
+    rollout, training = config.rollout, config.training
+    return grpo_config(
+        output_dir=str(checkpoints),
+        per_device_train_batch_size=training.micro_batch,
+        gradient_accumulation_steps=rollout.group_size * rollout.questions_per_step // training.micro_batch,
+        num_generations=rollout.group_size,
+        max_steps=training.steps,
+        learning_rate=training.learning_rate,
+        lr_scheduler_type=training.schedule,
+        warmup_steps=training.warmup_steps,
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        loss_type=training.loss,
+        max_completion_length=config.agent.max_episode_tokens,
+        beta=training.kl_coefficient,
+        temperature=config.agent.temperature,
+        gradient_checkpointing=training.gradient_checkpointing,
+        bf16=config.model.dtype == "bfloat16",
+        use_cpu=config.device == "cpu",
+        seed=config.seed,
+        save_strategy="steps",
+        save_steps=training.checkpoint_every,
+        save_total_limit=training.keep_checkpoints,
     )

@@ -9,8 +9,9 @@ import torch
 from test_trainer import loss_and_gradients, make_policy, make_trajectories, score
 from trl import GRPOTrainer
 
+from agentrl.training.importance import importance_weights
 from agentrl.training.sampling import ScoredBatch
-from agentrl.training.trainer import StratifiedTrainer, grpo_config, importance_weights
+from agentrl.training.trainer import StratifiedTrainer, grpo_config
 
 
 def make_trainer(tmp_path, tokenizer, batch, importance, **settings):
@@ -27,7 +28,6 @@ def make_trainer(tmp_path, tokenizer, batch, importance, **settings):
             max_steps=1,
             use_cpu=True,
             bf16=False,
-            report_to=[],
             gradient_checkpointing=False,
             **settings,
         ),

@@ -13,14 +13,9 @@ from peft import LoraConfig, get_peft_model
 from tiny import tiny_llama
 from trl import GRPOTrainer
 
+from agentrl.training.batch import batch_tensors, spread_over_tokens
 from agentrl.training.sampling import ScoredBatch
-from agentrl.training.trainer import (
-    PRIVATE_HOOKS,
-    StratifiedTrainer,
-    batch_tensors,
-    grpo_config,
-    spread_over_tokens,
-)
+from agentrl.training.trainer import StratifiedTrainer, grpo_config
 from agentrl.types import Action, ActionKind, End, Question, Trajectory, Turn
 
 VOCABULARY = 300
@@ -87,7 +82,6 @@ def make_trainer(
             max_steps=1,
             use_cpu=True,
             bf16=False,
-            report_to=[],
             gradient_checkpointing=False,
             **settings,
         ),
@@ -583,12 +577,6 @@ def test_without_a_token_of_advantage_at_least_0_no_ratio_is_logged(tmp_path, to
     trainer.train()
     assert not any(name.startswith("ratio/") for name in trainer.state.log_history[0])
     assert "logprobs/difference_max" in trainer.state.log_history[0]
-
-
-@pytest.mark.parametrize("name", PRIVATE_HOOKS)
-def test_trl_still_has_the_private_name_that_the_trainer_relies_on(tmp_path, tokenizer, name):
-    trainer = make_trainer(tmp_path, tokenizer, ScoredBatch([], [], {}), 2)
-    assert hasattr(GRPOTrainer, name) or hasattr(trainer, name)
 
 
 def test_turns_beyond_those_that_are_trained_have_no_advantage():

@@ -1,0 +1,241 @@
+"""The trainer's side of a run. One step: publish weights, take a batch, train on it, record it.
+
+TRL drives the steps. `TrainingSession.next_batch` is where a step begins, `TrainingSession.record` where it ends.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray.exceptions import RayError
+from torch.utils.tensorboard import SummaryWriter
+from transformers import TrainerCallback, set_seed
+from transformers.trainer_callback import PrinterCallback
+
+from agentrl.models import load_tokenizer, resolve_model
+from agentrl.progress import Progress
+from agentrl.runs import checkpoint_step
+from agentrl.training.adapter import adapter_files, load_policy
+from agentrl.training.loop import TrainSettings
+from agentrl.training.prefetch import Prefetch
+from agentrl.training.sampling import ScoredBatch, StepSampler
+from agentrl.training.trainer import StratifiedTrainer, run_settings
+from agentrl.types import AgentRLError
+
+
+class TrainingFailed(AgentRLError):
+    """Training ended before its last step; the message says why, and where the state of the last whole step is."""
+
+
+class TrainingStopped(AgentRLError):
+    """The trainer was asked to stop."""
+
+
+class TrainingSession:
+    """Trains one run from its first step, or from its latest checkpoint, to its last."""
+
+    def __init__(self, settings: TrainSettings) -> None:
+        """Load model, adapter and data; nothing is sampled or trained before `run`."""
+        config, folder, training = settings.config, settings.folder, settings.config.training
+        if config.device == "cpu":
+            torch.set_num_threads(training.threads)
+        self._settings, self._config, self._folder = settings, config, folder
+        self._episodes = config.rollout.group_size * config.rollout.questions_per_step
+        self._checkpoint = folder.latest_checkpoint() if settings.resume else None
+        done = checkpoint_step(self._checkpoint) if self._checkpoint else 0
+        # A step that is shown again would hide the one of the same number that counts.
+        self._tensorboard = SummaryWriter(str(folder.tensorboard), purge_step=done + 1)
+        self._sampler = StepSampler(
+            config,
+            settings.pool,
+            settings.questions,
+            on_batch=folder.append_trajectories,
+            on_done=self._show_rollout,
+            on_stall=lambda message: self._show(message, 0, 0),
+            history=folder.read_metrics(),
+        )
+        self._prefetch = Prefetch(self._sample, done + 1, training.steps, config.rollout.max_staleness)
+        self._waits_for_batch = threading.Event()
+        self._stopping = threading.Event()
+        self._micro_batches = 0
+        # False while the optimizer changes the weights and until the step is recorded.
+        self._whole = True
+        # The weights of a fresh adapter are drawn after this.
+        set_seed(config.seed)
+        model = resolve_model(config.model.path)
+        self._trainer = StratifiedTrainer(
+            model=load_policy(config, model),
+            processing_class=load_tokenizer(model),
+            questions=training.steps * config.rollout.questions_per_step,
+            llds_weight=training.llds.weight,
+            llds_tolerance=training.llds.tolerance,
+            # Fresh rollouts need no correction; the difference between engine and trainer is numerical noise.
+            importance=(training.importance.mode, training.importance.cap) if config.rollout.max_staleness else None,
+            sample=self.next_batch,
+            args=run_settings(config, folder.checkpoints),
+            callbacks=[StepCallback(self)],
+        )
+        self._trainer.remove_callback(PrinterCallback)
+
+    @property
+    def step(self) -> int:
+        """The number of optimizer steps that were taken."""
+        return self._trainer.state.global_step
+
+    def run(self) -> None:
+        """Train to the last step and write the adapter.
+
+        Raises:
+            TrainingFailed: if that did not work out or somebody asked to stop. The state of the last whole step is kept.
+        """
+        threading.Thread(target=self._await_stop, name="stop", daemon=True).start()
+        try:
+            self._trainer.train(resume_from_checkpoint=str(self._checkpoint) if self._checkpoint else None)
+            self.save_adapter()
+        except Exception as error:
+            reason = str(error) if isinstance(error, AgentRLError) else f"{type(error).__name__}: {error}"
+            raise TrainingFailed(f"{reason}; {self.keep_state()}") from error
+        except BaseException as error:
+            # Whoever ends the process this way reads no message.
+            error.add_note(self.keep_state())
+            raise
+        finally:
+            self._tensorboard.close()
+
+    # One step, in the order in which it happens.
+
+    def next_batch(self, count: int) -> ScoredBatch:
+        """Publish the weights that the step before left, and return the batch to train on, of `count` episodes."""
+        if count != self._episodes:
+            raise RuntimeError(f"TRL asks for {count} episodes, and a step has {self._episodes}")
+        started = time.monotonic()
+        self.publish()
+        published = time.monotonic()
+        self._waits_for_batch.set()
+        batch = self._prefetch.take(self.step + 1)
+        self._waits_for_batch.clear()
+        self.check_stop()
+        batch.metrics.update(
+            {
+                "seconds/publish": published - started,
+                "seconds/wait": time.monotonic() - published,
+                **self._settings.pool.counters,
+            }
+        )
+        return batch
+
+    def publish(self) -> None:
+        """Load the weights into every engine, as the version of the steps that were taken."""
+        policy = self._trainer.accelerator.unwrap_model(self._trainer.model)
+        self._settings.pool.publish(self.step, adapter_files(policy))
+        self._prefetch.published(self.step)
+
+    def end_micro_batch(self) -> None:
+        """Show how much of the batch is trained on."""
+        self._micro_batches += 1
+        self._show("train", self._micro_batches * self._config.training.micro_batch, self._episodes)
+        self.check_stop()
+
+    def begin_update(self) -> None:
+        """Take note that the optimizer is about to change the weights."""
+        self._whole = False
+
+    def record(self, logs: Mapping[str, Any]) -> None:
+        """Write and show the metrics of the step that was taken. A metric that is not finite is left out: JSON has none."""
+        metrics = {
+            name: value for name, value in logs.items() if isinstance(value, (int, float)) and math.isfinite(value)
+        }
+        # TRL's step_time holds what `next_batch` took.
+        metrics["seconds/train"] = metrics.pop("step_time") - metrics["seconds/wait"] - metrics["seconds/publish"]
+        metrics["tokens_per_second/train"] = metrics["tokens/trained"] / metrics["seconds/train"]
+        self._folder.append_metrics(self.step, metrics)
+        self._whole = True
+        self._micro_batches = 0
+        for name, value in metrics.items():
+            self._tensorboard.add_scalar(name, value, self.step)
+        self._show("step", self.step, self._config.training.steps, metrics)
+
+    # What is left when training ends.
+
+    def save_adapter(self) -> None:
+        """Write the adapter into the run folder, under another name until it is whole."""
+        partial = self._folder.adapter.with_name(".adapter.part")
+        for old in (partial, self._folder.adapter):
+            shutil.rmtree(old, ignore_errors=True)
+        partial.mkdir()
+        for name, content in adapter_files(self._trainer.accelerator.unwrap_model(self._trainer.model)).items():
+            (partial / name).write_bytes(content)
+        partial.replace(self._folder.adapter)
+
+    def keep_state(self) -> str:
+        """Save the state of the last whole step, unless a checkpoint has it, and say in words where the newest state is."""
+        found = []
+        if not self._whole:
+            found.append("the step under way had begun to change the weights and is not kept")
+        elif self.step > _step_of(self._folder.latest_checkpoint()):
+            try:
+                self._trainer.save_checkpoint()
+            except Exception as error:  # noqa: BLE001, what ended the training must not be lost behind it
+                found.append(f"the state after step {self.step} cannot be saved: {type(error).__name__}: {error}")
+        newest = self._folder.latest_checkpoint()
+        if newest is None:
+            return "; ".join([*found, "there is no checkpoint yet, and --resume begins at the first step"])
+        return "; ".join([*found, f"--resume continues after step {_step_of(newest)}, from {newest}"])
+
+    # Stopping.
+
+    def check_stop(self) -> None:
+        """Raise TrainingStopped if somebody asked the trainer to stop."""
+        if self._stopping.is_set():
+            raise TrainingStopped("the training was stopped")
+
+    def _await_stop(self) -> None:
+        try:
+            self._settings.stop.get()
+        except RayError:
+            # The queue ended with the cluster, and this process is about to.
+            return
+        self._stopping.set()
+        self._prefetch.fail(TrainingStopped("the training was stopped"))
+
+    # Progress.
+
+    def _sample(self, step: int) -> ScoredBatch:
+        return self._sampler(step, self._episodes)
+
+    def _show(self, phase: str, done: int, total: int, metrics: dict[str, float] | None = None) -> None:
+        self._settings.events.put(Progress(self.step, phase, done, total, metrics))
+
+    def _show_rollout(self, done: int) -> None:
+        # While the trainer trains, that is what is shown, and not the batches that are made ahead.
+        if self._waits_for_batch.is_set():
+            self._show("rollout", done, self._episodes)
+
+
+class StepCallback(TrainerCallback):
+    """Tells the session how far TRL is within a step."""
+
+    def __init__(self, session: TrainingSession) -> None:
+        self._session = session
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._session.end_micro_batch()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._session.begin_update()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
+        # TRL also logs a summary when training ends.
+        if "loss" in logs:
+            self._session.record(logs)
+
+
+def _step_of(checkpoint: Path | None) -> int:
+    return checkpoint_step(checkpoint) if checkpoint else 0

@@ -1,0 +1,356 @@
+"""A run of the trainer with a tiny model and a scripted pool: what a step does, what is kept when something ends the run,
+and that a resumed run goes on as if nothing had happened."""
+
+import errno
+import json
+import queue
+import random
+import socket
+import threading
+
+import pytest
+import torch
+from ray.exceptions import RaySystemError
+from safetensors.torch import load
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny import tiny_llama
+
+from agentrl.config import parse_config
+from agentrl.data.stream import QuestionStream
+from agentrl.runs import RunFolder
+from agentrl.training import session
+from agentrl.training.loop import TrainSettings, train_loop
+from agentrl.training.session import TrainingFailed
+from agentrl.training.trainer import StratifiedTrainer
+from agentrl.types import Action, ActionKind, End, EnvironmentFailure, Question, Trajectory, Turn
+
+STEPS = 4
+
+
+class ScriptedPool:
+    """Plays engines: each episode depends on its name alone, half of them are right, and turns have the newest version.
+
+    `before_sampling(step)` and `before_publishing(version)` may raise.
+    """
+
+    def __init__(self, before_sampling=lambda step: None, before_publishing=lambda version: None, logprob=-5.0):
+        self.counters = {}
+        self.asked, self.published = [], []
+        self._before_sampling, self._before_publishing = before_sampling, before_publishing
+        self._logprob = logprob
+
+    def publish(self, version, files):
+        self._before_publishing(version)
+        self.published.append((version, load(files["adapter_model.safetensors"])))
+
+    def sample(self, requests, temperature, on_done, on_stall):
+        self._before_sampling(len(self.published))
+        self.asked += [question.id for question, _ in requests]
+        return [[self._episode(question, name, i) for i, name in enumerate(names)] for question, names in requests]
+
+    def _episode(self, question, name, number):
+        rng = random.Random(name)
+        ids = tuple(rng.randrange(10, 250) for _ in range(3))
+        version = self.published[-1][0]
+        turn = Turn(ids, (self._logprob,) * 3, "", Action(ActionKind.ANSWER, "a"), version)
+        return Trajectory(name, question, (5, 6, 7), (turn,), End.ANSWERED, answer="a", reward=float(number % 2))
+
+
+def fails_at(number, error):
+    def before(now):
+        if now == number:
+            raise error
+
+    return before
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, tokenizer):
+    folder = str(tmp_path_factory.mktemp("model"))
+    made = tiny_llama(len(tokenizer), hidden=32, max_position_embeddings=512, tie_word_embeddings=True)
+    made.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def make_config(model, run_dir, **training):
+    """Checkpoints only where a test asks for them."""
+    return parse_config(
+        {
+            "name": "run",
+            "run_dir": str(run_dir),
+            "model": {"path": model, "lora": {"rank": 4, "alpha": 8.0}},
+            "rollout": {"group_size": 2, "questions_per_step": 2},
+            "agent": {"max_episode_tokens": 256},
+            "training": {"steps": STEPS, "checkpoint_every": 50, "micro_batch": 2, "learning_rate": 1e-2, "threads": 1}
+            | training,
+        },
+        source="test",
+    )
+
+
+def run(config, pool, resume=False, stop=None, events=None):
+    folder = RunFolder.reopen(config)[0] if resume else RunFolder.create(config)
+    questions = QuestionStream([([Question(f"q{i:02}", "t", ("a",)) for i in range(40)], 1.0)], 0)
+    train_loop(
+        {
+            "settings": TrainSettings(
+                config, folder, pool, questions, events or queue.Queue(), resume, stop or queue.Queue()
+            )
+        }
+    )
+
+
+def steps_recorded(config):
+    return [line["step"] for line in RunFolder(config.folder).read_metrics()]
+
+
+def final_weights(config):
+    return load((RunFolder(config.folder).adapter / "adapter_model.safetensors").read_bytes())
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(other[name].equal(tensor) for name, tensor in one.items())
+
+
+@pytest.fixture(scope="module", params=[{}, {"kl_coefficient": 0.1}, {"schedule": "linear", "micro_batch": 1}])
+def unbroken(request, model, tmp_path_factory):
+    """The settings, the pool and the final weights of a run that nothing interrupts."""
+    config, pool = make_config(model, tmp_path_factory.mktemp("unbroken"), **request.param), ScriptedPool()
+    run(config, pool)
+    return request.param, pool, final_weights(config)
+
+
+def test_a_step_publishes_its_weights_before_it_samples_and_records_what_it_did(model, tmp_path):
+    config, pool = make_config(model, tmp_path, steps=2, micro_batch=1), ScriptedPool()
+    events = queue.Queue()
+    run(config, pool, events=events)
+    assert [version for version, _ in pool.published] == [0, 1]
+    assert steps_recorded(config) == [1, 2]
+    for line in RunFolder(config.folder).read_metrics():
+        assert line["seconds/train"] > 0
+        assert line["seconds/wait"] > 0
+        assert line["seconds/publish"] > 0
+    shown = [(event.step, event.phase, event.done) for event in list(events.queue)]
+    step = [("rollout", 0), ("train", 1), ("train", 2), ("train", 3)]
+    assert shown == [(0, *s) for s in step] + [(1, "step", 1)] + [(1, *s) for s in step] + [(2, "step", 2)]
+
+
+def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(unbroken, model, tmp_path):
+    settings, whole, weights = unbroken
+    config = make_config(model, tmp_path, **settings)
+    first, second = ScriptedPool(before_sampling=fails_at(3, EnvironmentFailure("it stays away"))), ScriptedPool()
+    with pytest.raises(TrainingFailed, match=r"it stays away; --resume continues after step 2, from .*checkpoint-2"):
+        run(config, first)
+    run(config, second, resume=True)
+    assert second.published[0][0] == 2
+    assert first.asked + second.asked == whole.asked
+    assert steps_recorded(config) == [1, 2, 3, 4]
+    assert equal(final_weights(config), weights)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("of a user's estimator"),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RaySystemError("the object store is gone"),
+        OSError(errno.ENOSPC, "No space left on device"),
+        KeyboardInterrupt(),
+        SystemExit(143),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_whatever_ends_the_run_the_state_of_the_last_whole_step_is_kept(model, tmp_path, error):
+    config = make_config(model, tmp_path)
+    with pytest.raises((TrainingFailed, type(error))) as caught:
+        run(config, ScriptedPool(before_sampling=fails_at(3, error)))
+    said = "".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
+    assert "--resume continues after step 2" in said
+    assert str(error) in said
+    assert caught.value is error or caught.value.__cause__ is error
+    assert RunFolder(config.folder).latest_checkpoint().name == "checkpoint-2"
+
+
+def test_a_run_that_fails_before_its_first_step_says_that_nothing_is_kept(model, tmp_path):
+    with pytest.raises(
+        TrainingFailed, match="ValueError: early; there is no checkpoint yet, and --resume begins at the"
+    ):
+        run(make_config(model, tmp_path), ScriptedPool(before_sampling=fails_at(1, ValueError("early"))))
+
+
+def test_a_state_that_cannot_be_saved_hides_neither_the_error_nor_the_older_checkpoint(model, tmp_path, monkeypatch):
+    def full(self):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(StratifiedTrainer, "save_checkpoint", full)
+    config = make_config(model, tmp_path, checkpoint_every=2)
+    with pytest.raises(TrainingFailed) as caught:
+        run(config, ScriptedPool(before_sampling=fails_at(4, ValueError("of an estimator"))))
+    assert "of an estimator" in str(caught.value)
+    assert "the state after step 3 cannot be saved: OSError: [Errno 28] No space left" in str(caught.value)
+    assert "--resume continues after step 2" in str(caught.value)
+
+
+@pytest.mark.parametrize("version", [1, 3])
+def test_a_step_whose_weights_cannot_be_published_is_not_taken_again(model, tmp_path, version):
+    config = make_config(model, tmp_path)
+    whole, second = ScriptedPool(), ScriptedPool()
+    first = ScriptedPool(before_publishing=fails_at(version, EnvironmentFailure("workers died")))
+    run(make_config(model, tmp_path / "whole"), whole)
+    with pytest.raises(TrainingFailed, match="workers died"):
+        run(config, first)
+    assert steps_recorded(config) == list(range(1, version + 1))
+    run(config, second, resume=True)
+    assert first.asked + second.asked == whole.asked
+    assert steps_recorded(config) == [1, 2, 3, 4]
+
+
+def test_a_step_that_could_not_be_recorded_is_not_kept(model, tmp_path, monkeypatch):
+    """A resumed run reads from the records which questions were used."""
+    config = make_config(model, tmp_path, checkpoint_every=2)
+    append = RunFolder.append_metrics
+
+    def full_disk(self, step, values):
+        if step == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        append(self, step, values)
+
+    monkeypatch.setattr(RunFolder, "append_metrics", full_disk)
+    with pytest.raises(TrainingFailed, match=r"No space left on device; the step under way .* continues after step 2"):
+        run(config, ScriptedPool())
+    assert RunFolder(config.folder).latest_checkpoint().name == "checkpoint-2"
+
+
+def test_weights_that_the_optimizer_had_begun_to_change_are_not_kept(model, tmp_path, monkeypatch):
+    config = make_config(model, tmp_path)
+
+    def out_of_memory(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", out_of_memory)
+    with pytest.raises(TrainingFailed, match=r"out of memory; the step under way had begun .* is not kept; there is no"):
+        run(config, ScriptedPool())
+    assert RunFolder(config.folder).latest_checkpoint() is None
+
+
+def test_a_run_whose_adapter_could_not_be_written_writes_it_when_it_is_resumed(model, tmp_path, monkeypatch):
+    config, second = make_config(model, tmp_path), ScriptedPool()
+    with monkeypatch.context() as patch:
+        patch.setattr(session.TrainingSession, "save_adapter", lambda self: (_ for _ in ()).throw(OSError("full")))
+        with pytest.raises(TrainingFailed, match="full; --resume continues after step 4"):
+            run(config, ScriptedPool())
+    assert not RunFolder(config.folder).adapter.exists()
+    run(config, second, resume=True)
+    assert second.asked == []
+    assert final_weights(config)
+
+
+def test_a_trainer_that_is_asked_to_stop_while_it_waits_for_a_rollout_keeps_its_state(model, tmp_path):
+    stop, sampling, never = queue.Queue(), threading.Event(), threading.Event()
+
+    def hangs(number):
+        if number == 3:
+            sampling.set()
+            never.wait(60)
+
+    config = make_config(model, tmp_path)
+    threading.Thread(target=lambda: sampling.wait(60) and stop.put(None), daemon=True).start()
+    with pytest.raises(TrainingFailed, match="the training was stopped; --resume continues after step 2"):
+        run(config, ScriptedPool(before_sampling=hangs), stop=stop)
+    never.set()
+
+
+def test_a_trainer_that_is_asked_to_stop_between_micro_batches_keeps_its_state(model, tmp_path, monkeypatch):
+    """The stop comes in the second micro-batch of the third step; the step is not finished."""
+    stop, seen = queue.Queue(), threading.Event()
+    get = stop.get
+    stop.get = lambda: (get(), seen.set())
+    fail = session.Prefetch.fail
+    noticed = threading.Event()
+    monkeypatch.setattr(session.Prefetch, "fail", lambda self, error: (fail(self, error), noticed.set()))
+
+    class Events(queue.Queue):
+        def put(self, event):
+            super().put(event)
+            if (event.step, event.phase, event.done) == (2, "train", 2):
+                stop.put(None)
+                assert noticed.wait(60)
+
+    events = Events()
+    with pytest.raises(TrainingFailed, match="the training was stopped; --resume continues after step 2"):
+        run(make_config(model, tmp_path, micro_batch=1), ScriptedPool(), stop=stop, events=events)
+    assert [(event.step, event.phase) for event in list(events.queue)][-2:] == [(2, "train"), (2, "train")]
+
+
+def test_a_log_probability_that_is_not_finite_ends_the_run_before_the_update(model, tmp_path):
+    config = make_config(model, tmp_path, checkpoint_every=1)
+    with pytest.raises(TrainingFailed, match=r"step 1: the difference between .* is inf; the optimizer did not take"):
+        run(config, ScriptedPool(logprob=float("-inf")))
+    assert steps_recorded(config) == []
+
+
+def test_a_metric_that_is_not_finite_is_left_out_of_the_record(model, tmp_path, monkeypatch):
+    log = StratifiedTrainer.log
+    monkeypatch.setattr(
+        StratifiedTrainer,
+        "log",
+        lambda self, logs, start=None: log(
+            self, logs | {"x/nan": float("nan"), "x/inf": float("inf"), "x": 1.0}, start
+        ),
+    )
+    config = make_config(model, tmp_path, steps=1)
+    run(config, ScriptedPool())
+
+    def refuse(constant):
+        raise ValueError(f"{constant} is not JSON")
+
+    (line,) = RunFolder(config.folder).metrics.read_text().splitlines()
+    metrics = json.loads(line, parse_constant=refuse)
+    assert metrics["x"] == 1.0
+    assert not {"x/nan", "x/inf"} & metrics.keys()
+
+
+def test_publishing_and_saving_ask_nobody_about_a_model_from_the_hub(model, tmp_path, monkeypatch):
+    load_policy = session.load_policy
+
+    def from_hub(*arguments):
+        policy = load_policy(*arguments)
+        policy.get_base_model().config._name_or_path = "owner/model"
+        policy.peft_config["default"].base_model_name_or_path = "owner/model"
+        return policy
+
+    asked = []
+
+    def refuse(*arguments, **_):
+        asked.append(arguments)
+        raise OSError("no network")
+
+    monkeypatch.setattr(session, "load_policy", from_hub)
+    for name in ("connect", "connect_ex"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    config = make_config(model, tmp_path, checkpoint_every=1, kl_coefficient=0.1)
+    run(config, ScriptedPool())
+    assert asked == []
+    assert final_weights(config)
+
+
+def test_tensorboard_shows_each_step_of_a_resumed_run_once(model, tmp_path):
+    config = make_config(model, tmp_path, checkpoint_every=2)
+    with pytest.raises(TrainingFailed):
+        run(config, ScriptedPool(before_sampling=fails_at(4, KeyError("gone"))))
+    # As after a kill: the third step was taken, and no checkpoint holds it.
+    folder = RunFolder(config.folder)
+    (folder.latest_checkpoint() / "trainer_state.json").unlink()
+    run(config, ScriptedPool(), resume=True)
+    events = EventAccumulator(str(folder.tensorboard))
+    events.Reload()
+    assert [event.step for event in events.Scalars("reward/mean")] == [1, 2, 3, 4]
+
+
+def test_a_fresh_adapter_depends_on_the_seed_alone(model, tmp_path):
+    pools = [ScriptedPool(), ScriptedPool()]
+    for number, pool in enumerate(pools):
+        run(make_config(model, tmp_path / str(number), steps=1), pool)
+    assert equal(pools[0].published[0][1], pools[1].published[0][1])
