@@ -60,8 +60,11 @@ class IndexKind(StrEnum):
 
 def _load(config: str, overrides: list[str] | None) -> Config:
     from agentrl.config import load_config
+    from agentrl.plug_ins import check_plug_ins
 
-    return load_config(config, overrides or [])
+    settings = load_config(config, overrides or [])
+    check_plug_ins(settings)
+    return settings
 
 
 @app.command()

@@ -105,7 +105,7 @@ def test_a_power_of_ten_is_a_number_in_any_spelling(small, text):
 
 
 def test_a_word_that_begins_like_a_number_stays_text(small):
-    assert load_config(small, ["model.path=1e5x"]).model.path == "1e5x"
+    assert load_config(small, ["name=1e5x"]).name == "1e5x"
 
 
 def test_an_override_makes_the_section_that_is_missing(small):
@@ -175,7 +175,7 @@ def test_numbers_survive_the_round_trip_through_a_file(tmp_path_factory, rate, a
     config = parse_config(
         {
             "name": "x",
-            "model": {"path": "m"},
+            "model": {"path": "some/model"},
             "training": {"steps": 1, "learning_rate": rate},
             "advantages": {"options": {"alpha": alpha}},
         },

@@ -10,12 +10,9 @@ import numpy as np
 
 from agentrl.advantages import Advantages, compute
 from agentrl.advantages.arrays import Keys
-from agentrl.advantages.base import AdvantageError
-from agentrl.advantages.estimators import check_options, get_estimator
-from agentrl.advantages.schedule import Options
 from agentrl.advantages.strata import Stratifier, cap_strata
 from agentrl.scores import normalize_answer
-from agentrl.types import End, Question, Trajectory
+from agentrl.types import Trajectory
 
 
 def episode_strata(
@@ -66,35 +63,6 @@ def episode_advantages(
         scope=scope,
         **options,
     )
-
-
-def check_estimator(
-    estimator: str, stratifier: Stratifier, scope: Literal["prompt", "batch"], options: Mapping[str, Any]
-) -> None:
-    """Try an estimator and its `options`, rules at their start and at their end, on episodes without a turn.
-
-    Raises:
-        AdvantageError: if a step of training would fail on them.
-    """
-    check_options(estimator, get_estimator(estimator), options)
-    failed = Trajectory("", Question("", "", ("",)), (), (), End.ENVIRONMENT_FAILURE)
-    # A stratifier meets such episodes in training too: those that failed before their first turn.
-    stratum = stratifier(failed)
-    for values in Options(options).ends():
-        try:
-            compute(
-                [0.0, 1.0],
-                groups=[0, 0],
-                strata=[stratum, stratum],
-                estimator=estimator,
-                lengths=[1, 1],
-                turn_rewards=[[0.0], [0.0]],
-                anchors=[[""], [""]],
-                scope=scope,
-                **values,
-            )
-        except TypeError as error:
-            raise AdvantageError(f"estimator {estimator!r} cannot be computed with {values}: {error}") from error
 
 
 def length(trajectory: Trajectory) -> int:

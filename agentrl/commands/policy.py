@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from agentrl.config import Config, ConfigError
+from agentrl.config import Config, ConfigError, with_setting
 from agentrl.data.inputs import check_index, evaluation_questions
 from agentrl.progress import Progress
 from agentrl.training.adapter import adapter_folder, read_adapter
@@ -20,7 +20,7 @@ def with_adapter(config: Config, adapter: str | None) -> Config:
     """Return the config with `adapter` as `model.adapter`; None leaves the config's own."""
     if adapter is None:
         return config
-    return config.model_copy(update={"model": config.model.model_copy(update={"adapter": adapter})})
+    return with_setting(config, "model.adapter", adapter, source="--adapter")
 
 
 def prepare(

@@ -2,13 +2,13 @@
 
     config = load_config("quickstart.yaml", ["training.steps=8", "seed=3"])
 
-A config is found by path or by the name of a packaged one. Unknown keys, wrong types and impossible combinations raise
-`ConfigError`, whose message holds the key's path and, for a key, the nearest known one. Importing this module loads
-neither torch nor Ray.
+A config is found by path or by the name of a packaged one. Its paths become absolute when it is read. Unknown keys, wrong
+types, impossible combinations and missing folders of models raise `ConfigError`, whose message holds the key's path and,
+for a key, the nearest known one. Importing this module loads neither torch nor Ray.
 """
 
 from agentrl.config.base import ConfigError, Section
-from agentrl.config.loading import find_config, load_config, packaged_configs, parse_config
+from agentrl.config.loading import find_config, load_config, packaged_configs, parse_config, with_setting
 from agentrl.config.retriever import IndexConfig, RerankConfig, RetrieverConfig
 from agentrl.config.sections import (
     AdvantagesConfig,
@@ -61,4 +61,5 @@ __all__ = [
     "load_config",
     "packaged_configs",
     "parse_config",
+    "with_setting",
 ]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from agentrl.config.base import ConfigError
+from agentrl.config.paths import missing_folders, packaged
 from agentrl.config.sections import Config
 from retrievers.names import did_you_mean
 
@@ -31,9 +33,7 @@ def parse_yaml(text: str) -> Any:
 
 def packaged_configs() -> dict[str, Path]:
     """Return the packaged configs by file name."""
-    # The project runs from a checkout (an editable install), which has configs/ at its top.
-    folder = Path(__file__).parents[2] / "configs"
-    return {path.name: path for path in sorted(folder.glob("*.yaml"))}
+    return {path.name: path for path in sorted(packaged("configs").glob("*.yaml"))}
 
 
 def find_config(name: str) -> Path:
@@ -45,13 +45,13 @@ def find_config(name: str) -> Path:
     path = Path(name).expanduser()
     if path.is_file():
         return path
-    packaged = packaged_configs()
+    known = packaged_configs()
     for candidate in (name, f"{name}.yaml"):
-        if candidate in packaged:
-            return packaged[candidate]
+        if candidate in known:
+            return known[candidate]
     raise ConfigError(
-        f"no config file {name!r}, and no packaged one of that name (there are: {', '.join(packaged)})"
-        f"{did_you_mean(name, packaged)}"
+        f"no config file {name!r}, and no packaged one of that name (there are: {', '.join(known)})"
+        f"{did_you_mean(name, known)}"
     )
 
 
@@ -71,20 +71,45 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{path}: expected a mapping of settings at the top, found {type(tree).__name__}")
     for override in overrides:
         _apply_override(tree, override)
-    return parse_config(tree, source=str(path))
+    config = parse_config(tree, source=str(path))
+    _check_folders(config, source=str(path))
+    return config
 
 
 def parse_config(tree: dict[str, Any], source: str) -> Config:
-    """Validate a nested mapping. `source` is named in errors.
+    """Validate a nested mapping and make its paths absolute. `source` is named in errors.
 
     Raises:
-        ConfigError: as `load_config`.
+        ConfigError: as `load_config`, except that models and adapters need not be on this machine.
     """
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        problems = "\n".join(f"  {_describe(problem)}" for problem in error.errors())
-        raise ConfigError(f"{source}: {error.error_count()} problem(s) in the configuration\n{problems}") from error
+        raise _problems(source, map(_describe, error.errors())) from error
+
+
+def with_setting(config: Config, key: str, value: Any, source: str) -> Config:
+    """Return the config with another value of `key`, such as `model.adapter`, checked as `load_config` does.
+
+    Raises:
+        ConfigError: as `load_config`; `source` is named in errors.
+    """
+    tree = config.model_dump(mode="json")
+    *parents, last = key.split(".")
+    functools.reduce(dict.__getitem__, parents, tree)[last] = value
+    changed = parse_config(tree, source)
+    _check_folders(changed, source)
+    return changed
+
+
+def _check_folders(config: Config, source: str) -> None:
+    if missing := list(missing_folders(config)):
+        raise _problems(source, missing)
+
+
+def _problems(source: str, problems: Iterable[str]) -> ConfigError:
+    lines = [f"  {problem}" for problem in problems]
+    return ConfigError("\n".join([f"{source}: {len(lines)} problem(s) in the configuration", *lines]))
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:

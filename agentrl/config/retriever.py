@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from agentrl.config.base import Section
+from agentrl.config.paths import DataPath, IndexPath, ModelPath, model_path
 
 
 class IndexConfig(Section):
@@ -15,14 +16,25 @@ class IndexConfig(Section):
     The options are those of `LuceneRetriever` or `DenseRetriever`, whichever the index is for: k1, b, scoring, rm3, heap …
     """
 
-    index: str
+    index: IndexPath
     options: dict[str, bool | int | float | str | None] = Field(default_factory=dict)
+
+    @field_validator("options")
+    @classmethod
+    def _has_its_encoder_by_an_absolute_path(cls, options: dict[str, Any]) -> dict[str, Any]:
+        return _with_encoder(options)
+
+
+def _with_encoder(options: dict[str, Any]) -> dict[str, Any]:
+    """Make the option `model` absolute, by which a dense index is told where its encoder is."""
+    encoder = options.get("model")
+    return options | {"model": model_path(encoder)} if isinstance(encoder, str) else options
 
 
 class RerankConfig(Section):
     """The cross-encoder that ranks the `depth` best hits anew: a folder or a hub name. It runs beside each engine."""
 
-    model: str
+    model: ModelPath
     depth: int = Field(50, ge=1)
 
 
@@ -40,7 +52,7 @@ class RetrieverConfig(Section):
     """
 
     kind: Literal["index", "http", "object"] = "index"
-    index: str | None = None
+    index: IndexPath | None = None
     options: dict[str, Any] = Field(default_factory=dict)
     fuse: list[IndexConfig] = Field(default_factory=list)
     gpus: float = Field(0, ge=0)
@@ -49,10 +61,10 @@ class RetrieverConfig(Section):
     token_env: str | None = None
     target: str | None = None
     rerank: RerankConfig | None = None
-    cache: str | None = None
+    cache: DataPath | None = None
     cache_mib: int = Field(1024, ge=1)
-    record: str | None = None
-    replay: str | None = None
+    record: DataPath | None = None
+    replay: DataPath | None = None
     k: int = Field(3, ge=1, le=100)
     timeout_seconds: float = Field(30.0, gt=0)
     retries: int = Field(6, ge=0)
@@ -62,7 +74,13 @@ class RetrieverConfig(Section):
         """The indexes that are searched, the main one first; none where something else is, or a recording."""
         if self.kind != "index" or self.replay is not None or self.index is None:
             return []
-        return [IndexConfig(index=self.index, options=self.options), *self.fuse]
+        # Not validated again: paths are made absolute where the configuration is read, and nowhere else.
+        return [IndexConfig.model_construct(index=self.index, options=self.options), *self.fuse]
+
+    @field_validator("options")
+    @classmethod
+    def _has_its_encoder_by_an_absolute_path(cls, options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        return _with_encoder(options) if info.data.get("kind") == "index" else options
 
     @model_validator(mode="after")
     def _has_its_source(self) -> Self:

@@ -9,9 +9,8 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from agentrl.advantages import AdvantageError
-from agentrl.advantages.schedule import Options
 from agentrl.config.base import ConfigError, Section
+from agentrl.config.paths import AdapterPath, DataPath, IndexPath, LocalPath, ModelPath, absolute
 from agentrl.config.retriever import RetrieverConfig
 
 
@@ -30,16 +29,16 @@ class ModelConfig(Section):
     `adapter` is a folder with a PEFT adapter to start from; null starts from a fresh one, which changes nothing at first.
     """
 
-    path: str
+    path: ModelPath
     dtype: Literal["float32", "bfloat16"] = "float32"
-    adapter: str | None = None
+    adapter: AdapterPath | None = None
     lora: LoraSettings = LoraSettings()
 
 
 class QuestionSet(Section):
     """A question file. `name` prefixes its ids (default: the file's folder and stem); `weight` is its share of the mix."""
 
-    path: str
+    path: DataPath
     name: str | None = None
     weight: float = Field(1.0, gt=0)
     limit: int | None = Field(None, ge=1)
@@ -48,13 +47,13 @@ class QuestionSet(Section):
 class DataConfig(Section):
     """Relative paths of question sets and indexes are looked up under `root`, by default $AGENTRL_DATA or ./data."""
 
-    root: str = Field(default_factory=lambda: os.environ.get("AGENTRL_DATA", "data"))
+    root: LocalPath = Field(default_factory=lambda: os.environ.get("AGENTRL_DATA", "data"))
     train: list[QuestionSet] = Field(default_factory=list)
     eval: list[QuestionSet] = Field(default_factory=list)
 
     def resolve(self, path: str) -> Path:
         """Return `path` itself if absolute, else the path under `root`."""
-        return Path(self.root).expanduser() / Path(path).expanduser()
+        return Path(self.root) / path
 
     def resolve_index(self, index: str) -> str:
         """Return the folder of an index as `resolve` does, and `prebuilt:NAME` as it is."""
@@ -95,7 +94,7 @@ class AgentConfig(Section):
         if tree.get("instruction") is not None:
             raise ValueError("set `instruction` or `instruction_file`, not both")
         try:
-            text = Path(file).expanduser().read_text(encoding="utf-8")
+            text = Path(absolute(file)).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"instruction_file cannot be read: {error}") from error
         # The file may change, or be missing on another machine; what a run was told stands in its resolved configuration.
@@ -215,15 +214,6 @@ class AdvantagesConfig(Section):
     options: dict[str, Any] = Field(default_factory=dict)
     selection: SelectionConfig = SelectionConfig()
 
-    @field_validator("options")
-    @classmethod
-    def _has_rules(cls, options: dict[str, Any]) -> dict[str, Any]:
-        try:
-            Options(options)
-        except AdvantageError as error:
-            raise ValueError(str(error)) from error
-        return options
-
     @model_validator(mode="after")
     def _selects_what_it_can_judge(self) -> Self:
         over_batch = self.estimator == "reinforce_pp" and self.options.get("baseline", "none") == "none"
@@ -298,9 +288,9 @@ class EvaluationConfig(Section):
 class DemonstrationSource(Section):
     """Questions with gold passages and the index that their demonstrations search."""
 
-    questions: str
+    questions: DataPath
     name: str | None = None
-    index: str
+    index: IndexPath
     count: int = Field(ge=1)
 
 
@@ -308,7 +298,7 @@ class WarmStartConfig(Section):
     """Demonstrations written from gold passages through the real retriever, then supervised training on them."""
 
     sources: list[DemonstrationSource] = Field(min_length=1)
-    out: str = "starter"
+    out: LocalPath = "starter"
     epochs: int = Field(1, ge=1)
     learning_rate: float = Field(5e-4, gt=0)
     batch: int = Field(8, ge=1)
@@ -326,7 +316,7 @@ class Config(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
     seed: int = Field(0, ge=0)
-    run_dir: str = "runs"
+    run_dir: LocalPath = "runs"
     device: Literal["cpu", "cuda"] = "cpu"
     cpu_config: str | None = None
     model: ModelConfig
@@ -360,7 +350,7 @@ class Config(Section):
     @property
     def folder(self) -> Path:
         """The run folder: `run_dir`/`name`."""
-        return Path(self.run_dir).expanduser() / self.name
+        return Path(self.run_dir) / self.name
 
     def require(self, *sections: str) -> None:
         """Raise ConfigError unless each named section is set."""

@@ -20,7 +20,7 @@ def adapter_folder(config: Config) -> Path | None:
     """
     if config.model.adapter is None:
         return None
-    folder = _find(config.model.adapter)
+    folder = Path(config.model.adapter)
     path = folder / "adapter_config.json"
     if not path.is_file():
         raise ModelError(
@@ -40,13 +40,6 @@ def adapter_folder(config: Config) -> Path | None:
                 f"model.lora.{name} {value} differs from the {name} {found[name]} of {folder}; set it to {found[name]}"
             )
     return folder
-
-
-def _find(name: str) -> Path:
-    """Look a relative folder up from here, then beside the package, where a checkout has starter/."""
-    path = Path(name).expanduser()
-    beside_package = Path(__file__).parents[2] / path
-    return beside_package if not path.is_dir() and beside_package.is_dir() else path
 
 
 def load_policy(config: Config, model: str) -> Any:

@@ -11,8 +11,6 @@ from typing import Any
 
 from ray.exceptions import RayError, RayTaskError
 
-from agentrl.advantages import get_stratifier
-from agentrl.advantages.episodes import check_estimator
 from agentrl.config import Config, ConfigError
 from agentrl.data.inputs import check_index, evaluation_questions, read_set
 from agentrl.data.stream import QuestionStream
@@ -45,8 +43,6 @@ def load_inputs(config: Config) -> Inputs:
     config.require("training", "retriever")
     if not config.data.train:
         raise ConfigError(f"config {config.name!r}: data.train names no question set")
-    advantages = config.advantages
-    check_estimator(advantages.estimator, get_stratifier(advantages.stratum), advantages.scope, advantages.options)
     require_trainable(config)
     adapter_folder(config)
     check_index(config)

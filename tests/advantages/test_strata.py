@@ -8,8 +8,8 @@ from fakes import make_episode
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentrl.advantages import ESTIMATORS, STRATIFIERS, AdvantageError, get_stratifier, label
-from agentrl.advantages.episodes import anchors, check_estimator, episode_strata, length, turn_rewards
+from agentrl.advantages import STRATIFIERS, AdvantageError, get_stratifier, label
+from agentrl.advantages.episodes import anchors, episode_strata, length, turn_rewards
 from agentrl.advantages.strata import OTHER, cap_strata
 from agentrl.types import Action, ActionKind, End, Question, SearchCall, Trajectory, Turn
 
@@ -179,27 +179,3 @@ def test_a_cap_is_drawn_by_the_episodes_that_count():
     placement = get_stratifier("placement")
     strata = episode_strata([*failed, *often], placement, 3)
     assert strata == [placement(one) for one in [*failed, *often]]
-
-
-@pytest.mark.parametrize(
-    ("estimator", "stratum", "options", "message"),
-    [
-        ("stratified", "searches", {"alpha": 1.5}, "alpha must be auto, or from 0"),
-        ("stratified", "searches", {"alpha": {"start": 1.0, "end": -0.5}}, "alpha must be auto, or from 0"),
-        ("stratified", "searches", {"alpha": {"rule": "progress", "end": 2.0}}, "alpha must be auto, or from 0"),
-        ("stratified", "searches", {"balance": -1}, "balance must be"),
-        ("stratified", "searches", {"eps": "small"}, "cannot be computed with"),
-        ("stratified", "placement", {"degenerate": "merge"}, "keys are finite numbers"),
-        ("stratified", "searches", {"alfa": 1.0}, "did you mean alpha"),
-    ],
-)
-def test_options_with_which_a_step_would_fail_are_refused_before_the_first(estimator, stratum, options, message):
-    with pytest.raises(AdvantageError, match=message):
-        check_estimator(estimator, get_stratifier(stratum), "prompt", options)
-
-
-@pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_every_estimator_is_accepted_with_every_stratifier(estimator):
-    for name in STRATIFIERS:
-        check_estimator(estimator, get_stratifier(name), "batch", {})
-    check_estimator("stratified", get_stratifier(), "prompt", {"alpha": {"start": 1.0, "end": 0.0}, "balance": 0.5})

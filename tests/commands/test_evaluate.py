@@ -42,7 +42,7 @@ def test_mistakes_are_found_without_ray_and_torch(settings, questions, command):
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=os.environ)
     assert done.stdout.strip() == "1 []"
-    assert "model.adapter none" in done.stderr
+    assert "model.adapter: no folder" in done.stderr
 
 
 def test_the_first_questions_of_each_file_are_scored_and_written(agentrl, sampled, settings, questions, tmp_path):

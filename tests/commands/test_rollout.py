@@ -78,7 +78,7 @@ def test_the_command_line_changes_samples_temperature_and_adapter(agentrl, sampl
     assert all(f"why {i}?" in text for i in range(3))
     status, _, err = agentrl("rollout", "--config", settings, "--questions", questions, "--show", "--adapter", "none")
     assert status == 1
-    assert "model.adapter none" in err
+    assert "model.adapter: no folder" in err
 
 
 def test_failed_episodes_are_kept_and_reported(agentrl, sampled, settings, questions, tmp_path):

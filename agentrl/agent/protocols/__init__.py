@@ -14,7 +14,7 @@ from agentrl.agent.protocols.tags import SearchTags
 from agentrl.config import AgentConfig, ConfigError
 from agentrl.registry import look_up
 
-__all__ = ["PROTOCOLS", "ChatTools", "JsonTools", "Protocol", "SearchR1", "SearchTags", "get_protocol"]
+__all__ = ["PROTOCOLS", "ChatTools", "JsonTools", "Protocol", "SearchR1", "SearchTags", "find_protocol", "get_protocol"]
 
 PROTOCOLS: dict[str, Callable[..., Any]] = {
     "search_tags": SearchTags,
@@ -24,14 +24,22 @@ PROTOCOLS: dict[str, Callable[..., Any]] = {
 }
 
 
+def find_protocol(name: str) -> Callable[..., Any]:
+    """Return the class of a registered name or of an import path such as `package.module:Class`.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    return look_up(name, PROTOCOLS, "protocol", lambda message: ConfigError(f"agent.protocol: {message}"))
+
+
 def get_protocol(config: AgentConfig, codec: Codec) -> Protocol:
-    """Make the protocol that `agent.protocol` names, by its registered name or as `package.module:Class`.
+    """Make the protocol that `agent.protocol` names.
 
     Raises:
         ConfigError: if there is none, or it cannot work with these settings or this tokenizer.
     """
-    make = look_up(config.protocol, PROTOCOLS, "protocol", lambda message: ConfigError(f"agent.protocol: {message}"))
-    made = make(config, codec)
+    made = find_protocol(config.protocol)(config, codec)
     for part in ("stop", "prompt", "parse", "observation", "correction", "answer"):
         if not hasattr(made, part):
             raise ConfigError(f"agent.protocol {config.protocol} has no `{part}`; see agentrl.agent.protocols.Protocol")

@@ -8,8 +8,6 @@ from functools import partial
 from typing import Any
 from typing import Protocol as TypingProtocol
 
-from jinja2 import TemplateError
-
 from agentrl.agent.codec import Codec, Segment, Text, clean
 from agentrl.agent.protocols.passages import fit
 from agentrl.config import AgentConfig, ConfigError
@@ -112,6 +110,9 @@ class TextProtocol(Protocol):
 
     def _render(self, messages: list[dict[str, str]]) -> str:
         """Write a conversation up to where the model continues it."""
+        # transformers brings it along; a protocol is looked up where there is no transformers.
+        from jinja2 import TemplateError
+
         if self.codec.tokenizer.chat_template is None:
             raise self._unfit("is missing")
         try:

@@ -1,0 +1,83 @@
+"""Paths in a configuration: made absolute once, when it is read, since Ray's processes have working directories of their own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import AfterValidator
+
+if TYPE_CHECKING:
+    from agentrl.config.sections import Config
+
+WHEEL_PREFIX = "wheel:"
+
+
+def absolute(path: str) -> str:
+    """Return a path as it is meant here: `~` is the user's folder, and what is relative lies under the working directory."""
+    return str(Path(path).expanduser().absolute())
+
+
+def packaged(name: str) -> Path:
+    """Return the folder `name` (configs, starter) that agentrl brings along, in the package or beside it in a checkout."""
+    package = Path(__file__).parents[1]
+    inside = package / name
+    return inside if inside.is_dir() else package.parent / name
+
+
+def model_path(path: str) -> str:
+    """Return the folder of a model as an absolute path, and `wheel:PACKAGE` or a hub name `owner/name` as it is.
+
+    A folder that is there goes before a hub name of the same spelling.
+    """
+    folder = absolute(path)
+    return folder if Path(folder).is_dir() or not _is_elsewhere(path) else path
+
+
+def _is_elsewhere(path: str) -> bool:
+    return path.startswith(WHEEL_PREFIX) or (path.count("/") == 1 and not path.startswith((".", "/", "~")))
+
+
+def _adapter(path: str) -> str:
+    starter = packaged("starter")
+    return str(starter) if path == starter.name and not Path(path).is_dir() else absolute(path)
+
+
+def _index(index: str) -> str:
+    return index if index.startswith("prebuilt:") else os.path.expanduser(index)
+
+
+LocalPath = Annotated[str, AfterValidator(absolute)]
+"""A path on this machine."""
+
+DataPath = Annotated[str, AfterValidator(os.path.expanduser)]
+"""A path on this machine or under `data.root`, where `DataConfig.resolve` finds it."""
+
+IndexPath = Annotated[str, AfterValidator(_index)]
+"""A DataPath, or `prebuilt:NAME`."""
+
+ModelPath = Annotated[str, AfterValidator(model_path)]
+"""A folder on this machine; where there is none, a hub name `owner/name`, or `wheel:PACKAGE`."""
+
+AdapterPath = Annotated[str, AfterValidator(_adapter)]
+"""A folder on this machine; `starter` is the packaged one where there is no such folder."""
+
+
+def missing_folders(config: Config) -> Iterator[str]:
+    """Yield one message for each model or adapter that is meant to be a folder of this machine and is none."""
+    models = {"model.path": config.model.path}
+    if config.retriever is not None:
+        if config.retriever.rerank is not None:
+            models["retriever.rerank.model"] = config.retriever.rerank.model
+        for number, index in enumerate(config.retriever.indexes):
+            if isinstance(encoder := index.options.get("model"), str):
+                key = "retriever" if number == 0 else f"retriever.fuse.{number - 1}"
+                models[f"{key}.options.model"] = encoder
+    for key, path in models.items():
+        if Path(path).is_absolute() and not Path(path).is_dir():
+            yield f"{key}: no folder {path}; give a model's folder, a hub name owner/name, or wheel:PACKAGE"
+    adapter = config.model.adapter
+    if adapter is not None and not Path(adapter).is_dir():
+        yield f"model.adapter: no folder {adapter}; give the folder of a PEFT adapter"

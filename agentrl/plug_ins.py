@@ -1,0 +1,107 @@
+"""What a configuration names by an import path or with options of its own, checked before anything is started."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Hashable
+from typing import Any
+
+from agentrl.advantages import AdvantageError, check_options, compute, get_estimator, get_stratifier
+from agentrl.advantages.schedule import Options
+from agentrl.agent.protocols import find_protocol
+from agentrl.config import AdvantagesConfig, Config, ConfigError, RetrieverConfig
+from agentrl.registry import look_up
+from agentrl.rewards import REWARDS
+from agentrl.types import End, Question, Trajectory
+from retrievers.base import RetrieverError
+from retrievers.clients.wire import load_format
+
+
+def check_plug_ins(config: Config) -> None:
+    """Import the estimator, stratifiers, protocol, reward and retriever that a config names, and try their options.
+
+    Nothing is loaded or connected to: a retriever and a protocol are only asked whether they can be called so.
+
+    Raises:
+        ConfigError: if one cannot be imported, cannot be called as agentrl calls it, or does not take its options. The
+            message begins with the key.
+    """
+    _check_advantages(config.advantages)
+    _check_call("agent.protocol", config.agent.protocol, find_protocol(config.agent.protocol), config.agent, None)
+    look_up(config.reward.kind, REWARDS, "reward", _at("reward.kind"))
+    if config.retriever is not None:
+        _check_retriever(config.retriever)
+
+
+def _check_retriever(settings: RetrieverConfig) -> None:
+    if settings.target is not None:
+        target = look_up(settings.target, {}, "retriever", _at("retriever.target"))
+        _check_call("retriever.options", settings.target, target, **settings.options)
+    if settings.wire is not None:
+        try:
+            load_format(settings.wire)
+        except RetrieverError as error:
+            raise ConfigError(f"retriever.wire: {error}") from error
+
+
+def _check_advantages(settings: AdvantagesConfig) -> None:
+    """Try estimator and stratifier on episodes without a turn, which training meets too: those that failed at once."""
+    try:
+        estimator = get_estimator(settings.estimator)
+    except AdvantageError as error:
+        raise ConfigError(f"advantages.estimator: {error}") from error
+    try:
+        check_options(settings.estimator, estimator, settings.options)
+        ends = Options(settings.options).ends()
+    except AdvantageError as error:
+        raise ConfigError(f"advantages.options: {error}") from error
+    stratum = _stratum_of_a_failed_episode(settings)
+    # Options that have a rule are tried at its start and at its end.
+    for options in ends:
+        try:
+            compute(
+                [0.0, 1.0],
+                groups=[0, 0],
+                strata=[stratum, stratum],
+                estimator=settings.estimator,
+                lengths=[1, 1],
+                turn_rewards=[[0.0], [0.0]],
+                anchors=[[""], [""]],
+                scope=settings.scope,
+                **options,
+            )
+        except Exception as error:  # The estimator may be the user's own.
+            cause = str(error) if isinstance(error, AdvantageError) else f"{type(error).__name__}: {error}"
+            raise ConfigError(
+                f"advantages.estimator: {settings.estimator} with advantages.options {options}: {cause}"
+            ) from error
+
+
+def _stratum_of_a_failed_episode(settings: AdvantagesConfig) -> Hashable:
+    try:
+        stratifier = get_stratifier(settings.stratum)
+    except AdvantageError as error:
+        raise ConfigError(f"advantages.stratum: {error}") from error
+    failed = Trajectory("", Question("", "", ("",)), (), (), End.ENVIRONMENT_FAILURE)
+    try:
+        return stratifier(failed)
+    except Exception as error:  # The stratifier may be the user's own.
+        raise ConfigError(
+            f"advantages.stratum: {settings.stratum} fails for an episode without a turn: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _check_call(key: str, name: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> None:
+    try:
+        signature = inspect.signature(function)
+    except ValueError:
+        # Some functions written in C do not say what they take.
+        return
+    try:
+        signature.bind(*arguments, **options)
+    except TypeError as error:
+        raise ConfigError(f"{key}: {name} cannot be called so: {error}; it takes {signature}") from error
+
+
+def _at(key: str) -> Callable[[str], ConfigError]:
+    return lambda message: ConfigError(f"{key}: {message}")
