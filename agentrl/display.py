@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from agentrl.advantages import report_table
+from agentrl.advantages import by_stratum, report_table
 from agentrl.evaluation.run import Evaluation
 from agentrl.progress import Progress
 
@@ -127,13 +127,7 @@ class RunDisplay:
 
 def strata_shares(metrics: Mapping[str, float]) -> str:
     """Return the shares of the strata in a step in percent, such as `0:12 1:50 2:38`."""
-    prefix, suffix = "strata/", "/share"
-    shares = [
-        f"{name.removeprefix(prefix).removesuffix(suffix)}:{100 * value:.0f}"
-        for name, value in metrics.items()
-        if name.startswith(prefix) and name.endswith(suffix)
-    ]
-    return " ".join(shares)
+    return " ".join(f"{stratum}:{100 * values['share']:.0f}" for stratum, values in by_stratum(metrics).items())
 
 
 def evaluation_table(title: str, columns: Mapping[str, Evaluation | None]) -> Table:

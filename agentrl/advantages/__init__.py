@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from agentrl.advantages.arrays import Keys, as_lengths, as_rewards, as_turns, like, number, renumber
+from agentrl.advantages.arrays import Keys, as_lengths, as_rewards, as_turns, like, number_keys, renumber
 from agentrl.advantages.base import AdvantageError, Batch, Floats, Turns
-from agentrl.advantages.diagnostics import Report, StratumReport, report_table, summarise
+from agentrl.advantages.diagnostics import Report, StratumReport, by_stratum, report_table, summarise
 from agentrl.advantages.estimators import ESTIMATORS, Estimator, check_options, get_estimator
 from agentrl.advantages.strata import STRATIFIERS, Stratifier, get_stratifier, label
 
@@ -32,6 +32,7 @@ __all__ = [
     "Stratifier",
     "StratumReport",
     "Turns",
+    "by_stratum",
     "compute",
     "get_estimator",
     "get_stratifier",
@@ -81,12 +82,12 @@ def compute(
     Args:
         rewards: [N] numbers in a list, a NumPy array or a torch tensor; computed with in float64. NaN or None marks a
             rollout whose environment failed: it takes part in no mean, its advantage is 0, and it is counted.
-        groups: [N] hashable ids; equal ids answer one prompt.
-        strata: [N] hashable keys, tuples too; compared within a group only.
+        groups: [N] hashable ids; rollouts with equal ids answer one prompt.
+        strata: [N] hashable keys, tuples too; rollouts are compared with those that have an equal key in the same group.
         estimator: a name in `ESTIMATORS` or an import path `package.module:function`.
         valid: [N] booleans; false excludes a rollout as a reward of NaN does.
-        group_size: the number of rollouts that every group must have; ids that two data sets share, and groups that were
-            taken apart, are refused then.
+        group_size: the number of rollouts that every group must have. It makes an error of an id that two data sets share
+            and of a group that was taken apart.
         lengths: [N] numbers of tokens; `opo` needs them.
         turn_rewards: [N] sequences with a number for each turn; `mt_grpo` needs them.
         anchors: [N] sequences with a hashable key for each turn, what was observed before it; `gigpo` needs them.
@@ -96,15 +97,15 @@ def compute(
 
     Raises:
         AdvantageError: if lengths differ, a group has another size than `group_size`, a reward is infinite or no number, a
-            key is not hashable, the estimator or an option is unknown, an option is out of range, the estimator needs
-            what was not given, or it returns something other than finite numbers, one for each rollout that counts or
-            one for each of its turns.
+            key is not hashable or is missing (None, NaN, pandas' NA), the estimator or an option is unknown, an option is
+            out of range, or the estimator needs what was not given. It is raised, too, where the estimator returns
+            something other than finite numbers, one for each rollout that counts or one for each of its turns.
     """
     function = get_estimator(estimator)
     check_options(estimator, function, options)
     if scope not in ("prompt", "batch"):
         raise AdvantageError(f"scope must be prompt or batch, got {scope!r}")
-    all_rewards, counts = as_rewards(rewards, valid)
+    all_rewards, counts, tolerance = as_rewards(rewards, valid)
     if not len(all_rewards) == len(groups) == len(strata):
         raise AdvantageError(
             "rewards, groups and strata must have one entry for each rollout, "
@@ -112,10 +113,10 @@ def compute(
         )
     if group_size is not None:
         _check_sizes(groups, group_size)
-    _, group_index = number(groups, counts, "groups")
+    _, group_index = number_keys(groups, counts, "groups")
     if scope == "batch":
         group_index = np.zeros_like(group_index)
-    keys, key_index = number(strata, counts, "strata")
+    keys, key_index = number_keys(strata, counts, "strata")
     pairs, stratum_index = renumber(group_index * len(keys) + key_index)
     width = max(len(keys), 1)
     batch = Batch(
@@ -127,6 +128,7 @@ def compute(
         tuple(keys),
         as_lengths(lengths, counts),
         as_turns(turn_rewards, anchors, group_index, counts),
+        tolerance,
     )
     found = _checked(np.asarray(function(batch, **options), dtype=np.float64), batch, estimator)
     values = np.zeros((len(all_rewards), *found.shape[1:]))
@@ -136,7 +138,7 @@ def compute(
 
 
 def _check_sizes(groups: Keys, size: int) -> None:
-    ids, index = number(groups, np.ones(len(groups), dtype=np.bool_), "groups")
+    ids, index = number_keys(groups, np.ones(len(groups), dtype=np.bool_), "groups")
     count = np.bincount(index)
     odd = np.flatnonzero(count != size)
     if len(odd):

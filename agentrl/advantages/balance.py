@@ -7,7 +7,7 @@ import numpy as np
 from agentrl.advantages.base import Batch, Floats
 
 
-def rarity(batch: Batch) -> Floats:
+def rarity_bonus(batch: Batch) -> Floats:
     """Return how much rarer than usual each rollout's stratum is within its group [n]; it sums to 0 over a group.
 
         b(i) = -log(n_k / K) - H, H = -sum_k (n_k / K) log(n_k / K)

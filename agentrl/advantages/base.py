@@ -20,18 +20,20 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
 Bools = NDArray[np.bool_]
 
-TOLERANCE = 64 * float(np.finfo(np.float64).eps)
-"""A part with std <= TOLERANCE * |reward| is degenerate, for the part's first reward, which stands for all where they are
-this near to one another.
-
-The bound follows the rewards' own magnitude, so that 1e-12 and 1e12 are treated alike, and 64 units in the last place
-cover what summing a few reward terms in another order can change. Differences that are rounding noise around zero, left
-where larger terms cancelled, are relatively large and not caught; eps keeps those small.
-"""
-
 
 class AdvantageError(AgentRLError):
     """Rewards, groups, strata or options from which advantages cannot be computed."""
+
+
+def tolerance_of(*, single: bool) -> float:
+    """Return how far rewards may spread, relative to their size, and still count as equal: 64 units in the last place.
+
+    64 units cover what a sum of a few terms changes when its terms are added in another order. The units are float64's,
+    or float32's for `single` rewards. Rewards in half precision use float32's too: their own units are so coarse that a
+    difference of one unit can be meant. The bound is relative, so rewards of 1e-12 and of 1e12 are treated alike. It
+    does not catch the rounding noise that is left near 0 where large terms cancel; eps keeps that noise small.
+    """
+    return 64 * float(np.finfo(np.float32 if single else np.float64).eps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,8 @@ class Moments:
         count: [C].
         centred: [n], each value less the mean of its part.
         std: [C].
-        degenerate: [C], true where the part has fewer than two values or its std is within TOLERANCE.
+        degenerate: [C], true where the part has fewer than two values, or its std is at most the tolerance times the size
+            of its values.
     """
 
     count: Ints
@@ -71,8 +74,11 @@ class Moments:
     degenerate: Bools
 
 
-def moments(values: Floats, parts: Ints) -> Moments:
-    """Moments of values [n] by parts [n], which are numbered 0 to C-1 without gaps; std = sqrt(sum centred^2 / count)."""
+def moments(values: Floats, parts: Ints, tolerance: float) -> Moments:
+    """Return the moments of values [n] by parts [n], which are numbered 0 to C-1 without gaps.
+
+    std = sqrt(sum centred^2 / count); `tolerance` is the batch's, see `tolerance_of`.
+    """
     count = np.bincount(parts)
     first = np.zeros(len(count))
     # Of several assignments to one place NumPy keeps the last.
@@ -81,7 +87,8 @@ def moments(values: Floats, parts: Ints) -> Moments:
     shifted = values - first[parts]
     centred = shifted - (np.bincount(parts, shifted) / count)[parts]
     std = np.sqrt(np.bincount(parts, centred**2) / count)
-    return Moments(count, centred, std, (count < 2) | (std <= TOLERANCE * np.abs(first)))
+    # The first value of a part has the size of all of them where they are as near to one another as the tolerance.
+    return Moments(count, centred, std, (count < 2) | (std <= tolerance * np.abs(first)))
 
 
 @dataclass(frozen=True)
@@ -97,6 +104,7 @@ class Batch:
         keys: the distinct stratum keys as they were given.
         lengths: [n], the rollouts' lengths in tokens; None where not given.
         turns: the rollouts' turns; None where neither turn rewards nor anchors were given.
+        tolerance: relative; a part whose std is smaller has no variance.
     """
 
     rewards: Floats
@@ -107,16 +115,17 @@ class Batch:
     keys: tuple[Hashable, ...]
     lengths: Floats | None = None
     turns: Turns | None = None
+    tolerance: float = tolerance_of(single=False)
 
     @cached_property
     def by_group(self) -> Moments:
         """The moments of the rewards by group."""
-        return moments(self.rewards, self.groups)
+        return moments(self.rewards, self.groups, self.tolerance)
 
     @cached_property
     def by_stratum(self) -> Moments:
         """The moments of the rewards by stratum."""
-        return moments(self.rewards, self.strata)
+        return moments(self.rewards, self.strata, self.tolerance)
 
 
 T = TypeVar("T")

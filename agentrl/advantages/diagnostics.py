@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
@@ -14,8 +13,6 @@ from agentrl.advantages.strata import label
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-_ROLLOUTS = re.compile(r"strata/(.+)/rollouts")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +74,7 @@ class Report:
     per_stratum: tuple[StratumReport, ...]
 
     def metrics(self) -> dict[str, float]:
-        """Return all numbers by name; those of a stratum as `strata/LABEL/NAME`."""
+        """Return all numbers by name, those of a stratum as `strata/LABEL/NAME`; `by_stratum` gives the latter back."""
         flat = {f.name: float(getattr(self, f.name)) for f in fields(self) if f.name != "per_stratum"}
         for stratum in self.per_stratum:
             for f in fields(stratum):
@@ -90,16 +87,27 @@ class Report:
         return report_table(self.metrics())
 
 
+def by_stratum(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Return the metrics that are named `strata/LABEL/NAME`, as name and value by label."""
+    found: dict[str, dict[str, float]] = {}
+    for path, value in metrics.items():
+        if path.startswith("strata/"):
+            # A label may hold slashes, a name holds none.
+            stratum, _, name = path.removeprefix("strata/").rpartition("/")
+            found.setdefault(stratum, {})[name] = value
+    return found
+
+
 def report_table(metrics: Mapping[str, float]) -> Table:
-    """Return the table of a report from what `Report.metrics` gave, such as a run's metrics file holds."""
+    """Return the table of a report from what `Report.metrics` gave, such as a line of a run's metrics file holds."""
     from rich.table import Table
 
     table = Table(title="advantages by stratum", title_justify="left", caption_justify="left", box=None)
     for heading in ("stratum", "rollouts", "reward", "SAN mean", "SAN var", "GN mean", "GN var", "advantage"):
         table.add_column(heading, justify="left" if heading == "stratum" else "right")
-    for name in (found[1] for key in metrics if (found := _ROLLOUTS.fullmatch(key))):
-        rollouts, reward, *rest = (metrics[f"strata/{name}/{f.name}"] for f in fields(StratumReport) if f.name != "key")
-        table.add_row(name, f"{rollouts:.0f}", f"{reward:.3f}", *(f"{value:.2f}" for value in rest))
+    for stratum, values in by_stratum(metrics).items():
+        rollouts, reward, *rest = (values[f.name] for f in fields(StratumReport) if f.name != "key")
+        table.add_row(stratum, f"{rollouts:.0f}", f"{reward:.3f}", *(f"{value:.2f}" for value in rest))
     table.caption = (
         f"{metrics['rollouts']:.0f} rollouts ({metrics['excluded']:.0f} more excluded), {metrics['groups']:.0f} groups, "
         f"{metrics['strata']:.0f} strata\n"

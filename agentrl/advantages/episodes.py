@@ -1,4 +1,4 @@
-"""Strata and advantages of episodes, and what estimators with lengths or turns need to know of one."""
+"""Strata and advantages of episodes: what `compute` needs to know of an episode, read off its `Trajectory`."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from agentrl.types import Trajectory
 def episode_strata(
     trajectories: Sequence[Trajectory], stratifier: Stratifier, max_strata: int | None
 ) -> list[Hashable]:
-    """Return the stratum [N] of each episode, with the tail merged where there are more than `max_strata`.
+    """Return the stratum [N] of each episode, capped by `cap_strata` where `max_strata` is given.
 
-    Which strata stay is decided by the episodes whose environment did not fail; the others keep their own.
+    The cap looks only at episodes whose environment did not fail; a failed episode keeps the stratum it has.
 
     Raises:
         AdvantageError: if `max_strata` is below 2.
@@ -43,7 +43,7 @@ def episode_advantages(
     options: Mapping[str, Any],
     group_size: int | None = None,
 ) -> Advantages:
-    """Return the advantages of N episodes from `groups` [N] and `strata` [N]; the rest as `agentrl.advantages.compute`.
+    """Return the advantages of N episodes from `groups` [N] and `strata` [N]; `compute` explains the other arguments.
 
     An episode that has no reward, or whose environment failed, is excluded.
 

@@ -10,10 +10,10 @@ from agentrl.advantages.base import AdvantageError, Batch, Bools, Ints
 
 
 def merge_degenerate(batch: Batch, is_degenerate: Bools) -> Ints:
-    """Return the strata [n] after each degenerate one, of is_degenerate [S], has joined its nearest.
+    """Return the strata [n] once every stratum that is degenerate, by is_degenerate [S], has joined another of its group.
 
-    The nearest is that stratum of the same group that is not degenerate and whose key is nearest by absolute
-    difference, the smaller key on a tie. Where a group has degenerate strata only, all of them join into one.
+    It joins the stratum that is not degenerate and whose key differs least from its own; of two keys that differ as
+    little, the smaller one. Where all strata of a group are degenerate, they join into one.
 
     Raises:
         AdvantageError: if a key is not a finite real number.

@@ -13,11 +13,11 @@ from agentrl.types import ActionKind, Trajectory
 Stratifier = Callable[[Trajectory], Hashable]
 
 OTHER = "other"
-"""The key of the strata that a cap has merged, where keys are not counts."""
+"""The key of the strata that `cap_strata` has merged, where keys are not counts."""
 
 
 class AtLeast(int):
-    """A count that stands for itself and all larger ones; it reads `3+` and is otherwise the number."""
+    """A count that stands for itself and every larger one. It prints as `3+`; compared and reckoned with, it is the number."""
 
     def __repr__(self) -> str:
         return f"{int(self)}+"
@@ -99,11 +99,11 @@ def get_stratifier(name: str | Sequence[str] = "searches") -> Stratifier:
 
 
 def cap_strata(keys: Sequence[Hashable], most: int) -> list[Hashable]:
-    """Return the keys with at most `most` distinct ones, the tail merged into one.
+    """Return the keys with at most `most` distinct ones; the tail becomes one key.
 
-    Where all keys are counts (integers of at least 0), those from most - 1 on become `AtLeast(most - 1)`, whichever are
-    there, so that a stratum means the same in every step. Other keys stay if they are among the most - 1 most frequent
-    ones, ties broken by label; the rest become `OTHER`.
+    Where all keys are counts (integers of at least 0), a count of most - 1 or more becomes `AtLeast(most - 1)`. This does
+    not depend on which counts occur, so a stratum means the same in every step. Of other keys, the most - 1 most frequent
+    stay, ties broken by label, and the rest become `OTHER`; where there are no more than `most` keys, all stay.
 
     Raises:
         AdvantageError: if `most` is below 2.
@@ -120,8 +120,8 @@ def cap_strata(keys: Sequence[Hashable], most: int) -> list[Hashable]:
 
 
 def label(key: Hashable) -> str:
-    """Return a stratum's key as people read it in tables and plots: parts of a tuple are joined by commas, and tuples
-    within one stand in parentheses."""
+    """Return a stratum's key as tables and plots show it: a tuple is its parts joined by commas, and a tuple within it
+    stands in parentheses."""
     if not isinstance(key, tuple):
         return str(key)
     return ", ".join(f"({label(part)})" if isinstance(part, tuple) else str(part) for part in key) or "none"

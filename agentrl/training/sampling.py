@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from agentrl.advantages import Advantages, get_stratifier, label
+from agentrl.advantages import Advantages, by_stratum, get_stratifier, label
 from agentrl.advantages.episodes import episode_advantages, episode_strata, length
 from agentrl.advantages.schedule import Options, StratumRewards
 from agentrl.config import Config
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 
 # No turn of an episode of this question earns anything either.
 _WITHOUT_ANSWERS = Question("", "", ())
-_STRATUM_METRIC = re.compile(r"strata/(.+)/rollouts")
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,10 +209,9 @@ def _members(groups: Sequence[TrajectoryGroup]) -> list[Trajectory]:
 
 def _stratum_rewards(metrics: Mapping[str, float]) -> dict[str, StratumRewards]:
     """Read the rewards by stratum out of a step's metrics."""
-    names = [found[1] for name in metrics if (found := _STRATUM_METRIC.fullmatch(name))]
     return {
-        name: StratumRewards(*(metrics[f"strata/{name}/{part}"] for part in ("rollouts", "reward", "reward_variance")))
-        for name in names
+        stratum: StratumRewards(values["rollouts"], values["reward"], values["reward_variance"])
+        for stratum, values in by_stratum(metrics).items()
     }
 
 

@@ -6,12 +6,14 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from agentrl.advantages import ESTIMATORS, AdvantageError, compute
+from agentrl.advantages import ESTIMATORS, AdvantageError, by_stratum, compute
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -101,7 +103,7 @@ def test_merge_agrees_with_a_plain_reference(rollouts):
     np.testing.assert_allclose(values, compute(rewards, groups, joined, alpha=1.0).values, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("key", ["two", (1, 2), float("nan"), None])
+@pytest.mark.parametrize("key", ["two", (1, 2), float("inf")])
 def test_merge_needs_numbers_as_keys(key):
     with pytest.raises(AdvantageError, match="finite numbers, got"):
         one_group([1.0, 0.0], [1, key], degenerate="merge")
@@ -131,6 +133,28 @@ def test_rounding_noise_of_equal_rewards_is_not_variance(scale):
     noisy = np.array([0.1 + 0.2, 0.3, 0.1 * 3, 0.6 / 2]) * scale
     assert len(set(noisy.tolist())) > 1
     assert not one_group(noisy, [0] * 4, alpha=0.5).any()
+
+
+SINGLE = np.array([0.1, 0.1, 0.1000001, 0.1], dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    "rewards",
+    [SINGLE, list(SINGLE), [None, *SINGLE], torch.tensor(SINGLE), list(torch.tensor(SINGLE))],
+    ids=["array", "list", "list with a failure", "tensor", "list of tensors"],
+)
+@pytest.mark.parametrize("estimator", ["grpo", "stratified", "dr_grpo", "reinforce_pp"])
+def test_rounding_noise_of_float32_rewards_is_not_variance(rewards, estimator):
+    assert len(set(SINGLE.tolist())) > 1
+    assert not np.asarray(compute(rewards, ["q"] * len(rewards), [0] * len(rewards), estimator).values).any()
+    assert compute(SINGLE.astype(np.float64), ["q"] * 4, [0] * 4, estimator).values.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_rewards_that_differ_by_one_unit_differ(dtype):
+    one = torch.ones((), dtype=dtype)
+    values = compute(torch.stack([one, torch.nextafter(one, 2 * one)]), ["q"] * 2, [0, 0], "grpo").values
+    assert values[1] > 0 > values[0]
 
 
 def test_ties_share_an_advantage():
@@ -197,6 +221,13 @@ def test_report():
     assert metrics["strata/1/reward"] == 1.0
 
 
+def test_numbers_of_a_stratum_are_found_by_its_label_whatever_it_holds():
+    report = compute([0.0, 1.0, 1.0, 0.0], ["q"] * 4, ["a/b", "a/b", (1, "rollouts"), (1, "rollouts")]).report
+    found = by_stratum(report.metrics())
+    assert found.keys() == {"a/b", "1, rollouts"}
+    assert [(part["rollouts"], part["reward"]) for part in found.values()] == [(2.0, 0.5), (2.0, 0.5)]
+
+
 def test_sign_flips_count_rollouts_that_the_blend_moves_against_grpo():
     # The second rollout is the worst of the good stratum and still better than the group.
     rewards, strata = [4.0, 3.0, 1.0, 0.0], [1, 1, 0, 0]
@@ -206,9 +237,10 @@ def test_sign_flips_count_rollouts_that_the_blend_moves_against_grpo():
 
 def test_the_reports_table_shows_each_stratum_and_the_whole():
     report = compute([0.0, 1.0, 1.0, 0.0], ["q"] * 4, [(1, "hit"), (1, "hit"), 0, 0]).report
-    console = Console(width=200, record=True, file=io.StringIO())
+    console = Console(width=80, record=True, file=io.StringIO())
     console.print(report.table())
     text = console.export_text()
+    assert max(map(len, text.splitlines())) <= 80
     assert "1, hit" in text
     assert "4 rollouts (0 more excluded), 1 groups, 2 strata" in text
     assert "groups without signal: GN 0%, SAN 0%, as trained 0%" in text
@@ -222,6 +254,39 @@ def test_keys_of_any_hashable_type_and_integer_arrays_agree():
     strings = compute(rewards, groups.astype(str), strata.astype(str)).values
     np.testing.assert_allclose(tuples, expected, rtol=0, atol=1e-10)
     np.testing.assert_allclose(strings, expected, rtol=0, atol=1e-10)
+
+
+MISSING = {
+    "None": ["a", "a", None, None],
+    "NaN": ["a", "a", float("nan"), float("nan")],
+    "array": np.array([1.0, 1.0, np.nan, np.nan]),
+    "masked array": np.ma.masked_equal([1, 1, 9, 9], 9),
+    "tensor": torch.tensor([1.0, 1.0, float("nan"), 2.0]),
+    "pandas' NA": pd.array([1, 1, None, None], dtype="Int64"),
+    "pandas' NaT": pd.to_datetime(pd.Series(["2026-11-27", "2026-11-27", None, None])),
+    "series": pd.Series(["a", "a", None, None]),
+    "in a tuple": [("nq", 1), ("nq", 1), ("nq", None), ("nq", None)],
+}
+
+
+@pytest.mark.parametrize("kind", MISSING)
+@pytest.mark.parametrize("what", ["groups", "strata"])
+def test_a_missing_key_is_refused_by_its_row(kind, what):
+    keys = {"groups": ["q"] * 4, "strata": [0] * 4, what: MISSING[kind]}
+    with pytest.raises(AdvantageError, match=rf"^{what}\[2\] is missing"):
+        compute([1.0, 0.0, 1.0, 0.0], **keys)
+
+
+def test_a_missing_key_of_an_excluded_rollout_does_not_matter():
+    result = compute([None, 1.0, 0.0], [None, "a", "a"], [float("nan"), 0, 0])
+    assert result.values == [0.0, *compute([1.0, 0.0], ["a", "a"], [0, 0]).values]
+    with pytest.raises(AdvantageError, match=r"groups\[3\] is missing"):
+        compute([None, 1.0, 0.0, 1.0], [None, "a", "a", None], [None, 0, 0, 0])
+
+
+def test_a_group_of_a_given_size_needs_the_ids_of_failed_rollouts_too():
+    with pytest.raises(AdvantageError, match=r"groups\[0\] is missing"):
+        compute([None, 1.0, 0.0, 1.0], [None, "a", "b", "b"], [0] * 4, group_size=2)
 
 
 @pytest.mark.parametrize(

@@ -214,7 +214,7 @@ def test_t9_permuting_rollouts_permutes_advantages(rollouts, alpha, degenerate, 
 @given(BATCH, ALPHA, st.sampled_from(["zero", "global"]))
 def test_t9_names_of_groups_and_strata_do_not_matter(rollouts, alpha, degenerate):
     rewards, groups, strata = arrays(rollouts)
-    names = [("late", 2), "none", None, 3.5]
+    names = [("late", 2), "none", frozenset(), 3.5]
     questions = ["nq/7", ("hotpot", 7), 12, b"x"]
     renamed = compute(
         rewards, [questions[g] for g in groups], [names[s] for s in strata], alpha=alpha, degenerate=degenerate

@@ -43,6 +43,6 @@ def gigpo(batch: Batch, *, weight: float = 1.0, gamma: float = 0.95, eps: float 
     for t in range(returns.shape[1] - 2, -1, -1):
         returns[:, t] += gamma * returns[:, t + 1]
     values = np.zeros_like(returns)
-    values[place] = weight * standardise(moments(returns[place], anchors), anchors, eps, ddof)
+    values[place] = weight * standardise(moments(returns[place], anchors, batch.tolerance), anchors, eps, ddof)
     values[place] += grpo(batch, eps=eps, ddof=ddof)[turns.rollouts]
     return values

@@ -38,7 +38,7 @@ def mt_grpo(batch: Batch, *, weight: float = 1.0, eps: float = 1e-6, ddof: int =
     _, parts = np.unique(batch.groups[rollouts] * width + index, return_inverse=True)
     outcome = grpo(batch, eps=eps, ddof=ddof)
     values = np.zeros((len(batch.rewards), width))
-    turn = standardise(moments(rewards[early], parts), parts, eps, ddof)
+    turn = standardise(moments(rewards[early], parts, batch.tolerance), parts, eps, ddof)
     values[rollouts, index] = turn + weight * outcome[rollouts]
     values[turns.rollouts[turns.last], turns.index[turns.last]] = outcome
     return values

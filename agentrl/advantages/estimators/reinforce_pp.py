@@ -31,4 +31,4 @@ def reinforce_pp(
         raise AdvantageError(f"baseline must be none or group, got {baseline!r}")
     values = batch.rewards if baseline == "none" else centre(batch.by_group, batch.groups)
     everyone = np.zeros_like(batch.groups)
-    return standardise(moments(values, everyone), everyone, eps, ddof)
+    return standardise(moments(values, everyone, batch.tolerance), everyone, eps, ddof)

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from agentrl.advantages.balance import rarity
+from agentrl.advantages.balance import rarity_bonus
 from agentrl.advantages.base import AdvantageError, Batch, Floats, moments, standardise
 from agentrl.advantages.estimators.grpo import grpo
 from agentrl.advantages.merge import merge_degenerate
@@ -65,12 +65,12 @@ def stratified(
     odd = part.degenerate | (part.count < min_stratum_size)
     if degenerate == "merge":
         strata = merge_degenerate(batch, odd)
-        part = moments(batch.rewards, strata)
+        part = moments(batch.rewards, strata, batch.tolerance)
         odd = part.degenerate
     a_stratified = standardise(part, strata, eps, ddof)
     if degenerate == "global" or min_stratum_size > 2:
         a_stratified = np.where(odd[strata], a_global if degenerate == "global" else 0.0, a_stratified)
     weight = np.where(odd, 0.0, shrinkage(batch, part, strata))[strata] if alpha == "auto" else alpha
     if balance:
-        a_stratified += balance * rarity(batch)
+        a_stratified += balance * rarity_bonus(batch)
     return weight * a_stratified + (1 - weight) * a_global
