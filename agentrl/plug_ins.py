@@ -12,7 +12,7 @@ from agentrl.agent.protocols import find_protocol
 from agentrl.config import AdvantagesConfig, Config, ConfigError, RetrieverConfig
 from agentrl.registry import look_up
 from agentrl.rewards import REWARDS
-from agentrl.types import End, Question, Trajectory
+from agentrl.types import End, FailureCause, Question, Trajectory
 from retrievers.base import RetrieverError
 from retrievers.clients.wire import load_format
 
@@ -82,7 +82,7 @@ def _stratum_of_a_failed_episode(settings: AdvantagesConfig) -> Hashable:
         stratifier = get_stratifier(settings.stratum)
     except AdvantageError as error:
         raise ConfigError(f"advantages.stratum: {error}") from error
-    failed = Trajectory("", Question("", "", ("",)), (), (), End.ENVIRONMENT_FAILURE)
+    failed = Trajectory("", Question("", "", ("",)), (), (), End.ENVIRONMENT_FAILURE, cause=FailureCause.WORKER)
     try:
         return stratifier(failed)
     except Exception as error:  # The stratifier may be the user's own.

@@ -7,7 +7,8 @@ torch. An episode is a list of token ids that only grows: ids that the model sam
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -22,11 +23,11 @@ class GroupError(AgentRLError):
 
 
 class EnvironmentFailure(AgentRLError):
-    """A retriever or an engine failed after its retries; the episode that needed it ends as `End.ENVIRONMENT_FAILURE`."""
+    """The environment of an episode, or of too many episodes, failed after its retries."""
 
 
 class EngineDied(EnvironmentFailure):
-    """An engine can answer nothing more; what it was doing has to be done again elsewhere."""
+    """An engine can answer nothing more. Its episodes run again on another engine, or on this one once it is restarted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +93,43 @@ class Turn:
 
 
 class End(StrEnum):
-    """How an episode ended."""
+    """How an episode ended.
+
+    - ANSWERED: the model gave an answer.
+    - TURN_LIMIT: the model asked for a tool after the last call that it may make.
+    - TRUNCATED: the context had no room for the next observation.
+    - INVALID: the model made more mistakes than are corrected.
+    - TIMED_OUT: the time of the episode ran out, and the model's own generations took more than half of it.
+    - PROMPT_TOO_LONG: the prompt left no room for a turn, so the question was never asked.
+    - ENVIRONMENT_FAILURE: retriever, engine, worker or code failed; `Trajectory.cause` says which.
+
+    The first five are the policy's own doing: such an episode is valid, has a reward and takes part in advantages.
+    """
 
     ANSWERED = "answered"
     TURN_LIMIT = "turn_limit"
     TRUNCATED = "truncated"
     INVALID = "invalid"
+    TIMED_OUT = "timed_out"
+    PROMPT_TOO_LONG = "prompt_too_long"
     ENVIRONMENT_FAILURE = "environment_failure"
+
+
+class FailureCause(StrEnum):
+    """What failed in an episode that ended as `End.ENVIRONMENT_FAILURE`.
+
+    - RETRIEVER: a retriever gave no answer after its retries.
+    - ENGINE: an engine gave no answer.
+    - CODE: a tool, a retriever, a protocol or an engine raised an exception that it does not document.
+    - WORKER: the rollout worker died or hung each time that the episode was run.
+    - TIMEOUT: the time of the episode ran out, and waiting for tools or for the first generation took it.
+    """
+
+    RETRIEVER = "retriever"
+    ENGINE = "engine"
+    CODE = "code"
+    WORKER = "worker"
+    TIMEOUT = "timeout"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +137,11 @@ class Trajectory:
     """One episode: a prompt, the turns that followed, how it ended and what it earned.
 
     The per-token views below all have the length of `completion_ids`, which is the model's and the environment's tokens
-    in order, without the prompt.
+    in order, without the prompt. `cause` is set for environment failures and for nothing else. `failure` says in words why
+    an episode is not valid; a traceback may follow its first line.
+
+    Raises:
+        ValueError: if an environment failure has no cause, or another end has one.
     """
 
     id: str
@@ -116,8 +151,14 @@ class Trajectory:
     end: End
     answer: str | None = None
     reward: float | None = None
+    cause: FailureCause | None = None
     failure: str = ""
     seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        # Failures are counted by cause, so one without a cause would vanish from the counts.
+        if (self.end is End.ENVIRONMENT_FAILURE) != (self.cause is not None):
+            raise ValueError(f"episode {self.id}: end {self.end} and cause {self.cause} do not go together")
 
     @property
     def completion_ids(self) -> list[int]:
@@ -157,8 +198,9 @@ class Trajectory:
 
     @property
     def valid(self) -> bool:
-        """False when the environment failed: such an episode says nothing about the policy and earns no advantage."""
-        return self.end is not End.ENVIRONMENT_FAILURE
+        """False if the environment failed or the prompt was too long: such an episode says nothing about the policy, has no
+        reward and takes no part in advantages."""
+        return self.end not in (End.ENVIRONMENT_FAILURE, End.PROMPT_TOO_LONG)
 
     def with_reward(self, reward: float) -> Trajectory:
         return dataclasses.replace(self, reward=reward)
@@ -192,11 +234,31 @@ class TrajectoryGroup:
             raise GroupError(f"{name}: holds episode {repeated[0]} more than once")
 
 
+def count_failures(trajectories: Iterable[Trajectory]) -> dict[FailureCause, int]:
+    """Return the number of environment failures of each cause, 0 where there is none."""
+    counts = Counter(trajectory.cause for trajectory in trajectories)
+    return {cause: counts[cause] for cause in FailureCause}
+
+
 def check_failures(trajectories: Sequence[Trajectory], most: float) -> None:
-    """Raise EnvironmentFailure if more than the share `most` of the episodes failed."""
-    failed = [trajectory for trajectory in trajectories if not trajectory.valid]
+    """Check that the environment is sound enough to go on.
+
+    A prompt that is too long says nothing about the environment, so it is no failure here. It matters where nothing else
+    is left.
+
+    Raises:
+        EnvironmentFailure: if the environments of more than the share `most` of the episodes failed, or no episode is valid.
+    """
+    failed = [trajectory for trajectory in trajectories if trajectory.cause is not None]
     if len(failed) > most * len(trajectories):
+        causes = ", ".join(f"{cause} {count}" for cause, count in count_failures(failed).items() if count)
         raise EnvironmentFailure(
-            f"{len(failed)} of {len(trajectories)} episodes failed, more than rollout.max_failed_share {most:g} allows; "
-            f"the first one, of question {failed[0].question.id}: {failed[0].failure}"
+            f"{len(failed)} of {len(trajectories)} episodes failed ({causes}), more than rollout.max_failed_share {most:g} "
+            f"allows; the first one, of question {failed[0].question.id}: {failed[0].failure}"
+        )
+    if trajectories and not any(trajectory.valid for trajectory in trajectories):
+        first = trajectories[0]
+        raise EnvironmentFailure(
+            f"none of {len(trajectories)} episodes can be used; the first one, of question {first.question.id}: "
+            f"{first.failure}"
         )

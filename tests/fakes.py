@@ -1,19 +1,14 @@
 """Stand-ins for what an episode talks to, and makers of what it leaves behind."""
 
-import asyncio
-
 from agentrl.engines.base import Generation
-from agentrl.types import Action, ActionKind, End, Question, SearchCall, Trajectory, Turn
+from agentrl.types import Action, ActionKind, End, FailureCause, Question, SearchCall, Trajectory, Turn
 from retrievers.base import Hit, RetrieverError
-
-FOREVER = object()
-"""In a script: the engine never answers."""
 
 
 class ScriptedEngine:
     """Plays a script, one entry a call, within `max_tokens`, and records what it was handed.
 
-    An entry is a text, the ids themselves, an exception to raise, or FOREVER.
+    An entry is a text, the ids themselves, or an exception to raise.
     """
 
     def __init__(self, codec, script, version=0):
@@ -28,8 +23,6 @@ class ScriptedEngine:
         self.samplings.append(sampling)
         entry = next(self._script, None)
         assert entry is not None, "the episode asked for more turns than the script has"
-        if entry is FOREVER:
-            await asyncio.Event().wait()
         if isinstance(entry, Exception):
             raise entry
         ids = self._codec.encode(entry) if isinstance(entry, str) else list(entry)
@@ -59,9 +52,21 @@ def passage(title, text):
 
 
 def make_episode(
-    name, question=None, *, reward=None, searches=0, answer=None, end=End.ANSWERED, failure="", sampled=2, observed=3
+    name,
+    question=None,
+    *,
+    reward=None,
+    searches=0,
+    answer=None,
+    end=End.ANSWERED,
+    cause=None,
+    failure="",
+    sampled=2,
+    observed=3,
 ):
     """Make an episode with `searches` executed searches and, unless its environment failed, a last turn without one."""
+    if end is End.ENVIRONMENT_FAILURE and cause is None:
+        cause = FailureCause.RETRIEVER
     search = SearchCall("query", ("p0",), (1.0,), 0.5)
     looking = Turn(
         tuple(range(sampled)),
@@ -75,4 +80,4 @@ def make_episode(
     last = Turn(tuple(range(sampled)), (-0.5,) * sampled, "", Action(ActionKind.ANSWER, answer or "x"), 0)
     turns = (looking,) * searches + (() if end is End.ENVIRONMENT_FAILURE else (last,))
     question = question or Question("q", "?", ("gold",))
-    return Trajectory(name, question, (1, 2), turns, end, answer=answer, reward=reward, failure=failure)
+    return Trajectory(name, question, (1, 2), turns, end, answer=answer, reward=reward, cause=cause, failure=failure)

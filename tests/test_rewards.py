@@ -21,7 +21,7 @@ def test_exact_match_rewards_an_accepted_answer(answer, reward):
     assert REWARDS["exact_match"](episode(answer)) == reward
 
 
-@pytest.mark.parametrize("end", [End.TURN_LIMIT, End.TRUNCATED, End.INVALID, End.ENVIRONMENT_FAILURE])
+@pytest.mark.parametrize("end", [End.TURN_LIMIT, End.TRUNCATED, End.INVALID, End.TIMED_OUT])
 def test_an_episode_without_an_answer_earns_nothing(end):
     assert REWARDS["exact_match"](episode(None, end=end)) == 0.0
 

@@ -10,12 +10,16 @@ from agentrl.types import (
     Action,
     ActionKind,
     End,
+    EnvironmentFailure,
+    FailureCause,
     GroupError,
     Question,
     SearchCall,
     Trajectory,
     TrajectoryGroup,
     Turn,
+    check_failures,
+    count_failures,
 )
 
 QUESTION = Question("q", "?", ("!",))
@@ -70,8 +74,59 @@ def test_only_executed_searches_count():
     assert whole.adapter_versions == (3, 4)
 
 
-def test_only_a_failed_environment_makes_an_episode_invalid():
-    assert [end for end in End if not episode("t", end=end).valid] == [End.ENVIRONMENT_FAILURE]
+def failed(name, cause, question=QUESTION, failure="gone"):
+    return Trajectory(name, question, (9, 9), (), End.ENVIRONMENT_FAILURE, cause=cause, failure=failure)
+
+
+def too_long(name, question=QUESTION):
+    return Trajectory(name, question, (), (), End.PROMPT_TOO_LONG, failure=f"the prompt of {question.id} is too long")
+
+
+def test_only_what_is_not_the_policys_doing_makes_an_episode_invalid():
+    ends = {
+        end: failed("t", FailureCause.ENGINE) if end is End.ENVIRONMENT_FAILURE else episode("t", end=end)
+        for end in End
+    }
+    assert [end for end, made in ends.items() if not made.valid] == [End.PROMPT_TOO_LONG, End.ENVIRONMENT_FAILURE]
+
+
+@pytest.mark.parametrize("end", End)
+def test_an_environment_failure_has_a_cause_and_nothing_else_has(end):
+    wrong = None if end is End.ENVIRONMENT_FAILURE else FailureCause.CODE
+    with pytest.raises(ValueError, match=r"episode t: end .* and cause .* do not go together"):
+        Trajectory("t", QUESTION, (), (), end, cause=wrong)
+
+
+@given(st.lists(st.sampled_from([None, *FailureCause])))
+def test_every_failure_is_counted_once_under_its_cause(causes):
+    made = [episode(str(i)) if cause is None else failed(str(i), cause) for i, cause in enumerate(causes)]
+    counts = count_failures([*made, too_long("long")])
+    assert counts == {cause: causes.count(cause) for cause in FailureCause}
+
+
+def test_more_failures_than_allowed_are_an_error_that_counts_the_causes_and_quotes_the_first():
+    made = [
+        episode("a"),
+        failed("b", FailureCause.TIMEOUT, OTHER, "too slow"),
+        failed("c", FailureCause.RETRIEVER),
+        failed("d", FailureCause.RETRIEVER),
+    ]
+    with pytest.raises(
+        EnvironmentFailure,
+        match=r"^3 of 4 episodes failed \(retriever 2, timeout 1\), .*max_failed_share 0\.5 .* question other: too slow$",
+    ):
+        check_failures(made, 0.5)
+    check_failures(made, 0.75)
+
+
+def test_prompts_that_are_too_long_are_no_failures_unless_nothing_else_is_left():
+    check_failures([episode("a"), too_long("b"), too_long("c")], 0.0)
+    with pytest.raises(
+        EnvironmentFailure, match=r"none of 2 episodes can be used; .* question other: the prompt of other is too long"
+    ):
+        check_failures([too_long("b", OTHER), too_long("c")], 0.5)
+    with pytest.raises(EnvironmentFailure, match="none of 2 episodes can be used"):
+        check_failures([too_long("b"), failed("c", FailureCause.CODE)], 0.5)
 
 
 def test_a_reward_makes_a_new_episode_and_leaves_the_old():

@@ -13,7 +13,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from agentrl.types import End, EngineDied, EnvironmentFailure, Question, Trajectory
+from agentrl.types import End, EngineDied, EnvironmentFailure, FailureCause, Question, Trajectory
 
 Request = tuple[Question, Sequence[str]]
 """A question and the ids of its episodes."""
@@ -292,6 +292,14 @@ def _failure(reference: Any) -> _Failure | None:
 def _failed(request: Request, problem: str) -> list[Trajectory]:
     question, episode_ids = request
     return [
-        Trajectory(name, question, (), (), End.ENVIRONMENT_FAILURE, failure=f"its worker failed every time: {problem}")
+        Trajectory(
+            name,
+            question,
+            (),
+            (),
+            End.ENVIRONMENT_FAILURE,
+            cause=FailureCause.WORKER,
+            failure=f"its worker failed every time: {problem}",
+        )
         for name in episode_ids
     ]

@@ -16,7 +16,7 @@ from agentrl.agent.episode import Agent
 from agentrl.config import AgentConfig
 from agentrl.engines.base import Generation, Sampling
 from agentrl.scores import normalize_answer
-from agentrl.types import ActionKind, End, Question, Trajectory
+from agentrl.types import ActionKind, End, EnvironmentFailure, FailureCause, Question, Trajectory
 from retrievers.base import Retriever
 
 # How often each structure is tried; a structure that the passages do not support is not written.
@@ -60,6 +60,9 @@ async def write_demonstrations(
     """Write up to `count` demonstrations, at most one for each question, in an order drawn from `seed`.
 
     Questions need `metadata["supporting_titles"]` in hop order for more than a search by the question itself.
+
+    Raises:
+        EnvironmentFailure: if retriever or protocol raise what they do not document.
     """
     rng = random.Random(seed)
     order = list(questions)
@@ -156,4 +159,8 @@ async def _play(
     question: Question, turns: Sequence[str], config: AgentConfig, codec: Codec, retriever: Retriever, k: int
 ) -> Trajectory:
     agent = Agent(config, codec, _Script(turns, codec), retriever, k)
-    return await agent.run(question, f"demonstration/{question.id}", temperature=1.0, seed=0, timeout=120.0)
+    played = await agent.run(question, f"demonstration/{question.id}", temperature=1.0, seed=0, timeout=120.0)
+    if played.cause is FailureCause.CODE:
+        # A fault of the code would leave out one question after the other.
+        raise EnvironmentFailure(f"the demonstration of question {question.id} failed: {played.failure}")
+    return played

@@ -15,7 +15,7 @@ from agentrl.advantages.episodes import episode_advantages, episode_strata, leng
 from agentrl.advantages.schedule import Options, StratumRewards
 from agentrl.config import Config
 from agentrl.data.stream import QuestionStream
-from agentrl.types import AgentRLError, Question, Trajectory, TrajectoryGroup, check_failures
+from agentrl.types import AgentRLError, Question, Trajectory, TrajectoryGroup, check_failures, count_failures
 
 if TYPE_CHECKING:
     from agentrl.rollout.pool import RolloutPool
@@ -218,8 +218,8 @@ def _stratum_rewards(metrics: Mapping[str, float]) -> dict[str, StratumRewards]:
 def batch_metrics(
     trajectories: Sequence[Trajectory], strata: Sequence[Hashable], group_numbers: Sequence[int]
 ) -> dict[str, float]:
-    """Describe a batch: reward, searches, shares of ends and strata, tokens (counts), mean log-probability of the
-    model's tokens in all episodes and in those of reward 1.
+    """Describe a batch: reward, searches, shares of ends and strata, environment failures of each cause and tokens (counts),
+    mean log-probability of the model's tokens in all episodes and in those of reward 1.
 
     Shares are of all episodes; reward, searches and strata are over those whose environment did not fail.
     """
@@ -240,6 +240,7 @@ def batch_metrics(
         / max(1, sum(len(t.searches) for t in trajectories)),
     }
     metrics |= {f"ends/{end}": number / count for end, number in sorted(ends.items())}
+    metrics |= {f"failures/{cause}": float(number) for cause, number in count_failures(trajectories).items()}
     correct = [t for t, _ in valid if t.reward == 1.0]
     if correct:
         metrics["logprobs/correct_mean"] = sum(sum(t.logprobs) for t in correct) / sum(map(length, correct))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from agentrl.advantages import STRATIFIERS, AdvantageError, get_stratifier, label
 from agentrl.advantages.episodes import anchors, episode_strata, length, turn_rewards
 from agentrl.advantages.strata import OTHER, cap_strata
-from agentrl.types import Action, ActionKind, End, Question, SearchCall, Trajectory, Turn
+from agentrl.types import Action, ActionKind, End, FailureCause, Question, SearchCall, Trajectory, Turn
 
 
 def turn(kind, passages=None, observation=""):
@@ -31,7 +31,8 @@ INVALID = turn(ActionKind.INVALID)
 
 def episode(*turns, answer="Lima", end=End.ANSWERED, gold=("p2",)):
     question = Question("q1", "?", ("Lima", "the city of Lima"), metadata={"gold_passage_ids": list(gold)})
-    return Trajectory("e1", question, (5, 6), turns, end, answer=answer)
+    cause = FailureCause.RETRIEVER if end is End.ENVIRONMENT_FAILURE else None
+    return Trajectory("e1", question, (5, 6), turns, end, answer=answer, cause=cause)
 
 
 def key(name, *turns, **fields):

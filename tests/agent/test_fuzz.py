@@ -255,6 +255,7 @@ def test_no_id_of_an_episode_changes(chat_codec, name):
         for _ in range(-(-EPISODES // len(KINDS))):
             script = [sampled(rng, codec, name) for _ in range(8)]
             episode = await play(script)
+            assert episode.valid, episode.failure
             context = list(episode.prompt_ids)
             for turn, said, handed, asked in zip(
                 episode.turns, script, agent.engine.prompts, agent.engine.samplings, strict=False

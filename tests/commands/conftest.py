@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from fakes import make_episode
 
-from agentrl.types import End
+from agentrl.types import End, FailureCause
 
 
 @pytest.fixture
@@ -47,7 +47,16 @@ def sampled(monkeypatch):
             ]
             if asked.get("broken"):
                 groups = [
-                    [dataclasses.replace(t, end=End.ENVIRONMENT_FAILURE, reward=None, failure="gone") for t in group]
+                    [
+                        dataclasses.replace(
+                            t,
+                            end=End.ENVIRONMENT_FAILURE,
+                            cause=FailureCause.RETRIEVER,
+                            reward=None,
+                            failure="gone",
+                        )
+                        for t in group
+                    ]
                     for group in groups
                 ]
             on_done(sum(map(len, groups)))

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from agentrl.commands.show import episode, show_files
 from agentrl.runs import RunError, write_trajectories
-from agentrl.types import Action, ActionKind, End, Question, SearchCall, Turn
+from agentrl.types import Action, ActionKind, End, FailureCause, Question, SearchCall, Turn
 
 QUESTION = Question("demo:1", "Who painted [bold]The Night Watch[/]?", ("Rembrandt", "Rembrandt van Rijn"))
 
@@ -79,7 +79,7 @@ def test_a_search_beyond_the_limit_was_not_executed():
 
 def test_a_failed_episode_says_why():
     assert "reward none environment_failure gone" in lines(
-        make(end=End.ENVIRONMENT_FAILURE, answer=None, reward=None, failure="gone")
+        make(end=End.ENVIRONMENT_FAILURE, cause=FailureCause.RETRIEVER, answer=None, reward=None, failure="gone")
     )
 
 

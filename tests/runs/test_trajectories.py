@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentrl.runs import RunError, append_trajectories, read_trajectories, write_trajectories
-from agentrl.types import Action, ActionKind, End, Question, SearchCall, Trajectory, Turn
+from agentrl.types import Action, ActionKind, End, FailureCause, Question, SearchCall, Trajectory, Turn
 
 # Any code points, lone surrogates and line separators too: passages and byte-level tokenizers give such text.
 anything = st.text(st.characters(codec=None, categories=None), max_size=12)
@@ -45,13 +45,16 @@ turns = st.builds(
     observation_ids=ids,
     observation=anything,
 )
+ends = st.tuples(st.sampled_from(End), st.sampled_from(FailureCause)).map(
+    lambda drawn: {"end": drawn[0], "cause": drawn[1] if drawn[0] is End.ENVIRONMENT_FAILURE else None}
+)
 episodes = st.builds(
-    Trajectory,
+    lambda ended, **rest: Trajectory(**ended, **rest),
+    ended=ends,
     id=anything,
     question=questions,
     prompt_ids=ids,
     turns=st.lists(turns, max_size=3).map(tuple),
-    end=st.sampled_from(End),
     answer=st.none() | anything,
     reward=st.none() | numbers,
     failure=anything,

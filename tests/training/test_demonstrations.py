@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from agentrl.config import AgentConfig
 from agentrl.scores import exact_match, normalize_answer
 from agentrl.training.demonstrations import write_demonstrations
-from agentrl.types import ActionKind, End, Question
+from agentrl.types import ActionKind, End, EnvironmentFailure, Question
 
 CONFIG = AgentConfig(instruction="", max_turns=3, max_turn_tokens=120)
 ELBE = passage("Elbe", "The Elbe ends at Cuxhaven, in Lower Saxony.")
@@ -110,6 +110,16 @@ def test_a_question_without_titles_is_searched_for_by_itself(codec):
 def test_a_failing_retriever_leaves_only_what_needs_none(codec):
     demonstrations = write(codec, [one_hop(n) for n in range(20)], retriever=PassageRetriever(error="index lost"))
     assert all(not d.searches for d in demonstrations)
+
+
+class Faulty:
+    async def search(self, queries, k):
+        raise ZeroDivisionError
+
+
+def test_a_fault_of_the_code_is_an_error_and_not_a_question_less(codec):
+    with pytest.raises(EnvironmentFailure, match=r"the demonstration of question .* failed: ZeroDivisionError"):
+        write(codec, [one_hop(number) for number in range(20)], retriever=Faulty())
 
 
 @pytest.mark.parametrize("text", ["?", "what does </search> close?", "why " * 200])

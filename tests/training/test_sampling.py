@@ -156,6 +156,9 @@ def test_failed_episodes_have_no_advantage_and_stand_in_no_mean():
     assert [advantage > 0 for advantage in batch.advantages] == [True, False, False, True]
     assert batch.metrics["reward/mean"] == pytest.approx(2 / 3)
     assert batch.metrics["ends/environment_failure"] == 0.25
+    causes = {name: value for name, value in batch.metrics.items() if name.startswith("failures/")}
+    assert causes.pop("failures/retriever") == 1.0
+    assert set(causes.values()) == {0.0}
     assert batch.metrics["advantages/excluded"] == 1.0
     assert batch.metrics["episodes"] == 4.0
     assert batch.metrics["strata/0/share"] == 1.0
@@ -176,7 +179,7 @@ def test_too_many_failures_stop_the_run_with_the_first_and_are_recorded():
         return failed(name, question, f"failure {number}") if number else make_episode(name, question, reward=1.0)
 
     sample, _, batches, _ = sampler(make)
-    with pytest.raises(EnvironmentFailure, match=r"3 of 4 episodes failed, .*max_failed_share 0\.5 .*: failure 1$"):
+    with pytest.raises(EnvironmentFailure, match=r"3 of 4 episodes failed .*max_failed_share 0\.5 .*: failure 1$"):
         sample(4)
     assert len(batches) == 1
 
@@ -361,15 +364,17 @@ def test_the_log_probability_of_correct_episodes_is_reported_apart():
     assert "logprobs/correct_mean" not in batch_metrics([wrong], [0], [0])
 
 
+INVALID = (End.ENVIRONMENT_FAILURE, End.PROMPT_TOO_LONG)
+
 batches = st.lists(
     st.tuples(st.sampled_from(End), st.integers(0, 3), st.sampled_from([0.0, 1.0]), st.integers(0, 2)), min_size=1
-).filter(lambda rows: any(end is not End.ENVIRONMENT_FAILURE for end, *_ in rows))
+).filter(lambda rows: any(end not in INVALID for end, *_ in rows))
 
 
 @given(batches)
 def test_shares_sum_to_one_and_means_follow_from_the_strata(rows):
     episodes = [
-        make_episode(str(i), end=end, searches=searches, reward=None if end is End.ENVIRONMENT_FAILURE else reward)
+        make_episode(str(i), end=end, searches=searches, reward=None if end in INVALID else reward)
         for i, (end, searches, reward, _) in enumerate(rows)
     ]
     metrics = batch_metrics(episodes, [len(e.searches) for e in episodes], [group for *_, group in rows])

@@ -16,7 +16,7 @@ from trl import GRPOTrainer
 from agentrl.training.batch import batch_tensors, spread_over_tokens
 from agentrl.training.sampling import ScoredBatch
 from agentrl.training.trainer import StratifiedTrainer, grpo_config
-from agentrl.types import Action, ActionKind, End, Question, Trajectory, Turn
+from agentrl.types import Action, ActionKind, End, FailureCause, Question, Trajectory, Turn
 
 VOCABULARY = 300
 LOSSES = ["grpo", "bnpo", "dr_grpo", "dapo"]
@@ -174,7 +174,9 @@ def test_tokens_of_the_environment_do_not_touch_the_gradient_as_targets(tmp_path
 def test_an_episode_whose_environment_failed_adds_nothing_to_loss_or_normaliser(tmp_path, tokenizer):
     rng = random.Random(3)
     good = make_trajectories(2, rng)
-    failed = Trajectory("x", good[0].question, good[0].prompt_ids, (), End.ENVIRONMENT_FAILURE, failure="retriever")
+    failed = Trajectory(
+        "x", good[0].question, good[0].prompt_ids, (), End.ENVIRONMENT_FAILURE, cause=FailureCause.RETRIEVER
+    )
     tensors = batch_tensors([*good, failed], pad_id=0)
     assert tensors["tool_mask"][2].sum() == 0
     trainer = make_trainer(tmp_path, tokenizer, ScoredBatch([*good, failed], [1.0, -1.0, 0.0], {}), 3)
@@ -373,7 +375,7 @@ def test_a_mean_over_tokens_does_not_depend_on_the_micro_batches(tmp_path, token
 
 def test_an_episode_that_failed_after_its_first_turn_is_not_trained_even_if_the_batch_says_so():
     good, failed = make_trajectories(2, random.Random(21))
-    failed = dataclasses.replace(failed, end=End.ENVIRONMENT_FAILURE, reward=None)
+    failed = dataclasses.replace(failed, end=End.ENVIRONMENT_FAILURE, cause=FailureCause.RETRIEVER, reward=None)
     mask = batch_tensors([good, failed], 0, trained=[True, True])["tool_mask"]
     assert mask.sum(1).tolist() == [sum(good.action_mask), 0]
 
