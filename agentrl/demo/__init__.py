@@ -1,1 +1,1 @@
-"""The demo world: passages and questions about real countries and cities."""
+"""The demo world: passages and questions about real countries and cities. It needs the extra `agentrl[demo]`."""

@@ -1,97 +1,96 @@
-"""The sentences of the demo's world: passages and questions written from facts, in a wording chosen per entity."""
+"""The passages of the demo's world, each a few sentences on one place, in a wording chosen for the place."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
-from agentrl.demo.facts import City, Country, Fact, Province
+from agentrl.demo.facts import City, Country, Province, World, mentions
 
 Choose = Callable[[Sequence[str]], str]
+"""Picks one of several wordings."""
 
-RELATIONS: Mapping[str, tuple[str, ...]] = {
-    "capital": (
-        "What is the capital of {c}?",
-        "Which city is the capital of {c}?",
-        "What is the name of the capital city of {c}?",
-    ),
-    "currency": (
-        "What is the currency of {c}?",
-        "Which currency is used in {c}?",
-        "What money do people pay with in {c}?",
-        "Which currency would a visitor to {c} need?",
-    ),
-    "language": (
-        "What is the main language of {c}?",
-        "Which language is the main one in {c}?",
-        "What language is mainly spoken in {c}?",
-    ),
-    "calling_code": (
-        "What is the telephone calling code of {c}?",
-        "Which international dialling code does {c} have?",
-        "With which country code do calls to {c} from abroad start?",
-    ),
-    "tld": (
-        "What is the internet domain of {c}?",
-        "Which top-level internet domain belongs to {c}?",
-        "What is the country code domain of {c} on the internet?",
-    ),
-}
-"""Questions about a country, by the fact that they ask for; `{c}` is its name or a description of it."""
 
-VIA_CITY = (
-    "the country in which {city} lies",
-    "the country where the city of {city} is",
-    "the country that {city} belongs to",
-    "the country that has {city} among its cities",
-)
-VIA_PROVINCE = (
-    "the country that has the {kind} of {province}",
-    "the country to which the {kind} of {province} belongs",
-    "the country where {province} is a {kind}",
-)
-VIA_NEIGHBOUR = (
-    "the only country that borders {c}",
-    "the only land neighbour of {c}",
-    "the single country with which {c} shares a land border",
-)
-CITY_COUNTRY = (
-    "In which country is {city}?",
-    "Which country does the city of {city} belong to?",
-    "{city} is a city in which country?",
-    "In what country does {city} lie?",
-)
-CITY_PROVINCE = (
-    "In which {kind} of its country does {city} lie?",
-    "Which {kind} does the city of {city} belong to?",
-    "{city} is a city in which {kind}?",
-)
-PROVINCE_COUNTRY = (
-    "Which country has the {kind} of {province}?",
-    "{province} is a {kind} of which country?",
-    "To which country does the {kind} of {province} belong?",
-)
-PROVINCE_CODE = (
-    "What is the ISO 3166-2 code of the {kind} of {province}?",
-    "Which ISO 3166-2 code does {province}, a {kind}, have?",
-)
-CITY_PROVINCE_CODE = (
-    "What is the ISO 3166-2 code of the {kind} in which {city} lies?",
-    "Which ISO 3166-2 code does the {kind} that {city} belongs to have?",
-)
-ONLY_NEIGHBOUR = (
-    "Which is the only country that borders {c}?",
-    "Which country is the only land neighbour of {c}?",
-    "With which single country does {c} share a land border?",
-)
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A passage of the corpus."""
+
+    id: str
+    title: str
+    text: str
+
+    def states(self, forms: Iterable[str]) -> bool:
+        """Return whether one of the forms of a fact stands in the passage."""
+        return any(mentions(f"{self.title} {self.text}", form) for form in forms)
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """The passages, by what they are about: a country's code and a topic, a province's code, or a city's name."""
+
+    countries: dict[tuple[str, str], Passage]
+    provinces: dict[str, Passage]
+    cities: dict[str, Passage]
+
+    @property
+    def passages(self) -> list[Passage]:
+        return [*self.countries.values(), *self.provinces.values(), *self.cities.values()]
 
 
 def chooser(seed: int, key: str) -> Choose:
-    """Return a function that picks from a sequence, always alike for one seed and key."""
+    """Return a function that picks from a sequence; the same seed and key give the same picks."""
     return random.Random(f"{seed}:{key}").choice
 
 
-def country_passage(
+def write_passages(world: World, seed: int) -> Library:
+    """Write a passage on every city and province, and up to three on every country: place, money and telephone."""
+    countries: dict[tuple[str, str], tuple[str, str]] = {}
+    for code, country in world.countries.items():
+        choose = chooser(seed, code)
+        neighbours, only = _shown_neighbours(world, country, seed)
+        countries[code, "place"] = _country_passage(country, neighbours, only, choose)
+        money, telephone = _money_passage(country, choose), _telephone_passage(country, choose)
+        countries |= {(code, "money"): money} if money else {}
+        countries |= {(code, "telephone"): telephone} if telephone else {}
+    provinces = {
+        code: _province_passage(province, world.countries[province.country], chooser(seed, code))
+        for code, province in world.provinces.items()
+    }
+    cities = {
+        city.name: _city_passage(
+            city,
+            world.countries[city.country],
+            world.provinces.get(city.province or ""),
+            chooser(seed, city.name),
+        )
+        for city in world.cities
+    }
+    # Ids are dealt at random so that they say nothing about what a passage holds.
+    count = len(countries) + len(provinces) + len(cities)
+    numbers = iter(random.Random(f"{seed}:passages").sample(range(count), count))
+    return Library(
+        countries={key: Passage(f"demo{next(numbers):05d}", *written) for key, written in countries.items()},
+        provinces={key: Passage(f"demo{next(numbers):05d}", *written) for key, written in provinces.items()},
+        cities={key: Passage(f"demo{next(numbers):05d}", *written) for key, written in cities.items()},
+    )
+
+
+def _shown_neighbours(world: World, country: Country, seed: int) -> tuple[list[str], bool]:
+    """Return the neighbours that the passage of a country names, and whether there is only one.
+
+    A neighbour that borders this country alone is left out: a question may describe this country by that neighbour, and
+    the passage that holds the answer must not name what the question named.
+    """
+    if only := world.only_neighbour(country):
+        return [only.spoken], True
+    known = [world.countries[code] for code in country.neighbours if code in world.countries]
+    named = [neighbour.spoken for neighbour in known if len(neighbour.neighbours) > 1]
+    random.Random(f"{seed}:{country.code}:neighbours").shuffle(named)
+    return named[:3], False
+
+
+def _country_passage(
     country: Country, neighbours: Sequence[str], only_neighbour: bool, choose: Choose
 ) -> tuple[str, str]:
     """Return title and text of the passage on where a country lies, its capital and its neighbours."""
@@ -131,7 +130,7 @@ def country_passage(
     return country.name, _filled(sentences, f"Its codes in ISO 3166 are {country.code} and {country.alpha3}.")
 
 
-def money_passage(country: Country, choose: Choose) -> tuple[str, str] | None:
+def _money_passage(country: Country, choose: Choose) -> tuple[str, str] | None:
     """Return title and text of the passage on a country's currency and language, or None where neither is known."""
     name = country.spoken
     sentences = []
@@ -164,7 +163,7 @@ def money_passage(country: Country, choose: Choose) -> tuple[str, str] | None:
     return title, _filled(sentences, f"This is part of what a traveller to {name} may want to know before the journey.")
 
 
-def telephone_passage(country: Country, choose: Choose) -> tuple[str, str] | None:
+def _telephone_passage(country: Country, choose: Choose) -> tuple[str, str] | None:
     """Return title and text of the passage on a country's calling code and internet domain, or None without either."""
     name = country.spoken
     sentences = []
@@ -197,7 +196,7 @@ def telephone_passage(country: Country, choose: Choose) -> tuple[str, str] | Non
     return title, _filled(sentences, f"This is part of what a traveller to {name} may want to know before the journey.")
 
 
-def province_passage(province: Province, country: Country, choose: Choose) -> tuple[str, str]:
+def _province_passage(province: Province, country: Country, choose: Choose) -> tuple[str, str]:
     """Return title and text of the passage on a province; the title tells it from another place of its name."""
     title = f"{province.name} ({province.kind})" if province.ambiguous else province.name
     name, kind, code = province.name, province.kind, province.code
@@ -214,7 +213,7 @@ def province_passage(province: Province, country: Country, choose: Choose) -> tu
     return title, text
 
 
-def city_passage(city: City, country: Country, province: Province | None, choose: Choose) -> tuple[str, str]:
+def _city_passage(city: City, country: Country, province: Province | None, choose: Choose) -> tuple[str, str]:
     """Return title and text of the passage on a city: where it is, how large, and which larger one is nearest."""
     home = f"the {province.kind} of {province.name}, {country.spoken}" if province else country.spoken
     people = _rounded(city.population)
@@ -247,11 +246,6 @@ def city_passage(city: City, country: Country, province: Province | None, choose
     north = f"{abs(city.latitude):.1f} degrees {'north' if city.latitude >= 0 else 'south'}"
     east = f"{abs(city.longitude):.1f} degrees {'east' if city.longitude >= 0 else 'west'}"
     return city.name, _filled(sentences, f"Its centre lies at about {north} and {east}.")
-
-
-def province_forms(province: Province) -> Fact:
-    """Return the accepted ways of naming a province."""
-    return province.name, f"{province.name} {province.kind}", f"{province.kind} of {province.name}"
 
 
 def _filled(sentences: list[str], filler: str) -> str:
