@@ -3,13 +3,15 @@
 import os
 import subprocess
 import sys
+from typing import get_args, get_origin
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
-from agentrl.config import ConfigError, load_config, packaged_configs, parse_config
+from agentrl.config import Config, ConfigError, load_config, packaged_configs, parse_config
+from agentrl.config.yaml12 import parse_yaml, write_yaml
 
 SMALL = """
 name: small
@@ -167,7 +169,7 @@ def test_a_config_that_is_not_there_is_named():
 
 def test_the_written_config_reads_back_as_the_same(small):
     config = load_config(small, ["training.learning_rate=3e-7", "seed=3", "data.root=/d"])
-    assert parse_config(yaml.safe_load(config.to_yaml()), source="again") == config
+    assert parse_config(parse_yaml(config.to_yaml()), source="again") == config
 
 
 @given(st.floats(1e-12, 1.0, exclude_min=True), st.floats(0, 1))
@@ -206,3 +208,164 @@ def test_reading_a_config_loads_neither_torch_nor_ray():
 def test_a_server_can_replace_the_index_of_a_config_on_the_command_line(small):
     changed = load_config(small, ["retriever.kind=http", "retriever.url=http://127.0.0.1:8000/retrieve"])
     assert changed.retriever.indexes == []
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("010", 10),
+        ("+3", 3),
+        ("0x10", "0x10"),
+        ("1_000", "1_000"),
+        ("1:30", "1:30"),
+        ("2026-11-27", "2026-11-27"),
+        ("on", "on"),
+        ("no", "no"),
+        ("true", True),
+        ("~", None),
+        ("", None),
+        (".5", 0.5),
+        ("1e-5", 1e-5),
+        ("1e5x", "1e5x"),
+    ],
+)
+def test_plain_values_mean_what_they_mean_in_yaml_1_2(text, value):
+    found = parse_yaml(f"a: {text}")["a"]
+    assert (found, type(found)) == (value, type(value))
+
+
+TREES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(st.dictionaries(st.text(), TREES))
+def test_what_is_written_as_yaml_is_read_back_as_the_same(tree):
+    assert parse_yaml(write_yaml(tree)) == tree
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("rollout: {group_size: 4}\n# later\nrollout: {workers: 2}", "`rollout` is set in line 3 and again in line 5"),
+        ("model: {path: a/b, path: c/d}", "`path` is set in line 3 and again in line 3"),
+        ("training:\n  steps: 4\n  'steps': 5", "`steps` is set in line 4 and again in line 5"),
+    ],
+)
+def test_a_key_that_is_set_twice_is_refused_with_both_lines(tmp_path, text, message):
+    path = tmp_path / "twice.yaml"
+    path.write_text(f"name: twice\nseed: 0\n{text}\n")
+    with pytest.raises(ConfigError, match=message):
+        load_config(str(path))
+
+
+def test_a_key_may_replace_one_that_is_merged_in(tmp_path):
+    path = tmp_path / "merged.yaml"
+    path.write_text("name: a\nmodel: &model {path: a/b, adapter: null}\nevaluation: {before: true}\n")
+    assert load_config(str(path)).model.path == "a/b"
+    assert parse_yaml("base: &b {x: 1, y: 2}\nown: {<<: *b, x: 3}")["own"] == {"x": 3, "y": 2}
+
+
+def test_a_file_in_another_encoding_is_named_with_the_byte(tmp_path):
+    path = tmp_path / "latin1.yaml"
+    path.write_bytes('name: latin\nmodel: {path: "mod\xe8le"}\n'.encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"latin1\.yaml: line 2: byte 0xe8 is not UTF-8 \(byte 31 of the file\)"):
+        load_config(str(path))
+
+
+FULL = [
+    "data.eval=[{path: nq/dev.jsonl}]",
+    "retriever.fuse=[{index: others}]",
+    "warmstart.sources=[{questions: q.jsonl, index: words, count: 1}]",
+]
+
+
+def numbers(model=Config, path=""):
+    """Yield the key of every number of the config; a list has one entry."""
+    for name, field in model.model_fields.items():
+        annotations = [field.annotation, *get_args(field.annotation)]
+        key = f"{path}{name}"
+        if float in annotations or int in annotations:
+            yield key
+        for inner in annotations:
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                yield from numbers(inner, f"{key}.0." if get_origin(field.annotation) is list else f"{key}.")
+
+
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan"])
+@pytest.mark.parametrize(
+    "key", [*numbers(), "advantages.options.alpha", "retriever.options.k1", "retriever.fuse.0.options.b"]
+)
+def test_every_number_is_finite(small, key, value):
+    with pytest.raises(ConfigError) as raised:
+        load_config(small, [*FULL, f"{key}={value}"])
+    section, _, option = key.partition(".options.")
+    assert f"  {section}{'.options' if option else ''}" in str(raised.value)
+    assert "finite number" in str(raised.value) or "valid integer" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("agent.instruction", "Use # for numbers", "Use # for numbers"),
+        ("agent.instruction", "Answer: briefly", "Answer: briefly"),
+        ("agent.instruction", "- be brief", "- be brief"),
+        ("agent.instruction", "{question} [now]", "{question} [now]"),
+        ("agent.instruction", '"Be brief.\\n"', "Be brief.\n"),
+        ("agent.instruction", "", None),
+        ("agent.instruction", '""', ""),
+        ("name", "1127", "1127"),
+        ("name", "2026-11-27", "2026-11-27"),
+        ("name", "on", "on"),
+        ("name", "010", "010"),
+        ("name", "1e5", "1e5"),
+        ("model.adapter", "null", None),
+        ("advantages.stratum", "[searches, end]", ["searches", "end"]),
+        ("advantages.stratum", "mine:stratifier", "mine:stratifier"),
+        ("advantages.options.anything", '"Use # for numbers"', "Use # for numbers"),
+        ("advantages.options.alpha", "{start: 1, end: 0}", {"start": 1, "end": 0}),
+        ("seed", "010", 10),
+        ("data.train.0.weight", "3.5", 3.5),
+    ],
+)
+def test_text_on_the_command_line_arrives_whole_and_numbers_are_decimal(small, key, value, expected):
+    config = load_config(small, [f"{key}={value}"])
+    found = config.model_dump()
+    for part in key.split("."):
+        found = found[int(part) if isinstance(found, list) else part]
+    assert (found, type(found)) == (expected, type(expected))
+    assert parse_config(parse_yaml(config.to_yaml()), source="again") == config
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), min_size=1))
+def test_any_text_on_the_command_line_arrives_whole_unless_it_is_quoted_or_null(tmp_path_factory, text):
+    path = tmp_path_factory.getbasetemp() / "any.yaml"
+    path.write_text(SMALL)
+    if text.lstrip().startswith(("'", '"')) or text in ("null", "~"):
+        return
+    assert load_config(str(path), [f"agent.instruction={text}"]).agent.instruction == text
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "retriever.options.header=Use # for numbers",
+        "retriever.options.header=# all of it",
+        "retriever.options.header=key: value",
+        "retriever.options.header=- item",
+        "seed=1 # one",
+        "seed=0x10",
+        "training.gradient_checkpointing=on",
+    ],
+)
+def test_what_yaml_would_drop_or_read_otherwise_is_refused(small, override):
+    with pytest.raises(ConfigError, match=r"in quotes|valid integer|must be true or false"):
+        load_config(small, [override])
+
+
+def test_text_in_a_file_that_yaml_takes_for_something_else_is_to_be_quoted(tmp_path):
+    path = tmp_path / "number.yaml"
+    path.write_text("name: 1127\nmodel: {path: true}\n")
+    with pytest.raises(ConfigError, match=r"name: must be text; put 1127 in quotes\n.*put true in quotes"):
+        load_config(str(path))

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agentrl.config import ConfigError
-from agentrl.config.loading import parse_yaml
+from agentrl.config.yaml12 import parse_value
 from retrievers.backends import (
     build_index,
     check_one_corpus,
@@ -47,7 +47,7 @@ def parse_options(given: Sequence[str]) -> dict[str, Any]:
         if not separator or not name:
             raise ConfigError(f"option {item!r}: write it as name=value, such as k1=1.2")
         try:
-            options[name] = parse_yaml(value)
+            options[name] = parse_value(value)
         except yaml.YAMLError as error:
             raise ConfigError(f"option {item!r}: the value is not valid YAML: {error}") from error
     return options

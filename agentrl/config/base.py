@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+import math
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from agentrl.types import AgentRLError
 
@@ -12,4 +15,18 @@ class ConfigError(AgentRLError):
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, strict=True, allow_inf_nan=False)
+
+
+def _check_finite(value: Any, key: str = "") -> Any:
+    """Raise ValueError for infinity and NaN anywhere in a tree of mappings and lists."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{key.lstrip('.')}: input should be a finite number")
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, item in items:
+        _check_finite(item, f"{key}.{name}")
+    return value
+
+
+PlugInOptions = Annotated[dict[str, Any], AfterValidator(_check_finite)]
+"""Options of something that the configuration only names; what takes them knows their types."""

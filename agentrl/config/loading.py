@@ -1,34 +1,21 @@
-"""Finding and reading a configuration: YAML, dotted overrides, and errors that name the key."""
+"""Finding and reading a configuration, with errors that name the key."""
 
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from agentrl.config.base import ConfigError
+from agentrl.config.overrides import apply_override, known_keys
 from agentrl.config.paths import missing_folders, packaged
 from agentrl.config.sections import Config
+from agentrl.config.yaml12 import parse_yaml
 from retrievers.names import did_you_mean
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-5 as a number, as YAML 1.2 does; PyYAML's YAML 1.1 takes it for a string."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-
-
-def parse_yaml(text: str) -> Any:
-    """Parse YAML in which 1e-5 is a number. Raises yaml.YAMLError."""
-    return yaml.load(text, _Loader)
 
 
 def packaged_configs() -> dict[str, Path]:
@@ -56,21 +43,18 @@ def find_config(name: str) -> Path:
 
 
 def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
-    """Read a config by path or packaged name and apply `a.b=value` overrides, whose values are YAML.
+    """Read a config by path or packaged name and apply overrides, see `agentrl.config.overrides`.
 
     Raises:
-        ConfigError: if the file is missing or not YAML, a key is unknown, a value has the wrong type, or the settings
-            contradict one another.
+        ConfigError: if the file is missing or not YAML, a key is unknown or set twice, a value has the wrong type, the
+            settings contradict one another, or the folder of a model or adapter is not there.
     """
     path = find_config(name)
-    try:
-        tree = parse_yaml(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    tree = _read(path)
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected a mapping of settings at the top, found {type(tree).__name__}")
     for override in overrides:
-        _apply_override(tree, override)
+        apply_override(tree, override)
     config = parse_config(tree, source=str(path))
     _check_folders(config, source=str(path))
     return config
@@ -102,6 +86,20 @@ def with_setting(config: Config, key: str, value: Any, source: str) -> Config:
     return changed
 
 
+def _read(path: Path) -> Any:
+    raw = path.read_bytes()
+    try:
+        return parse_yaml(raw.decode())
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise ConfigError(
+            f"{path}: line {line}: byte 0x{raw[error.start]:02x} is not UTF-8 (byte {error.start + 1} of the file); save the "
+            "file as UTF-8"
+        ) from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+
+
 def _check_folders(config: Config, source: str) -> None:
     if missing := list(missing_folders(config)):
         raise _problems(source, missing)
@@ -112,59 +110,18 @@ def _problems(source: str, problems: Iterable[str]) -> ConfigError:
     return ConfigError("\n".join([f"{source}: {len(lines)} problem(s) in the configuration", *lines]))
 
 
-def _apply_override(tree: dict[str, Any], override: str) -> None:
-    key, separator, value = override.partition("=")
-    if not separator or not key:
-        raise ConfigError(f"override {override!r}: write it as key=value, such as training.steps=8")
-    try:
-        parsed = parse_yaml(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: the value is not valid YAML: {error}") from error
-    *parents, last = key.split(".")
-    node: Any = tree
-    for depth, part in enumerate(parents):
-        node = _child(node, part, ".".join(parents[: depth + 1]), override)
-    if isinstance(node, list):
-        node[_position(node, last, key, override)] = parsed
-    else:
-        node[last] = parsed
-
-
-def _child(node: Any, part: str, path: str, override: str) -> Any:
-    if isinstance(node, list):
-        return node[_position(node, part, path, override)]
-    child = node.get(part)
-    if child is None:
-        child = node[part] = {}
-    if not isinstance(child, (dict, list)):
-        raise ConfigError(f"override {override!r}: `{path}` is a single value, not a section")
-    return child
-
-
-def _position(node: list[Any], part: str, path: str, override: str) -> int:
-    if not part.isdigit() or int(part) >= len(node):
-        raise ConfigError(f"override {override!r}: `{path}` must be an index from 0 to {len(node) - 1}")
-    return int(part)
-
-
 def _describe(problem: Any) -> str:
     location = problem["loc"]
     key = ".".join(str(part) for part in location) or "(top level)"
-    if problem["type"] == "extra_forbidden":
-        return f"{key}: unknown key{did_you_mean(str(location[-1]), _known_keys(location[:-1]))}"
-    if problem["type"] == "missing":
-        return f"{key}: missing; set it"
-    message = problem["msg"].removeprefix("Value error, ")
     given = problem["input"]
+    match problem["type"]:
+        case "extra_forbidden":
+            return f"{key}: unknown key{did_you_mean(str(location[-1]), known_keys(location[:-1]))}"
+        case "missing":
+            return f"{key}: missing; set it"
+        case "string_type" if isinstance(given, bool | int | float):
+            return f"{key}: must be text; put {str(given).lower()} in quotes"
+        case "bool_type":
+            return f"{key}: must be true or false (got {given!r})"
+    message = problem["msg"].removeprefix("Value error, ")
     return f"{key}: {message}" + ("" if isinstance(given, dict) else f" (got {given!r})")
-
-
-def _known_keys(location: Sequence[Any]) -> list[str]:
-    model: Any = Config
-    for part in location:
-        if isinstance(part, int):
-            continue
-        annotation = model.model_fields[part].annotation
-        candidates = [annotation, *getattr(annotation, "__args__", ())]
-        model = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
-    return list(model.model_fields)

@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from agentrl.config.base import Section
+from agentrl.config.base import PlugInOptions, Section
 from agentrl.config.paths import DataPath, IndexPath, ModelPath, model_path
 
 
@@ -53,7 +53,7 @@ class RetrieverConfig(Section):
 
     kind: Literal["index", "http", "object"] = "index"
     index: IndexPath | None = None
-    options: dict[str, Any] = Field(default_factory=dict)
+    options: PlugInOptions = Field(default_factory=dict)
     fuse: list[IndexConfig] = Field(default_factory=list)
     gpus: float = Field(0, ge=0)
     url: str | None = None

@@ -6,12 +6,12 @@ import os
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
 from pydantic import Field, field_validator, model_validator
 
-from agentrl.config.base import ConfigError, Section
+from agentrl.config.base import ConfigError, PlugInOptions, Section
 from agentrl.config.paths import AdapterPath, DataPath, IndexPath, LocalPath, ModelPath, absolute
 from agentrl.config.retriever import RetrieverConfig
+from agentrl.config.yaml12 import write_yaml
 
 
 class LoraSettings(Section):
@@ -174,7 +174,7 @@ class RolloutConfig(Section):
     group_size: int = Field(8, ge=2)
     questions_per_step: int = Field(2, ge=1)
     episode_timeout_seconds: float = Field(300.0, gt=0)
-    max_failed_share: float = Field(0.5, ge=0, lt=1)
+    max_failed_share: float = Field(0.1, ge=0, lt=1)
     max_failures: int = Field(5, ge=0)
     failure_window_seconds: float = Field(600.0, gt=0)
     max_staleness: int = Field(0, ge=0)
@@ -211,7 +211,7 @@ class AdvantagesConfig(Section):
     stratum: str | list[str] = "searches"
     max_strata: int | None = Field(None, ge=2)
     scope: Literal["prompt", "batch"] = "prompt"
-    options: dict[str, Any] = Field(default_factory=dict)
+    options: PlugInOptions = Field(default_factory=dict)
     selection: SelectionConfig = SelectionConfig()
 
     @model_validator(mode="after")
@@ -315,7 +315,7 @@ class Config(Section):
     """Everything that a run depends on. `cpu_config` names the config to use instead where there is no GPU."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     run_dir: LocalPath = "runs"
     device: Literal["cpu", "cuda"] = "cpu"
     cpu_config: str | None = None
@@ -359,4 +359,4 @@ class Config(Section):
             raise ConfigError(f"config {self.name!r}: this command needs the section `{missing[0]}`, which is missing")
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return write_yaml(self.model_dump(mode="json"))

@@ -26,7 +26,7 @@ def write_index(folder, corpus_sha256):
 
 
 def test_options_are_read_as_a_config_is():
-    given = ["k1=1e-1", "b=0.5", "threads=2", "rm3=on", "heap=2g", "model="]
+    given = ["k1=1e-1", "b=0.5", "threads=2", "rm3=true", "heap=2g", "model="]
     expected = {"k1": 0.1, "b": 0.5, "threads": 2, "rm3": True, "heap": "2g", "model": None}
     assert parse_options(given) == expected
     assert type(parse_options(["k1=1e2"])["k1"]) is float

@@ -229,7 +229,9 @@ def test_weights_that_the_optimizer_had_begun_to_change_are_not_kept(model, tmp_
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(torch.optim.AdamW, "step", out_of_memory)
-    with pytest.raises(TrainingFailed, match=r"out of memory; the step under way had begun .* is not kept; there is no"):
+    with pytest.raises(
+        TrainingFailed, match=r"out of memory; the step under way had begun .* is not kept; there is no"
+    ):
         run(config, ScriptedPool())
     assert RunFolder(config.folder).latest_checkpoint() is None
 
