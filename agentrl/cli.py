@@ -152,7 +152,7 @@ def rollout(
     if out is None and not show:
         raise AgentRLError("give --out FILE.jsonl.zst to keep the episodes, --show to read them, or both")
     from agentrl.commands.rollout import run_rollout, summary
-    from agentrl.commands.show import episode
+    from agentrl.commands.show import show_episodes
     from agentrl.display import RunDisplay
 
     settings = _load(config, arguments)
@@ -169,7 +169,7 @@ def rollout(
         )
     if show:
         for group in groups:
-            console.print(*map(episode, group))
+            show_episodes(group, console)
     console.print(summary(settings, groups))
     if out is not None:
         console.print(f"episodes    {out}", highlight=False, markup=False, soft_wrap=True)

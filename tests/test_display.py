@@ -8,7 +8,7 @@ from rich.console import Console
 
 from agentrl.advantages import compute
 from agentrl.display import RunDisplay, evaluation_table, strata_shares
-from agentrl.evaluation.run import Evaluation, score
+from agentrl.evaluation.run import Evaluation, SetResult, score
 from agentrl.progress import Progress
 from agentrl.types import End, Question
 
@@ -119,6 +119,30 @@ def test_failed_questions_are_shown():
     assert any(
         "1 (+2 failed)" in line for line in printed(evaluation_table("t", {"greedy": evaluation("gold", failures=2)}))
     )
+
+
+def test_failed_questions_are_shown_with_their_cause():
+    lines = printed(evaluation_table("t", {"greedy": evaluation("gold", failures=2)}))
+    assert lines[-1].strip() == "nq, greedy: 1 (+2 failed): retriever 2"
+
+
+def test_evaluations_fit_80_columns_and_nothing_is_cut():
+    ends = {"answered": 0.91, "turn_limit": 0.05, "truncated": 0.02, "timed_out": 0.02}
+    result = SetResult("2wikimultihopqa-dev", 1500, 3, 0.4, 0.387, 0.437, 0.5, 1.84, ends, {"retriever": 3})
+    table = evaluation_table("t", dict.fromkeys(("before", "after"), Evaluation((result, result), ())))
+    lines = printed(table, width=80)
+    assert max(map(len, lines)) <= 80
+    text = "\n".join(lines)
+    assert "…" not in text
+    for value in (
+        "0.387 to 0.437",
+        "answered 91 %,",
+        "turn_limit 5 %,",
+        "timed_out 2 %",
+        "1500 (+3 failed): retriever 3",
+    ):
+        assert value in text
+    assert "".join(line[:15].strip() for line in lines).count(result.dataset) == 4
 
 
 def test_an_evaluation_that_was_not_made_is_left_out():

@@ -21,9 +21,9 @@ def run_evaluation(
     out: Path | None,
     on_progress: Callable[[Progress], None],
 ) -> Evaluation:
-    """Evaluate `adapter` (default: the config's) greedily over `files` (default: `data.eval`), the first `limit` of each.
+    """Evaluate `adapter` (default: the config's) greedily over the first `limit` questions of each file.
 
-    Writes scores.json and trajectories.jsonl.zst into the new folder `out`.
+    The files are `files`, or the sets of `data.eval`. scores.json and trajectories.jsonl.zst go into the new folder `out`.
 
     Raises:
         AgentRLError, RetrieverError: for missing or unsound inputs.

@@ -1,4 +1,4 @@
-"""What the commands that only run a policy share: its adapter, its questions, and the engines that hold it."""
+"""What the commands that only run a policy share: checking what they are given, and the engines that hold the policy."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ def with_adapter(config: Config, adapter: str | None) -> Config:
 def prepare(
     config: Config, adapter: str | None, files: Sequence[str], limit: int | None, purpose: str
 ) -> tuple[Config, list[Question]]:
-    """Return the config with `adapter` and the questions, once all that can be checked before a start is sound.
+    """Check adapter, questions and index before anything starts; return the config with `adapter`, and the questions.
 
-    The questions are those of `files`, or without any of `data.eval`; of each all, or the first `limit`. `purpose` says
-    in an error what there are no questions to do.
+    The questions are all of each of `files`, or the first `limit` of each; without files, those of `data.eval`. `purpose`
+    completes the error "nothing to …" where there is no question. What a config names by import path was checked when it
+    was loaded.
 
     Raises:
         AgentRLError, RetrieverError: for missing or unsound inputs.
@@ -51,7 +52,7 @@ def started(config: Config, on_progress: Callable[[Progress], None]) -> Iterator
     Raises:
         AgentRLError, RetrieverError: if a part does not start, or the adapter is unsound.
     """
-    # Ray takes seconds to import, and most mistakes are found without it.
+    # Ray takes seconds to import, and most mistakes are found before it is needed.
     from agentrl.rollout.cluster import cluster
 
     start = adapter_folder(config)

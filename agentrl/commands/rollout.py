@@ -33,10 +33,10 @@ def run_rollout(
     out: Path | None,
     on_progress: Callable[[Progress], None],
 ) -> list[list[Trajectory]]:
-    """Sample `samples` episodes (default: rollout.group_size) for each question and return them by question.
+    """Sample `samples` episodes (default: rollout.group_size) for each question and return them, one list a question.
 
-    `files` (default: `data.eval`) give the questions, the first `limit` of each; `adapter` and `temperature` stand in
-    for the config's own. The new file `out` is written as soon as the last episode is done.
+    The questions are the first `limit` of each of `files`, or of each set of `data.eval`. `adapter` and `temperature`
+    replace the config's own. The new file `out` is written as soon as the last episode is done.
 
     Raises:
         AgentRLError, RetrieverError: for missing or unsound inputs, or too many failed episodes.
@@ -69,8 +69,8 @@ def run_rollout(
 def summary(config: Config, groups: Sequence[Sequence[Trajectory]]) -> Group:
     """Describe sampled groups: counts, reward, searches, ends, and the strata as the config's estimator sees them.
 
-    The reward's 95 % interval (Wilson's, where all rewards are 0 or 1) takes episodes for independent ones. Those of one
-    question are alike, so it says how well this sample's mean is known for these questions, not for others.
+    Where all rewards are 0 or 1, the mean reward has a 95 % interval (Wilson's), which takes episodes as independent.
+    Episodes of one question are alike, so the interval speaks of these questions and not of others.
     """
     everyone = [trajectory for group in groups for trajectory in group]
     valid = [t for t in everyone if t.valid and t.reward is not None]
@@ -80,6 +80,9 @@ def summary(config: Config, groups: Sequence[Sequence[Trajectory]]) -> Group:
     rows.add_row(
         "episodes", f"{len(everyone)} for {len(groups)} question(s)" + (f", {failed} failed" if failed else "")
     )
+    if failed:
+        causes = Counter(str(t.cause or t.end) for t in everyone if not t.valid)
+        rows.add_row("failures", ", ".join(f"{cause} {count}" for cause, count in causes.most_common()))
     if valid:
         rows.add_row("reward", _reward([float(t.reward or 0) for t in valid]))
         rows.add_row("searches", f"{sum(len(t.searches) for t in valid) / len(valid):.2f} an episode")

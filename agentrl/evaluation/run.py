@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 from agentrl.scores import exact_match, f1, wilson
@@ -16,11 +16,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SetResult:
-    """Scores of one question set over its `n` answered-for questions.
+    """Scores of one question set.
 
-    `em_low` and `em_high` bound exact match with 95 % confidence (Wilson's interval); `searches` is the mean number of
-    executed searches a question; `ends` holds the share of each way of ending. Questions whose environment failed are
-    in `failed` alone.
+    Attributes:
+        dataset: the name of the set.
+        n: how many questions have a score; all numbers but `failed` and `causes` are over these.
+        failed: how many have none, since their environment failed or their prompt was too long.
+        em, f1: means of exact match and token F1, from 0 to 1; a question without an answer counts as 0.
+        em_low, em_high: the bounds of exact match with 95 % confidence (Wilson's interval).
+        searches: the mean number of searches executed for a question.
+        ends: the share of each way in which an episode ended, by name.
+        causes: how many questions each cause left without a score: a `FailureCause`, or `prompt_too_long`.
     """
 
     dataset: str
@@ -32,6 +38,7 @@ class SetResult:
     f1: float
     searches: float
     ends: dict[str, float]
+    causes: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +65,7 @@ def evaluate(
     on_done: Callable[[int], None] = lambda done: None,
     on_stall: Callable[[str], None] = lambda message: None,
 ) -> Evaluation:
-    """Run one greedy episode for each question and score the sets; `on_done` and `on_stall` as of `RolloutPool.sample`.
+    """Run one greedy episode for each question and score the sets; `RolloutPool.sample` explains `on_done` and `on_stall`.
 
     Raises:
         EnvironmentFailure: if more than `max_failed_share` of the episodes failed.
@@ -79,6 +86,7 @@ def score(dataset: str, trajectories: Sequence[Trajectory]) -> SetResult:
     overlaps = [f1(t.answer, t.question.golden_answers) if t.answer is not None else 0.0 for t in valid]
     low, high = wilson(int(sum(matches)), n) if n else (0.0, 1.0)
     ends = Counter(t.end.value for t in valid)
+    causes = Counter(str(t.cause or t.end) for t in trajectories if not t.valid)
     return SetResult(
         dataset=dataset,
         n=n,
@@ -89,4 +97,5 @@ def score(dataset: str, trajectories: Sequence[Trajectory]) -> SetResult:
         f1=sum(overlaps) / max(1, n),
         searches=sum(len(t.searches) for t in valid) / max(1, n),
         ends={end: count / n for end, count in sorted(ends.items())},
+        causes=dict(sorted(causes.items())),
     )

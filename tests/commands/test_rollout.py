@@ -99,6 +99,7 @@ def test_failures_and_graded_rewards_in_the_summary(settings):
     console.print(summary(load_config(str(settings)), groups))
     text = console.file.getvalue()
     assert "3 for 1 question(s), 1 failed" in text
+    assert "failures  retriever 1" in text
     assert "0.750\n" in text.replace(" ", "").replace("reward", "")
     assert "interval" not in text
     assert "2 rollouts (1 more excluded)" in text

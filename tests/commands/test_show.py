@@ -7,7 +7,7 @@ import pytest
 from fakes import make_episode
 from rich.console import Console
 
-from agentrl.commands.show import episode, show_files
+from agentrl.commands.show import episode, show_episodes, show_files
 from agentrl.runs import RunError, write_trajectories
 from agentrl.types import Action, ActionKind, End, FailureCause, Question, SearchCall, Turn
 
@@ -81,6 +81,25 @@ def test_a_failed_episode_says_why():
     assert "reward none environment_failure gone" in lines(
         make(end=End.ENVIRONMENT_FAILURE, cause=FailureCause.RETRIEVER, answer=None, reward=None, failure="gone")
     )
+
+
+def test_the_cause_and_the_traceback_of_a_failure_stand_below_the_reward():
+    failure = "ValueError: no\nTraceback:\n  File x"
+    found = lines(make(end=End.ENVIRONMENT_FAILURE, cause=FailureCause.CODE, answer=None, reward=None, failure=failure))
+    assert found[-5:-1] == ["reward none environment_failure ValueError: no", "cause code", "Traceback:", "File x"]
+
+
+def test_a_pipe_gets_every_text_whole_and_no_line_is_padded():
+    answered = turn("<think>one\ntwo</think><answer>Rembrandt</answer>", ActionKind.ANSWER, "Rembrandt")
+    trajectory = make(looked_up(), answered)
+    console = Console(file=io.StringIO(), width=100_000)
+    assert show_episodes([trajectory], console) == 1
+    shown = console.file.getvalue().splitlines()
+    assert shown[0] == "── 7/0/1 ──"
+    assert "Long" * 40 in shown[5]
+    assert shown[5].endswith("words " * 99 + "words")
+    assert shown[6:8] == ["2 think     one", "2 think     two"]
+    assert all(line == line.rstrip() for line in shown)
 
 
 @pytest.mark.parametrize("text", ["[red]x[/red]", "[/]", "[link=file:///]x", ":smile:"])

@@ -5,9 +5,9 @@ from fakes import make_episode
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentrl.evaluation.run import evaluate, score
+from agentrl.evaluation.run import Evaluation, evaluate, score
 from agentrl.scores import wilson
-from agentrl.types import End, EnvironmentFailure, Question
+from agentrl.types import End, EnvironmentFailure, FailureCause, Question
 
 CUXHAVEN = Question("nq:1", "where does the Elbe end", ("Cuxhaven",), dataset="nq")
 
@@ -38,6 +38,15 @@ def test_em_f1_searches_and_ends_are_means_over_the_set():
     assert result.searches == 1.5
     assert result.ends == {"answered": 0.75, "turn_limit": 0.25}
     assert (result.em_low, result.em_high) == wilson(1, 4)
+
+
+def test_what_left_a_question_without_a_score_is_counted_by_cause():
+    causes = [FailureCause.RETRIEVER, FailureCause.TIMEOUT, FailureCause.RETRIEVER]
+    broken = [make_episode(str(i), CUXHAVEN, end=End.ENVIRONMENT_FAILURE, cause=c) for i, c in enumerate(causes)]
+    result = score("nq", [answered("a", "Cuxhaven"), *broken, unanswered("long", End.PROMPT_TOO_LONG)])
+    assert (result.n, result.failed) == (1, 4)
+    assert result.causes == {"prompt_too_long": 1, "retriever": 2, "timeout": 1}
+    assert Evaluation.from_dict(Evaluation((result,), ()).to_dict()).sets == (result,)
 
 
 def test_failed_episodes_are_counted_apart_and_change_nothing_else():
