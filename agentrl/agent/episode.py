@@ -126,7 +126,7 @@ class Agent:
         except _OutOfTimeError as error:
             cause, failure = FailureCause.TIMEOUT, str(error)
         except Exception as error:  # noqa: BLE001, the code of users is called here, and the trajectory keeps what it raised
-            cause, failure = FailureCause.CODE, _report(error)
+            cause, failure = FailureCause.CODE, report(error)
         return Trajectory(
             id=episode_id,
             question=question,
@@ -240,10 +240,14 @@ def turn_seed(seed: int, episode_id: str, turn: int) -> int:
     return int.from_bytes(digest, "big")
 
 
-def _report(error: Exception) -> str:
+def report(error: Exception) -> str:
     """Return type and message of an exception on one line, and below it the traceback without the middle of a long one."""
     lines = "".join(traceback.format_exception_only(error)).split("\n")
-    told = "".join(traceback.format_exception(error)).strip()
-    if len(told) > _TRACEBACK_START + _TRACEBACK_END:
-        told = f"{told[:_TRACEBACK_START]}\n…\n{told[-_TRACEBACK_END:]}"
-    return f"{lines[0][:_TRACEBACK_START]}\n{told}"
+    return f"{lines[0][:_TRACEBACK_START]}\n{shortened(''.join(traceback.format_exception(error)).strip())}"
+
+
+def shortened(told: str) -> str:
+    """Return a traceback without the middle of a long one."""
+    if len(told) <= _TRACEBACK_START + _TRACEBACK_END:
+        return told
+    return f"{told[:_TRACEBACK_START]}\n…\n{told[-_TRACEBACK_END:]}"

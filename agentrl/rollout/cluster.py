@@ -18,8 +18,9 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 from agentrl.config import Config, ConfigError
 from agentrl.engines import environment
 from agentrl.models import resolve_model
-from agentrl.rollout.pool import Limits, RolloutPool
+from agentrl.rollout.pool import RolloutPool
 from agentrl.rollout.retriever import index_actor, make_retriever, retriever_identity
+from agentrl.rollout.supervisor import Limits
 from agentrl.rollout.worker import RolloutWorker
 from agentrl.types import EnvironmentFailure
 
@@ -67,8 +68,8 @@ def cluster(
         on_phase("retriever")
         indexes = _start_indexes(config)
         on_phase(f"{config.rollout.workers} engine(s)")
-        workers, pids = _start_workers(config)
-        yield Cluster(RolloutPool(workers, pids, _limits(config)), workers, indexes)
+        workers, processes = _start_workers(config)
+        yield Cluster(RolloutPool(workers, processes, _limits(config)), workers, indexes)
     finally:
         # Engines keep adapters on the disk, which nobody else removes.
         with suppress(RayError):
@@ -141,7 +142,7 @@ def _index_names(config: Config) -> list[str]:
     return [f"index-{number}" for number in range(len(config.retriever.indexes))]
 
 
-def _start_workers(config: Config) -> tuple[list[Any], list[int]]:
+def _start_workers(config: Config) -> tuple[list[Any], list[str]]:
     resources = {"num_gpus": config.engine.gpus} if _engines_need_gpus(config) else {"num_cpus": 1}
     worker = ray.remote(RolloutWorker).options(
         max_concurrency=1000,
@@ -159,8 +160,7 @@ def _limits(config: Config) -> Limits:
     rollout = config.rollout
     return Limits(
         places=config.engine.max_concurrent,
-        # An episode may wait for a place until those before it have run out of their time.
-        deadline_seconds=2 * rollout.episode_timeout_seconds + 60.0,
+        episode_seconds=rollout.episode_timeout_seconds,
         start_seconds=config.engine.start_timeout_seconds,
         max_failures=rollout.max_failures,
         window_seconds=rollout.failure_window_seconds,

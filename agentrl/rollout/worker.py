@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any
@@ -36,17 +37,24 @@ class RolloutWorker:
         self._engine: _Watched | None = None
         self._version: int | None = None
         self._preparing = asyncio.Lock()
+        # A process id may come again on another machine.
+        self._process = uuid.uuid4().hex
 
-    async def prepare(self, version: int | None = None, files: Mapping[str, bytes] | None = None) -> int:
-        """Start the engine if it does not run, load the adapter if it is not loaded, and return the process id.
+    async def prepare(
+        self, version: int | None = None, files: Mapping[str, bytes] | None = None, ended: str = ""
+    ) -> str:
+        """Start the engine if it does not run, load the adapter if it is newer than the engine's, and name this process.
 
-        Ray makes this actor anew when it died; the same call then brings it back to where it was. Without a version the
-        engine keeps what it has, at first the model alone.
+        Ray makes this actor anew when its process ends; the same call then brings it back to where it was. Without a
+        version the engine keeps what it has, at first the model alone. `ended` names a process that the pool has given up:
+        if it is this one, it ends now, and Ray repeats the call in the next.
 
         Raises:
             EngineDied: if engine or retriever do not start.
             EnvironmentFailure: if the adapter cannot be loaded.
         """
+        if ended == self._process:
+            os._exit(1)
         async with self._preparing:
             if self._engine is None:
                 # Some retrievers hold a connection or a process for as long as they are used.
@@ -57,19 +65,23 @@ class RolloutWorker:
                         # As for an engine that does not start, the pool tries again.
                         raise EngineDied(f"its retriever does not start: {error}") from error
                 self._start()
-            if version is not None and version != self._version:
+            # Ray may repeat an old call after a newer one was answered.
+            if version is not None and (self._version is None or version > self._version):
                 await self._engine.load_adapter(version, files)
                 self._version = version
-        return os.getpid()
+        return self._process
 
     def _start(self) -> None:
         config = self._config
         # Resolved here because each machine of a cluster has its own disk.
         model = resolve_model(config.model.path)
-        self._engine = _Watched(make_engine(config, model))
+        self._engine = _Watched(self._make_engine(model))
         self._slots = asyncio.Semaphore(config.engine.max_concurrent)
         codec = Codec(load_tokenizer(model))
         self._agent = Agent(config.agent, codec, self._engine, self._retriever, config.retriever.k)
+
+    def _make_engine(self, model: str) -> Engine:
+        return make_engine(self._config, model)
 
     async def rollout(self, question: Question, episode_ids: Sequence[str], temperature: float) -> list[Trajectory]:
         """Run one episode for each id, as many at once as the engine has places for, and score them.

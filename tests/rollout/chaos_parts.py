@@ -3,36 +3,39 @@
 import asyncio
 import os
 import random
+import signal
+
+from scripted import ScriptedEngine
 
 from agentrl.agent.codec import Codec
-from agentrl.agent.episode import Agent
-from agentrl.engines.base import Generation
 from agentrl.models import load_tokenizer
-from agentrl.rollout.worker import RolloutWorker, _Watched
+from agentrl.rollout.worker import RolloutWorker
+from agentrl.types import EngineDied
 from retrievers.base import Hit
 
 
-class Scripted:
-    """Searches twice, then answers; a turn takes some 50 ms."""
-
-    def __init__(self, codec):
-        self._codec = codec
-
-    async def generate(self, prompt_ids, sampling):
-        await asyncio.sleep(random.uniform(0.02, 0.08))
-        seen = self._codec.decode(prompt_ids).count("<information>")
-        text = "<search> where </search>" if seen < 2 else "<answer> there </answer>"
-        ids = tuple(self._codec.encode(text))
-        return Generation(ids, (-0.1,) * len(ids), "stop", 0)
-
-
 class ScriptedWorker(RolloutWorker):
-    def _start(self):
-        config = self._config
-        codec = Codec(load_tokenizer(config.model.path))
-        self._engine = _Watched(Scripted(codec))
-        self._slots = asyncio.Semaphore(config.engine.max_concurrent)
-        self._agent = Agent(config.agent, codec, self._engine, self._retriever, config.retriever.k)
+    """A turn takes some 50 ms, unless a file of the question's name in `orders` tells it to do otherwise, once."""
+
+    def __init__(self, config, indexes, orders):
+        super().__init__(config, "", indexes)
+        self._orders = orders
+
+    def pid(self):
+        return os.getpid()
+
+    def _make_engine(self, model):
+        return ScriptedEngine(Codec(load_tokenizer(model)), self._wait)
+
+    async def _wait(self, prompt):
+        await asyncio.sleep(random.uniform(0.02, 0.08))
+        question = prompt.split("Question:")[-1].split("\n")[0].strip()
+        if taken(f"{self._orders}/{question}.kill"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if taken(f"{self._orders}/{question}.die"):
+            raise EngineDied("the engine died")
+        if taken(f"{self._orders}/{question}.hang"):
+            await asyncio.Event().wait()
 
 
 class SlowRetriever:
@@ -46,10 +49,15 @@ class SlowRetriever:
 
     async def search(self, queries, k):
         for name in os.listdir(self._orders):
-            if name.startswith("delay-"):
-                try:
-                    os.remove(f"{self._orders}/{name}")
-                except FileNotFoundError:
-                    continue
-                await asyncio.sleep(60)
+            if name.startswith("delay-") and taken(f"{self._orders}/{name}"):
+                await asyncio.Event().wait()
         return [[Hit("p1", '"There"\nIt is there.', 1.0)] for _ in queries]
+
+
+def taken(path):
+    """Remove a file; return whether it was there."""
+    try:
+        os.remove(path)
+    except FileNotFoundError:
+        return False
+    return True

@@ -1,8 +1,15 @@
-"""One Ray for the tests of this folder, whose processes can import its modules."""
+"""Ray for the tests of this folder: a real one, and one in virtual time."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from scripted import Script, make_config
+from virtual_ray import Actor, ProcessExit, VirtualRay
+
+from agentrl.rollout import pool, supervisor, worker
+from agentrl.rollout.pool import RolloutPool
+from agentrl.rollout.supervisor import Limits
 
 
 @pytest.fixture(scope="session")
@@ -19,3 +26,29 @@ def started_ray():
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def rollouts(monkeypatch, tmp_path, tokenizer):
+    """Make a pool on real rollout workers with a scripted engine, in virtual time."""
+    ray = VirtualRay()
+    for module in (pool, supervisor):
+        monkeypatch.setattr(module, "ray", ray)
+        monkeypatch.setattr(module, "time", ray)
+
+    def end(status):
+        raise ProcessExit
+
+    monkeypatch.setattr(worker.os, "_exit", end)
+
+    def make(workers=2, places=4, **limits):
+        script = Script(ray, make_config(tmp_path, tokenizer, engine={"max_concurrent": places}))
+        actors = [Actor(ray, script.make_worker) for _ in range(workers)]
+        processes = [ray.get(actor.prepare.remote()) for actor in actors]
+        settings = {"places": places, "episode_seconds": 30.0, "start_seconds": 300.0, **limits}
+        return SimpleNamespace(
+            pool=RolloutPool(actors, processes, Limits(**settings)), script=script, actors=actors, ray=ray
+        )
+
+    yield make
+    ray.close()

@@ -1,0 +1,239 @@
+"""Supervisor: keeps the rollout workers of a run alive and gives each the newest adapter."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError, RayTaskError
+
+from agentrl.types import EngineDied, EnvironmentFailure
+
+_PREPARE_RETRIES = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long the pool waits and how often it tries again.
+
+    Attributes:
+        places: the episodes that an engine runs at once.
+        episode_seconds: bounds one episode.
+        start_seconds: bounds the start of an engine and the loading of an adapter.
+        grace_seconds: what a worker may take beyond its episodes' own time before it counts as hung.
+        tries: how often a group is handed out before its episodes count as failed.
+        max_failures, window_seconds: more deaths and hangs of workers than this within the window end the run.
+    """
+
+    places: int
+    episode_seconds: float
+    start_seconds: float
+    grace_seconds: float = 60.0
+    tries: int = 3
+    max_failures: int = 5
+    window_seconds: float = 600.0
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    """A rollout worker as the pool sees it.
+
+    Attributes:
+        process: names the process that was last known to be ready, as `RolloutWorker.prepare` returns it.
+        ended: the process that the pool has given up; it must not answer again.
+        load: episodes that the worker was handed and has not given back.
+        last: when the worker last gave back a group, or was handed one after it had none.
+        preparing: the call that brings the worker back, None while it is ready.
+        since: when that call was made.
+    """
+
+    actor: Any
+    number: int
+    process: str
+    ended: str = ""
+    load: int = 0
+    last: float = 0.0
+    preparing: Any = None
+    since: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a worker cannot go on.
+
+    Attributes:
+        reason: what happened, for a message.
+        gone: the process has ended, and Ray makes it anew by itself.
+        running: the process may still work on what it was handed.
+    """
+
+    reason: str
+    gone: bool = False
+    running: bool = False
+
+
+@dataclass(slots=True)
+class _Counters:
+    restarts: int = 0
+    deaths: deque[float] = field(default_factory=deque)
+
+
+class Supervisor:
+    """Watches workers that are ready. Two threads may use it at once: one that samples and one that publishes."""
+
+    def __init__(self, actors: Sequence[Any], processes: Sequence[str], limits: Limits) -> None:
+        """`processes` are what `prepare` returned for each of the actors."""
+        self.workers = [Worker(a, n, name) for n, (a, name) in enumerate(zip(actors, processes, strict=True))]
+        self.limits = limits
+        self._adapter: tuple[int | None, Any] = (None, None)
+        self._counters = _Counters()
+        self._lock = threading.RLock()
+
+    @property
+    def restarts(self) -> int:
+        """How many workers died or hung so far."""
+        return self._counters.restarts
+
+    def ready(self) -> list[Worker]:
+        return [worker for worker in self.workers if worker.preparing is None]
+
+    def preparing(self) -> list[Any]:
+        """Return the calls that bring workers back."""
+        return [worker.preparing for worker in self.workers if worker.preparing is not None]
+
+    def publish(self, version: int, files: Mapping[str, bytes]) -> None:
+        """See `RolloutPool.publish`."""
+        # One copy in the object store serves all workers.
+        stored = ray.put(dict(files))
+        with self._lock:
+            newest = self._adapter[0]
+            if newest is not None and version < newest:
+                raise ValueError(
+                    f"adapter version {version} is older than version {newest}, which was published before"
+                )
+            self._adapter = (version, stored)
+            waiting = {self._prepare(worker): (worker, worker.process) for worker in self.workers}
+        end = time.monotonic() + self.limits.start_seconds
+        while waiting:
+            ready, _ = ray.wait(list(waiting), num_returns=1, timeout=1.0)
+            for reference in ready:
+                worker, process = waiting.pop(reference)
+                answer = _prepared(reference)
+                if isinstance(answer, Failure):
+                    self.bring_back(worker, process, answer)
+                    # This call waits until the worker is back.
+                    waiting[self._prepare(worker)] = worker, worker.process
+                else:
+                    self._notice(worker, answer)
+            if waiting and time.monotonic() > end:
+                late = ", ".join(str(worker.number) for worker, _ in waiting.values())
+                raise EnvironmentFailure(
+                    f"worker(s) {late} did not load adapter version {version} within {self.limits.start_seconds:g} s"
+                )
+
+    def bring_back(self, worker: Worker, process: str, failure: Failure) -> None:
+        """Have a worker made anew, once for all the calls that ended with its process `process`.
+
+        Raises:
+            EnvironmentFailure: if workers died or hung too often.
+        """
+        with self._lock:
+            if worker.preparing is not None or worker.process != process:
+                return
+            self._count_death(worker, failure.reason)
+            worker.ended = process
+            if not failure.gone:
+                ray.kill(worker.actor, no_restart=False)
+            worker.preparing, worker.since = self._prepare(worker), time.monotonic()
+
+    def take(self, reference: Any) -> bool:
+        """Take note of a finished call; return whether it was one that brings a worker back."""
+        with self._lock:
+            worker = next((w for w in self.workers if w.preparing is reference), None)
+            if worker is None:
+                return False
+            worker.preparing = None
+            answer = _prepared(reference)
+            if isinstance(answer, Failure):
+                self.bring_back(worker, worker.process, answer)
+            else:
+                worker.process, worker.last = answer, time.monotonic()
+            return True
+
+    def check(self) -> None:
+        """End and bring back the workers that hang.
+
+        Raises:
+            EnvironmentFailure: if workers died or hung too often.
+        """
+        now, limits = time.monotonic(), self.limits
+        with self._lock:
+            for worker in self.workers:
+                # The worker runs its episodes in rounds: each place runs one after another.
+                patience = math.ceil(worker.load / limits.places) * limits.episode_seconds + limits.grace_seconds
+                if worker.preparing is not None and now - worker.since > limits.start_seconds:
+                    worker.preparing = None
+                    self.bring_back(
+                        worker, worker.process, Failure(f"it did not start within {limits.start_seconds:g} s")
+                    )
+                elif worker.preparing is None and worker.load and now - worker.last > patience:
+                    # The worker's calls end with its process and are handed out again.
+                    self.bring_back(worker, worker.process, Failure(f"it finished nothing for {patience:g} s"))
+
+    def _prepare(self, worker: Worker) -> Any:
+        # Ray refuses calls while it makes an actor anew; to try again is no new death of the worker.
+        prepare = worker.actor.prepare.options(max_task_retries=_PREPARE_RETRIES)
+        return prepare.remote(*self._adapter, worker.ended)
+
+    def _notice(self, worker: Worker, process: str) -> None:
+        """Take note of the process that answered, which is a new one where the worker died while nobody called it."""
+        with self._lock:
+            if worker.preparing is None and worker.process != process:
+                self._count_death(worker, "its process died")
+                worker.process = process
+
+    def _count_death(self, worker: Worker, problem: str) -> None:
+        now, counters, limits = time.monotonic(), self._counters, self.limits
+        counters.restarts += 1
+        counters.deaths.append(now)
+        while now - counters.deaths[0] > limits.window_seconds:
+            counters.deaths.popleft()
+        if len(counters.deaths) > limits.max_failures:
+            raise EnvironmentFailure(
+                f"rollout workers died or hung {len(counters.deaths)} times within {limits.window_seconds:g} s, more than "
+                f"rollout.max_failures {limits.max_failures} allows; the last one was worker {worker.number}: {problem}"
+            )
+
+
+def answer(reference: Any) -> Any:
+    """Return the result of a finished call, or the Failure of the worker that ran it.
+
+    Raises:
+        RayTaskError: if the worker's code raised anything but EngineDied; it is an instance of that error's class, too.
+    """
+    try:
+        return ray.get(reference)
+    # Before the others: an error of the worker's code may be one of theirs as well.
+    except RayTaskError as error:
+        if isinstance(error, EngineDied):
+            return Failure(str(error.cause))
+        raise
+    except ActorUnavailableError:
+        return Failure("it could not be reached", running=True)
+    # A result is lost with the machine that holds it.
+    except (RayActorError, ObjectLostError) as error:
+        return Failure(f"its process died ({type(error).__name__})", gone=True)
+
+
+def _prepared(reference: Any) -> str | Failure:
+    """Return the process that a finished call of `prepare` names, or why there is none; raise what its code raised."""
+    try:
+        return answer(reference)
+    except RayTaskError as error:
+        raise error.cause from error
