@@ -227,19 +227,16 @@ class TransformersEngine:
 
 
 def _sample(logits: torch.Tensor, rows: Sequence[_Request]) -> torch.Tensor:
-    """Draw one id for each row of `logits` [rows, vocabulary], note it with its log-probability, and return ids [rows].
-
-    Each row inverts its cumulative distribution at one number of its own generator.
-    """
+    """Draw one id for each row of `logits` [rows, vocabulary], note it with its log-probability, and return ids [rows]."""
     import torch
+
+    from agentrl.engines.drawing import draw
 
     temperatures = torch.tensor([row.sampling.temperature or 1.0 for row in rows], device=logits.device)
     logprobs = (logits.float() / temperatures[:, None]).log_softmax(-1)
-    cumulative = logprobs.double().exp().cumsum(-1)
-    drawn = torch.stack([torch.rand(1, generator=row.generator, dtype=torch.float64) for row in rows])
-    sampled = torch.searchsorted(cumulative, drawn.to(logits.device) * cumulative[:, -1:], right=True).squeeze(1)
+    sampled = draw(logprobs.exp(), {place: row.generator for place, row in enumerate(rows)})
     greedy = torch.tensor([row.sampling.temperature == 0 for row in rows], device=logits.device)
-    ids = torch.where(greedy, logprobs.argmax(-1), sampled.clamp(max=logits.shape[-1] - 1))
+    ids = torch.where(greedy, logprobs.argmax(-1), sampled)
     chosen = logprobs.gather(1, ids[:, None]).squeeze(1).tolist()
     if not all(map(math.isfinite, chosen)):
         raise EnvironmentFailure("the model's logits are not finite")

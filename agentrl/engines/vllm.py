@@ -83,7 +83,7 @@ class VllmEngine:
                 # vLLM 0.31 cannot rewind a CPU's random generator, which it does for a seeded prompt taken in parts.
                 "enable_chunked_prefill": False,
                 "max_num_batched_tokens": max(_CPU_BATCHED_TOKENS, max_tokens),
-                "worker_extension_cls": "agentrl.engines.vllm_cpu_lora.CpuLoraExtension",
+                "worker_extension_cls": "agentrl.engines.vllm_cpu.CpuExtension",
             }
             if device == "cpu"
             else {"gpu_memory_utilization": settings.gpu_memory_utilization, "tensor_parallel_size": settings.gpus}

@@ -1,9 +1,11 @@
-"""The CPU's LoRA products against vLLM's own kernels, and vLLM's log-probabilities against transformers'."""
+"""LoRA products and drawn ids on a CPU against vLLM's own, and vLLM's log-probabilities against transformers'."""
 
 import asyncio
 import os
+from types import SimpleNamespace
 
 import pytest
+from chi_square import chi_square_bound, chi_square_statistic
 
 from agentrl.config import EngineConfig
 from agentrl.engines.base import Sampling
@@ -13,27 +15,44 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def original():
-    """vLLM's own two methods, taken before the module under test replaces them."""
+    """vLLM's own methods and a sampler with them, taken before the module under test replaces them."""
     from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+    from vllm.v1.sample.sampler import Sampler
 
-    return PunicaWrapperCPU.add_lora_linear, PunicaWrapperCPU.add_lora_logits
+    return SimpleNamespace(
+        linear=PunicaWrapperCPU.add_lora_linear,
+        logits=PunicaWrapperCPU.add_lora_logits,
+        embedding=PunicaWrapperCPU.add_lora_embedding,
+        sampler=Sampler("processed_logprobs"),
+    )
+
+
+@pytest.fixture(scope="module")
+def vllm_cpu(original):
+    from agentrl.engines import vllm_cpu
+
+    return vllm_cpu
+
+
+@pytest.fixture
+def sampler(vllm_cpu):
+    from vllm.v1.sample.sampler import Sampler
+
+    return Sampler("processed_logprobs")
 
 
 @pytest.mark.parametrize("slots", [[0, 0, 0, 0, 0], [1, 1, 0, 0, 1], [-1, -1, -1, -1, -1], [0, -1, 1, -1, 0]])
-def test_lora_products_equal_those_of_vllms_own_kernel(original, slots):
+def test_lora_products_equal_those_of_vllms_own_kernel(original, vllm_cpu, slots):
     import torch
     from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
-    from agentrl.engines import vllm_cpu_lora
-
-    linear, logits = original
     torch.manual_seed(0)
     wrapper = PunicaWrapperCPU(16, 16, "cpu")
     indices = torch.tensor(slots)
     wrapper._token_lora_indices[: len(slots)] = indices
     wrapper._sampler_indices[: len(slots)] = indices
     wrapper.indices_len[:] = [len(slots)] * 4
-    wrapper.token_groups = wrapper.sampler_groups = vllm_cpu_lora._groups(indices)
+    wrapper.token_groups = wrapper.sampler_groups = vllm_cpu._groups(indices)
     sizes = (6, 4)
     a = tuple(torch.randn(2, 1, 3, 8) for _ in sizes)
     b = tuple(torch.randn(2, 1, size, 3) for size in sizes)
@@ -41,16 +60,89 @@ def test_lora_products_equal_those_of_vllms_own_kernel(original, slots):
     used = indices >= 0
 
     expected, found = y.clone(), y.clone()
-    linear(wrapper, expected, x, a, b, 0.5, sizes)
-    vllm_cpu_lora._add_lora_linear(wrapper, found, x, a, b, 0.5, sizes)
+    original.linear(wrapper, expected, x, a, b, 0.5, sizes)
+    vllm_cpu._add_lora_linear(wrapper, found, x, a, b, 0.5, sizes)
     # vLLM's decode kernel adds the last slot's product to rows without an adapter; only rows with one are comparable.
     torch.testing.assert_close(found[used], expected[used])
     torch.testing.assert_close(found[~used], y[~used])
 
     expected, found = y[:, :6].clone(), y[:, :6].clone()
-    logits(wrapper, expected, x, a[0], b[0], 1.0)
-    vllm_cpu_lora._add_lora_logits(wrapper, found, x, a[0], b[0], 1.0)
+    original.logits(wrapper, expected, x, a[0], b[0], 1.0)
+    vllm_cpu._add_lora_logits(wrapper, found, x, a[0], b[0], 1.0)
     torch.testing.assert_close(found[used], expected[used])
+
+
+@pytest.mark.parametrize("weights", ["none", "some"])
+def test_the_embedding_gets_what_vllms_own_kernel_adds(original, vllm_cpu, weights):
+    import torch
+    from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+
+    torch.manual_seed(0)
+    wrapper = PunicaWrapperCPU(16, 16, "cpu")
+    wrapper._token_lora_indices[:5] = torch.tensor([0, 1, 1, 0, 1])
+    wrapper.indices_len[:] = [5] * 4
+    b = torch.randn(2, 1, 8, 3) if weights == "some" else torch.zeros(2, 1, 8, 3)
+    x, y = torch.randn(5, 3), torch.randn(5, 8)
+    expected, found = y.clone(), y.clone()
+    original.embedding(wrapper, expected, x, b, add_input=True)
+    wrapper.add_lora_embedding(found, x, b, add_input=True)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(("k", "p"), [(None, None), (5, None), (None, 0.7), (8, 0.7)])
+def test_ids_are_drawn_from_the_same_distribution_as_vllm_draws_them(original, sampler, k, p):
+    """Both counts are held to the softmax of what the masks leave; log-probabilities are the same to the last bit."""
+    import torch
+
+    rows, vocabulary = 20_000, 300
+    logits = (2 * torch.randn(1, vocabulary, generator=torch.Generator().manual_seed(0))).expand(rows, -1)
+    for one in (original.sampler, sampler):
+        ids, logprobs = one.sample(logits.clone(), sampling(rows, k=k, p=p, seeds=range(rows)))
+        statistic, freedom = chi_square_statistic(ids.bincount(minlength=vocabulary), rows * logprobs[0].exp())
+        assert statistic <= chi_square_bound(freedom)
+        assert logprobs.gather(1, ids[:, None]).isfinite().all()
+    expected = original.sampler.sample(logits[:2].clone(), sampling(2, k=k, p=p, seeds=range(2)))[1]
+    assert torch.equal(logprobs[:2], expected)
+
+
+def test_a_seeded_row_draws_the_same_among_others_and_a_greedy_one_takes_the_likeliest(sampler):
+    import torch
+
+    logits = torch.randn(8, 1_000, generator=torch.Generator().manual_seed(0))
+    mixed, _ = sampler.sample(logits.clone(), sampling(8, seeds=range(6), greedy=(6, 7)))
+    assert mixed[6:].tolist() == logits[6:].argmax(-1).tolist()
+    for row in range(6):
+        alone, _ = sampler.sample(logits[row : row + 1].clone(), sampling(1, seeds=[row]))
+        assert alone.tolist() == [mixed[row]]
+
+
+def sampling(rows, *, k=None, p=None, seeds=(), greedy=()):
+    """vLLM's SamplingMetadata for `rows` at temperature 1, the first of which have `seeds`, and those of `greedy` 0."""
+    import torch
+    from vllm.v1.sample.logits_processor import LogitsProcessors
+    from vllm.v1.sample.metadata import SamplingMetadata
+
+    temperature = torch.ones(rows)
+    temperature[list(greedy)] = 0.0
+    none = torch.zeros(rows)
+    return SamplingMetadata(
+        temperature=temperature,
+        all_greedy=False,
+        all_random=not greedy,
+        top_p=None if p is None else torch.full((rows,), p),
+        top_k=None if k is None else torch.full((rows,), k, dtype=torch.int32),
+        generators={row: torch.Generator().manual_seed(seed) for row, seed in enumerate(seeds)},
+        max_num_logprobs=0,
+        no_penalties=True,
+        prompt_token_ids=None,
+        frequency_penalties=none,
+        presence_penalties=none,
+        repetition_penalties=none,
+        output_token_ids=[],
+        allowed_token_ids_mask=None,
+        bad_words_token_ids={},
+        logitsprocs=LogitsProcessors(),
+    )
 
 
 def test_sampled_logprobs_equal_transformers_with_and_without_adapter(tmp_path):
@@ -98,7 +190,7 @@ def _sample_versions(model, versions, prompts):
     """Sample each prompt under each adapter version, in a process that has imported nothing before vLLM."""
     from agentrl.engines.vllm import VllmEngine, environment
 
-    settings = EngineConfig(kv_cache_gib=1)
+    settings = EngineConfig(kv_cache_gib=1, threads=1)
     os.environ.update(environment(settings, "cpu"))
 
     async def sample():

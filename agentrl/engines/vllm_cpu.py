@@ -1,10 +1,14 @@
-"""LoRA in vLLM on a CPU as two matrix products for all tokens of an adapter.
+"""What vLLM's worker does slowly on a CPU, done faster: LoRA products, and the drawing of seeded ids.
 
-vLLM's own CPU kernel gathers both LoRA matrices of every layer once for every token, so each token copies the whole
-adapter (20 MB in fp32 at rank 16 for a model of 135M parameters) and memory bandwidth decides. Almost always all tokens
-of a step use one adapter; here each adapter's matrices are read once for all of its tokens.
+vLLM's own LoRA kernel gathers both matrices of every layer once for every token, so each token copies the whole adapter
+(20 MB in fp32 at rank 16 for a model of 135M parameters) and memory bandwidth decides. Almost always all tokens of a step
+use one adapter; here each adapter's matrices are read once for all of its tokens. For an adapter without weights for the
+embedding, vLLM multiplies zeros; here nothing.
 
-vLLM imports this module in the process of its engine core, where `CpuLoraExtension` is named as `worker_extension_cls`.
+vLLM's own sampler draws a random number for each id of the vocabulary, and for a seeded row a second time. See
+`agentrl.engines.drawing` for what is drawn here.
+
+vLLM imports this module in the process of its worker, where `CpuExtension` is named as `worker_extension_cls`.
 """
 
 from __future__ import annotations
@@ -13,12 +17,15 @@ from typing import Any
 
 import torch
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler, apply_top_k_top_p
+
+from agentrl.engines.drawing import draw
 
 _Groups = list[tuple[int, torch.Tensor | None]]
 
 
-class CpuLoraExtension:
-    """Adds nothing to the worker; being named makes vLLM import this module before it builds the LoRA layers."""
+class CpuExtension:
+    """Adds nothing to the worker; being named makes vLLM import this module before it builds LoRA layers and sampler."""
 
 
 def _groups(indices: torch.Tensor) -> _Groups:
@@ -68,7 +75,32 @@ def _add_lora_logits(
     _add(y.view(-1, y.shape[-1])[:, : b.shape[-2]], x.view(-1, x.shape[-1]), a, b, scale, self.sampler_groups)
 
 
+def _add_lora_embedding(
+    self: Any, y: torch.Tensor, x: torch.Tensor, b: torch.Tensor, *args: Any, **kwargs: Any
+) -> None:
+    if b.any():
+        _original_add_lora_embedding(self, y, x, b, *args, **kwargs)
+
+
+def _sample(
+    self: Any,
+    logits: torch.Tensor,
+    generators: dict[int, torch.Generator],
+    k: torch.Tensor | None,
+    p: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return (ids [rows], log-probabilities [rows, vocabulary]) of logits at the sampling temperature; see `VllmEngine`."""
+    if self.logprobs_mode != "processed_logprobs":
+        return _original_sample(self, logits, generators, k, p)
+    logits = apply_top_k_top_p(logits, k, p)
+    return draw(logits.softmax(-1, torch.float32), generators), logits.log_softmax(-1, torch.float32)
+
+
 _original_update_metadata = PunicaWrapperCPU.update_metadata
+_original_add_lora_embedding = PunicaWrapperCPU.add_lora_embedding
+_original_sample = TopKTopPSampler.forward_cpu
 PunicaWrapperCPU.update_metadata = _update_metadata
+PunicaWrapperCPU.add_lora_embedding = _add_lora_embedding
 PunicaWrapperCPU.add_lora_logits = _add_lora_logits
 PunicaWrapperCPU.add_lora_linear = _add_lora_linear
+TopKTopPSampler.forward_cpu = _sample
