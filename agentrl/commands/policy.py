@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from agentrl.adapters import adapter_folder, read_adapter
 from agentrl.config import Config, ConfigError, with_setting
 from agentrl.data.inputs import check_index, evaluation_questions
 from agentrl.progress import Progress
-from agentrl.training.adapter import adapter_folder, read_adapter
 from agentrl.types import Question
 
 if TYPE_CHECKING:

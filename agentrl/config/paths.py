@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AfterValidator
 
+from retrievers.models import WHEEL_PREFIX, is_hub_name
+
 if TYPE_CHECKING:
     from agentrl.config.sections import Config
-
-WHEEL_PREFIX = "wheel:"
 
 
 def absolute(path: str) -> str:
@@ -32,12 +32,7 @@ def model_path(path: str) -> str:
 
     A folder that is there goes before a hub name of the same spelling.
     """
-    folder = absolute(path)
-    return folder if Path(folder).is_dir() or not _is_elsewhere(path) else path
-
-
-def _is_elsewhere(path: str) -> bool:
-    return path.startswith(WHEEL_PREFIX) or (path.count("/") == 1 and not path.startswith((".", "/", "~")))
+    return path if path.startswith(WHEEL_PREFIX) or is_hub_name(path) else absolute(path)
 
 
 def _adapter(path: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
+from agentrl.adapters import adapter_folder, check_tensors
 from agentrl.config import Config, ConfigError
 from agentrl.engines import environment
 from agentrl.models import resolve_model
@@ -54,17 +55,18 @@ def cluster(
 
     Raises:
         ConfigError: if the device that the config asks for is not there.
+        ModelError: if there is no such model, or the adapter does not fit it.
         EnvironmentFailure: if a part does not start in time.
         RetrieverError: if the retriever's server does not answer.
     """
     config.require("retriever")
-    on_phase("model files")
-    resolve_model(config.model.path)
     on_phase("Ray")
     _connect(config)
     workers: list[Any] = []
     try:
         _check_device(config, trains)
+        on_phase("model files")
+        _check_model_files(config)
         on_phase("retriever")
         indexes = _start_indexes(config)
         on_phase(f"{config.rollout.workers} engine(s)")
@@ -75,6 +77,16 @@ def cluster(
         with suppress(RayError):
             ray.get([worker.close.remote() for worker in workers], timeout=_CLOSE_SECONDS)
         ray.shutdown()
+
+
+def _check_model_files(config: Config) -> None:
+    """Find or download what engines and trainer load, and raise ModelError if the adapter does not fit the model."""
+    # The machines of a cluster download for themselves, and this one may be none of them.
+    weights = config.engine.kind != "openai" and config.ray.address is None
+    model = resolve_model(config.model.path, weights=weights)
+    adapter = adapter_folder(config)
+    if adapter is not None:
+        check_tensors(adapter, model)
 
 
 def _connect(config: Config) -> None:

@@ -74,7 +74,7 @@ class RolloutWorker:
     def _start(self) -> None:
         config = self._config
         # Resolved here because each machine of a cluster has its own disk.
-        model = resolve_model(config.model.path)
+        model = resolve_model(config.model.path, weights=config.engine.kind != "openai")
         self._engine = _Watched(self._make_engine(model))
         self._slots = asyncio.Semaphore(config.engine.max_concurrent)
         codec = Codec(load_tokenizer(model))

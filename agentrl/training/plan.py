@@ -8,9 +8,9 @@ from pathlib import Path
 
 from rich.table import Table
 
+from agentrl.adapters import adapter_folder
 from agentrl.config import Config
-from agentrl.models import resolve_model
-from agentrl.training.adapter import adapter_folder
+from agentrl.models import model_on_disk
 from agentrl.training.run import load_inputs
 
 _GIB = 2**30
@@ -50,8 +50,8 @@ def adapter_bytes(config: Config) -> int | None:
     start = adapter_folder(config)
     if start is not None:
         return _parameters(start / "adapter_model.safetensors") * 4
-    folder = Path(resolve_model(config.model.path))
-    shards = sorted(folder.glob("*.safetensors"))
+    folder = model_on_disk(config.model.path)
+    shards = sorted(folder.glob("*.safetensors")) if folder is not None else []
     if not shards or config.model.lora.target_modules != "all-linear":
         return None
     layers = [

@@ -11,6 +11,7 @@ from typing import Any
 
 from ray.exceptions import RayError, RayTaskError
 
+from agentrl.adapters import adapter_folder, read_adapter
 from agentrl.config import Config, ConfigError
 from agentrl.data.inputs import check_index, evaluation_questions, read_set
 from agentrl.data.stream import QuestionStream
@@ -20,7 +21,6 @@ from agentrl.progress import OnProgress, Progress
 from agentrl.rollout.cluster import Cluster, cluster
 from agentrl.rollout.pool import RolloutPool
 from agentrl.runs import RunFolder
-from agentrl.training.adapter import adapter_folder, read_adapter
 from agentrl.training.loop import TrainSettings, train_loop
 from agentrl.types import AgentRLError, Question
 

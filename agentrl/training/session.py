@@ -22,7 +22,7 @@ from transformers.trainer_callback import PrinterCallback
 from agentrl.models import load_tokenizer, resolve_model
 from agentrl.progress import Progress
 from agentrl.runs import checkpoint_step
-from agentrl.training.adapter import adapter_files, load_policy
+from agentrl.training.adapter import adapter_files, load_policy, save_adapter
 from agentrl.training.loop import TrainSettings
 from agentrl.training.prefetch import Prefetch
 from agentrl.training.sampling import ScoredBatch, StepSampler
@@ -169,9 +169,7 @@ class TrainingSession:
         partial = self._folder.adapter.with_name(".adapter.part")
         for old in (partial, self._folder.adapter):
             shutil.rmtree(old, ignore_errors=True)
-        partial.mkdir()
-        for name, content in adapter_files(self._trainer.accelerator.unwrap_model(self._trainer.model)).items():
-            (partial / name).write_bytes(content)
+        save_adapter(self._trainer.accelerator.unwrap_model(self._trainer.model), partial)
         partial.replace(self._folder.adapter)
 
     def keep_state(self) -> str:

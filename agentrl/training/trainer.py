@@ -19,7 +19,7 @@ from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
 from agentrl.config import Config
-from agentrl.training.adapter import adapter_files
+from agentrl.training.adapter import save_adapter
 from agentrl.training.batch import batch_tensors, spread_over_tokens
 from agentrl.training.importance import importance_weights
 from agentrl.training.llds import displacement, per_token
@@ -120,10 +120,7 @@ class StratifiedTrainer(GRPOTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         # The reference of the KL term is the adapter that training begins with, which a resumed run makes again.
-        folder = Path(output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in adapter_files(self.accelerator.unwrap_model(self.model)).items():
-            (folder / name).write_bytes(content)
+        save_adapter(self.accelerator.unwrap_model(self.model), Path(output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         policy = self.accelerator.unwrap_model(model or self.model)

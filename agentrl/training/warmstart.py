@@ -24,6 +24,7 @@ from agentrl.config import Config, ConfigError, RetrieverConfig
 from agentrl.data.questions import read_questions
 from agentrl.models import load_tokenizer, resolve_model
 from agentrl.runs import read_trajectories, write_trajectories
+from agentrl.training.adapter import lora_config, name_base, save_adapter
 from agentrl.training.demonstrations import write_demonstrations
 from agentrl.types import AgentRLError, Trajectory
 from retrievers.base import RetrieverError
@@ -157,11 +158,10 @@ def train_adapter(
     """
     import torch
     from datasets import Dataset
-    from peft import LoraConfig
     from transformers import AutoModelForCausalLM, TrainerCallback, set_seed
     from trl import SFTConfig, SFTTrainer
 
-    settings, lora = config.warmstart, config.model.lora
+    settings = config.warmstart
     out = Path(settings.out)
     if out.exists():
         raise ConfigError(f"warmstart.out {out}: exists already; remove it or choose another folder")
@@ -214,13 +214,7 @@ def train_adapter(
             ),
             train_dataset=Dataset.from_list(rows),
             processing_class=load_tokenizer(model_path),
-            peft_config=LoraConfig(
-                r=lora.rank,
-                lora_alpha=lora.alpha,
-                lora_dropout=lora.dropout,
-                target_modules=lora.target_modules,
-                task_type="CAUSAL_LM",
-            ),
+            peft_config=lora_config(config),
             callbacks=[Report()],
         )
         # TRL logs through the console as well; the caller shows progress.
@@ -238,8 +232,8 @@ def train_adapter(
             minutes=round((time.monotonic() - started) / 60, 1),
         )
         saved = Path(scratch) / "adapter"
-        trainer.model.half().save_pretrained(saved)
-        _portable_adapter_config(saved, config.model.path)
+        name_base(trainer.model, config)
+        save_adapter(trainer.model.half(), saved)
         card = {"config": config.model_dump(mode="json"), "result": asdict(result)}
         (saved / "card.json").write_text(json.dumps(card, indent=2) + "\n")
         shutil.copytree(saved, out)
@@ -253,11 +247,3 @@ def _row(trajectory: Trajectory) -> dict[str, list[int]]:
         "input_ids": [*trajectory.prompt_ids, *completion],
         "labels": [-100] * len(trajectory.prompt_ids) + labels,
     }
-
-
-def _portable_adapter_config(folder: Path, model: str) -> None:
-    """PEFT records the path that the model was loaded from; the adapter travels, so it names the model instead."""
-    path = folder / "adapter_config.json"
-    settings = json.loads(path.read_text())
-    settings["base_model_name_or_path"] = model
-    path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")

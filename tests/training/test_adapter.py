@@ -1,41 +1,77 @@
-"""The adapter that training starts from is what the config describes."""
+"""The trained adapter is packed in memory, and PEFT reads what is packed."""
 
 import json
+import socket
 
 import pytest
+import torch
 
-from agentrl.config import ConfigError, parse_config
-from agentrl.models import ModelError
-from agentrl.training.adapter import adapter_folder
-
-MADE = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": ["v_proj", "q_proj"]}
-
-
-def folder_of(tmp_path, made=MADE, **lora):
-    (tmp_path / "adapter_config.json").write_text(json.dumps(made))
-    model = {"path": "some/model", "adapter": str(tmp_path), "lora": {"rank": 4, "alpha": 8.0} | lora}
-    return adapter_folder(parse_config({"name": "small", "model": model}, source="test"))
+from agentrl.adapters import check_tensors, read_adapter
+from agentrl.config import parse_config
+from agentrl.training.adapter import adapter_files, load_policy, save_adapter
 
 
-@pytest.mark.parametrize("lora", [{}, {"target_modules": ["q_proj", "v_proj"]}])
-def test_an_adapter_that_is_what_the_config_says_is_taken(tmp_path, lora):
-    assert folder_of(tmp_path, **lora) == tmp_path
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    from tiny import tiny_llama
+
+    folder = tmp_path_factory.mktemp("model")
+    tiny_llama(64, hidden=16).save_pretrained(folder)
+    return str(folder)
 
 
-@pytest.mark.parametrize(
-    ("lora", "message"),
-    [
-        ({"rank": 8}, "model.lora.rank 8 differs from the rank 4 of .*; set it to 4"),
-        ({"alpha": 16.0}, "model.lora.alpha 16.0 differs from the alpha 8"),
-        ({"dropout": 0.5}, "model.lora.dropout 0.5 differs from the dropout 0.0"),
-        ({"target_modules": ["q_proj"]}, r"model.lora.target_modules \['q_proj'\] differs"),
-    ],
-)
-def test_settings_that_the_adapter_does_not_have_are_refused(tmp_path, lora, message):
-    with pytest.raises(ConfigError, match=message):
-        folder_of(tmp_path, **lora)
+def policy_of(model, **settings):
+    lora = {"rank": 4, "alpha": 8.0} | settings.pop("lora", {})
+    asked = {"path": "some/model", "dtype": "float32", "lora": lora} | settings
+    return load_policy(parse_config({"name": "small", "model": asked}, source="test"), model)
 
 
-def test_an_adapter_of_another_kind_is_refused(tmp_path):
-    with pytest.raises(ModelError, match="an adapter of type IA3; give one of type LORA"):
-        folder_of(tmp_path, {"peft_type": "IA3"})
+@pytest.fixture
+def offline(monkeypatch):
+    """Refuse every connection and name resolution, and keep what was asked for."""
+    asked = []
+
+    def refuse(*arguments, **_):
+        asked.append(arguments)
+        raise OSError("there is no network here")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    return asked
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "embed_tokens"]])
+def test_packing_an_adapter_of_a_hub_model_asks_no_hub(model, offline, tmp_path, targets):
+    policy = policy_of(model, lora={"target_modules": targets})
+    adapter_files(policy)
+    save_adapter(policy, tmp_path / "adapter")
+    assert offline == []
+
+
+def test_a_packed_adapter_is_the_policy_when_it_is_loaded_again(model, tmp_path):
+    policy = policy_of(model)
+    torch.manual_seed(0)
+    for name, parameter in policy.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    save_adapter(policy, tmp_path)
+    check_tensors(tmp_path, model)
+    again = policy_of(model, adapter=str(tmp_path))
+    ids = torch.arange(8)[None]
+    with torch.no_grad():
+        assert torch.equal(again(ids).logits, policy(ids).logits)
+        with policy.disable_adapter():
+            assert not torch.equal(again(ids).logits, policy(ids).logits)
+
+
+def test_a_packed_adapter_names_the_model_of_the_config_and_not_a_folder_of_this_machine(model, tmp_path):
+    save_adapter(policy_of(model), tmp_path)
+    for policy in (policy_of(model), policy_of(model, adapter=str(tmp_path))):
+        settings = json.loads(adapter_files(policy)["adapter_config.json"])
+        assert settings["base_model_name_or_path"] == "some/model"
+
+
+def test_the_same_policy_is_packed_into_the_same_bytes(model, tmp_path):
+    policy = policy_of(model)
+    save_adapter(policy, tmp_path)
+    assert read_adapter(tmp_path) == adapter_files(policy)
