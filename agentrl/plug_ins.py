@@ -15,6 +15,7 @@ from agentrl.rewards import REWARDS
 from agentrl.types import End, FailureCause, Question, Trajectory
 from retrievers.base import RetrieverError
 from retrievers.clients.wire import load_format
+from retrievers.names import describe_exception
 
 
 def check_plug_ins(config: Config) -> None:
@@ -71,7 +72,7 @@ def _check_advantages(settings: AdvantagesConfig) -> None:
                 **options,
             )
         except Exception as error:  # The estimator may be the user's own.
-            cause = str(error) if isinstance(error, AdvantageError) else f"{type(error).__name__}: {error}"
+            cause = str(error) if isinstance(error, AdvantageError) else describe_exception(error)
             raise ConfigError(
                 f"advantages.estimator: {settings.estimator} with advantages.options {options}: {cause}"
             ) from error
@@ -82,12 +83,13 @@ def _stratum_of_a_failed_episode(settings: AdvantagesConfig) -> Hashable:
         stratifier = get_stratifier(settings.stratum)
     except AdvantageError as error:
         raise ConfigError(f"advantages.stratum: {error}") from error
-    failed = Trajectory("", Question("", "", ("",)), (), (), End.ENVIRONMENT_FAILURE, cause=FailureCause.WORKER)
+    question = Question("q", "?", ("",))
+    failed = Trajectory("1/0/0", question, (), (), End.ENVIRONMENT_FAILURE, cause=FailureCause.WORKER)
     try:
         return stratifier(failed)
     except Exception as error:  # The stratifier may be the user's own.
         raise ConfigError(
-            f"advantages.stratum: {settings.stratum} fails for an episode without a turn: {type(error).__name__}: {error}"
+            f"advantages.stratum: {settings.stratum} fails for an episode without a turn: {describe_exception(error)}"
         ) from error
 
 

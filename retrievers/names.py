@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import pkgutil
 import re
+import traceback
 from collections.abc import Iterable
 from typing import Any
 
@@ -31,3 +32,10 @@ def did_you_mean(name: str, known: Iterable[str], most: int = 1) -> str:
     """Return `; did you mean NAME?` with the `most` known names that are nearest to `name`, or "" if none is near."""
     near = difflib.get_close_matches(name, list(known), n=most)
     return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def describe_exception(error: BaseException) -> str:
+    """Return what was raised and the line that raised it: `ValueError: no digits (mine.py:12)`."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {error}{where}"
