@@ -90,7 +90,7 @@ class TextProtocol(Protocol):
         raise NotImplementedError
 
     def _frame(self, body: str, ended: bool) -> Text:
-        """Put what the environment says, neutralised, between what opens and closes it."""
+        """Put what the environment says, which is neutralised and stays as it is, between what opens and closes it."""
         raise NotImplementedError
 
     def ask(self) -> str:
