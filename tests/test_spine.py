@@ -195,9 +195,10 @@ def test_a_dead_retriever_ends_the_run_with_one_message_and_no_process(world, ti
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_a_run_that_is_stopped_takes_its_processes_along(world, tiny_model, tmp_path, name):
-    arguments = tiny_arguments(world, tiny_model, tmp_path, name, "training.steps=50")
-    process = psutil.Popen([*AGENTRL, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def test_a_run_that_is_stopped_keeps_its_state_and_takes_its_processes_along(world, tiny_model, tmp_path, name):
+    more = ["training.steps=50", "training.checkpoint_every=50"]
+    arguments = tiny_arguments(world, tiny_model, tmp_path, name, *more)
+    process = psutil.Popen([*AGENTRL, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     folder = folder_of(tmp_path, name)
     deadline = time.monotonic() + 300
     while not folder.read_metrics():
@@ -208,6 +209,9 @@ def test_a_run_that_is_stopped_takes_its_processes_along(world, tiny_model, tmp_
     process.send_signal(getattr(signal, name))
     assert wait_until_gone([process, *family], 90) == []
     assert process.returncode != 0
+    step = folder.read_metrics()[-1]["step"]
+    assert folder.latest_checkpoint().name == f"checkpoint-{step}"
+    assert f"the training was stopped; --resume continues after step {step}" in process.stderr.read()
 
 
 @pytest.mark.parametrize(

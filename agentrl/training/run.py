@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty
 from typing import Any
@@ -23,6 +28,9 @@ from agentrl.rollout.pool import RolloutPool
 from agentrl.runs import RunFolder
 from agentrl.training.loop import TrainSettings, train_loop
 from agentrl.types import AgentRLError, Question
+
+# How long a trainer that is asked to stop may take to save its state.
+_STOP_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,18 +129,18 @@ def _fit(
     resume: bool,
     on_progress: OnProgress,
 ) -> None:
-    """Run the training loop in a Ray Train worker while this thread's sibling relays its progress."""
+    """Run the training loop in a Ray Train worker and relay its progress; who stops this process stops the trainer first.
+
+    Raises:
+        AgentRLError, OSError: whatever ended the training before its last step.
+    """
     # Ray Train asks Ray's dashboard for its own state every second, and there is no dashboard here.
     os.environ["RAY_TRAIN_ENABLE_STATE_TRACKING"] = "0"
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
-    from ray.train.v2.api.exceptions import TrainingFailedError
     from ray.util.queue import Queue
 
     events, stop = Queue(), Queue()
-    finished = threading.Event()
-    relay = threading.Thread(target=_relay, args=(events, finished, on_progress), daemon=True)
-    relay.start()
     storage = folder.path / "ray_train"
     trainer = TorchTrainer(
         train_loop,
@@ -140,26 +148,45 @@ def _fit(
         scaling_config=ScalingConfig(num_workers=1, use_gpu=config.device == "cuda"),
         run_config=RunConfig(name="run", storage_path=str(storage), failure_config=FailureConfig(max_failures=0)),
     )
+    on_progress(Progress(0, "starting trainer", 0, 0))
+    ended: Future[None] = Future()
+    # In the main thread Ray Train would take Ctrl-C for itself and kill the trainer before it has saved anything.
+    threading.Thread(target=_settle, args=(ended, trainer.fit), name="ray-train", daemon=True).start()
     try:
-        on_progress(Progress(0, "starting trainer", 0, 0))
-        trainer.fit()
-    except TrainingFailedError as error:
-        raise _cause(error) from error
+        _relay(events, ended, on_progress)
+    except BaseException as error:
+        with suppress(RayError):
+            stop.put(None)
+            _relay(events, ended, lambda progress: None, _STOP_SECONDS)
+        # Where this process was stopped, what the trainer says at its end tells where its state is.
+        if isinstance(error, Exception) or not ended.done():
+            raise
     finally:
-        finished.set()
-        relay.join(timeout=10)
         # What Ray Train keeps there only repeats the run folder.
         shutil.rmtree(storage, ignore_errors=True)
+    if error := ended.exception():
+        raise _cause(error) from error
 
 
-def _relay(events: Any, finished: threading.Event, on_progress: OnProgress) -> None:
-    while not (finished.is_set() and events.empty()):
+def _settle(ended: Future[None], call: Callable[[], Any]) -> None:
+    try:
+        call()
+    except BaseException as error:  # noqa: BLE001, it is raised where the future is read
+        ended.set_exception(error)
+    else:
+        ended.set_result(None)
+
+
+def _relay(events: Any, ended: Future[None], on_progress: OnProgress, seconds: float = math.inf) -> None:
+    """Hand on what the trainer says until it has ended, or `seconds` are over."""
+    end = time.monotonic() + seconds
+    while not (ended.done() and events.empty()) and time.monotonic() < end:
         try:
             on_progress(events.get(timeout=0.5))
         except Empty:
             continue
         except RayError:
-            # The queue died with the cluster, so nothing more will come.
+            # The queue died with the cluster, so nothing more will come; the trainer's own end follows.
             return
 
 
