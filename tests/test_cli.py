@@ -117,7 +117,7 @@ def test_a_config_for_gpus_is_refused_without_them_and_names_the_one_for_cpus(mo
 
     monkeypatch.setattr(ray, "init", lambda **_: None)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
-    wanted = rf"config 'nq_hotpot' needs {gpus} GPUs .*, Ray sees 0; on a machine without GPUs use nq_hotpot_mini\.yaml"
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 2.0})
+    wanted = rf"config 'nq_hotpot' needs {gpus} GPUs .*, and Ray has 0 free; on a machine without GPUs use nq_hotpot_mini\.yaml"
     with pytest.raises(ConfigError, match=wanted), cluster(load_config("nq_hotpot.yaml", overrides), trains=trains):
         pass

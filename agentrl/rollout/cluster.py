@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -27,8 +28,13 @@ from agentrl.types import EnvironmentFailure
 
 # Ray counts CPUs to place actors, not to bind them; a laptop's two would not place retriever, engine and trainer.
 _LEAST_CPUS = 8
-# Ray Train's worker, the queue of its progress, and one to spare.
+# Ray Train's worker and the queue of its progress; on a machine of our own one to spare.
+_TRAINER_LEAST_CPUS = 2
 _TRAINER_CPUS = 3
+
+_CONNECT_SECONDS = 10.0
+# A socket's path has at most 107 bytes, of which Ray takes the rest for itself.
+_SOCKET_FOLDER = 40
 
 _CLOSE_SECONDS = 10.0
 
@@ -54,9 +60,9 @@ def cluster(
     `on_phase` is told what is being waited for; `trains` says that a trainer will need its place beside them.
 
     Raises:
-        ConfigError: if the device that the config asks for is not there.
+        ConfigError: if the GPUs that the config asks for are not there.
         ModelError: if there is no such model, or the adapter does not fit it.
-        EnvironmentFailure: if a part does not start in time.
+        EnvironmentFailure: if Ray cannot be reached, has too few free CPUs, or a part does not start in time.
         RetrieverError: if the retriever's server does not answer.
     """
     config.require("retriever")
@@ -64,7 +70,7 @@ def cluster(
     _connect(config)
     workers: list[Any] = []
     try:
-        _check_device(config, trains)
+        _check_resources(config, trains)
         on_phase("model files")
         _check_model_files(config)
         on_phase("retriever")
@@ -95,8 +101,13 @@ def _connect(config: Config) -> None:
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112, this is how Ray spells it
     on_terminate = signal.getsignal(signal.SIGTERM)
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    address = config.ray.address
+    if address is not None:
+        _check_listening(address)
+        # How often Ray tries to connect, about 40 s each time; 20 times is its default.
+        os.environ["RAY_gcs_server_port_wait_time_s"] = "1"  # noqa: SIM112, this is how Ray spells it
     try:
-        if config.ray.address is None:
+        if address is None:
             actors = config.rollout.workers + len(config.retriever.indexes)
             ray.init(
                 # Without "local" Ray joins whatever cluster it finds on this machine.
@@ -106,24 +117,66 @@ def _connect(config: Config) -> None:
                 **common,
             )
         else:
-            ray.init(address=config.ray.address, **common)
-    except (ConnectionError, TimeoutError) as error:
-        raise EnvironmentFailure(f"ray.address {config.ray.address}: cannot connect: {error}") from error
+            ray.init(address=address, **common)
+    except Exception as error:
+        raise EnvironmentFailure(_start_problem(address, error)) from error
     if threading.current_thread() is threading.main_thread():
         # Ray puts a handler of its own in place that prints a stack trace and skips our clean-up.
         signal.signal(signal.SIGTERM, on_terminate)
 
 
-def _check_device(config: Config, trains: bool) -> None:
-    if not _engines_need_gpus(config):
+def _check_listening(address: str) -> None:
+    """Raise EnvironmentFailure if nothing listens at an address with a port; Ray would try for a quarter of an hour."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdecimal():
         return
-    gpus = ray.cluster_resources().get("GPU", 0)
-    engines, indexes = config.rollout.workers * config.engine.gpus, len(config.retriever.indexes)
-    wanted = engines + indexes * config.retriever.gpus + trains
-    if gpus < wanted:
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
+    # A port beyond 65535 overflows.
+    except (OSError, OverflowError) as error:
+        raise EnvironmentFailure(
+            f"ray.address {address}: nothing listens there ({error}); start a cluster with `ray start --head`, or correct "
+            "the address"
+        ) from error
+
+
+def _start_problem(address: str | None, error: Exception) -> str:
+    """Say why there is no Ray, and what to set."""
+    if address is not None:
+        return (
+            f"ray.address {address}: cannot connect: {error}. If the cluster uses token authentication, set RAY_AUTH_MODE to "
+            "token and RAY_AUTH_TOKEN to its token; else check that it runs, and runs the same version of Ray and Python"
+        )
+    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    if "AF_UNIX" in str(error):
+        return (
+            f"Ray keeps its sockets in {folder}, a name too long for them; set RAY_TMPDIR to a folder with a name of at most "
+            f"{_SOCKET_FOLDER} characters, such as /tmp"
+        )
+    return (
+        f"Ray did not start: {error} It needs half a minute of a machine that is not too busy, and room in {folder}; set "
+        "RAY_TMPDIR to a folder on a fast local disk, or ray.address to a cluster that runs"
+    )
+
+
+def _check_resources(config: Config, trains: bool) -> None:
+    free = ray.available_resources()
+    workers, indexes = config.rollout.workers, len(config.retriever.indexes)
+    parts = f"{workers} engine(s), {indexes} index(es)" + (" and a trainer" if trains else "")
+    gpus = 0
+    if _engines_need_gpus(config):
+        gpus = workers * config.engine.gpus + indexes * config.retriever.gpus + trains
+    if free.get("GPU", 0) < gpus:
         hint = f"; on a machine without GPUs use {config.cpu_config}" if config.cpu_config else ""
-        what = "engines, indexes and trainer" if trains else "engines and indexes"
-        raise ConfigError(f"config {config.name!r} needs {wanted:g} GPUs ({what}), Ray sees {gpus:g}{hint}")
+        raise ConfigError(
+            f"config {config.name!r} needs {gpus:g} GPUs ({parts}), and Ray has {free.get('GPU', 0):g} free{hint}"
+        )
+    cpus = indexes + (0 if _engines_need_gpus(config) else workers) + (_TRAINER_LEAST_CPUS if trains else 0)
+    if free.get("CPU", 0) < cpus:
+        raise EnvironmentFailure(
+            f"config {config.name!r} needs {cpus} CPUs ({parts}), and the cluster at ray.address {config.ray.address} has "
+            f"{free.get('CPU', 0):g} free; free some, add a node, or lower rollout.workers"
+        )
 
 
 def _engines_need_gpus(config: Config) -> bool:

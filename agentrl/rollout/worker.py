@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import math
 import os
 import uuid
 from collections.abc import Mapping, Sequence
@@ -12,14 +14,14 @@ from typing import Any
 import ray
 
 from agentrl.agent.codec import Codec
-from agentrl.agent.episode import Agent
+from agentrl.agent.episode import Agent, report
 from agentrl.config import Config
 from agentrl.engines import make_engine
 from agentrl.engines.base import Engine, Generation, Sampling
 from agentrl.models import load_tokenizer, resolve_model
 from agentrl.rewards import REWARDS
 from agentrl.rollout.retriever import make_retriever
-from agentrl.types import EngineDied, Question, Trajectory
+from agentrl.types import End, EngineDied, FailureCause, Question, Trajectory
 from retrievers.base import RetrieverError
 
 
@@ -31,6 +33,7 @@ class RolloutWorker:
         self._config = config
         # By name: Ray does not promise to make an actor anew whose arguments refer to other objects.
         actors = [ray.get_actor(name) for name in indexes]
+        self._reward = REWARDS[config.reward.kind]
         self._retriever: Any = make_retriever(config.retriever, config.data, identity, actors)
         self._contexts = AsyncExitStack()
         self._agent: Agent | None = None
@@ -84,18 +87,19 @@ class RolloutWorker:
         return make_engine(self._config, model)
 
     async def rollout(self, question: Question, episode_ids: Sequence[str], temperature: float) -> list[Trajectory]:
-        """Run one episode for each id, as many at once as the engine has places for, and score them.
+        """Run one episode for each id and score them. Of all groups together, as many run as the engine has places.
+
+        An episode whose reward fails ends as environment failure, with the traceback.
 
         Raises:
             EngineDied: if the engine died meanwhile; none of these episodes counts.
         """
         if self._agent is None:
             raise EngineDied("this worker has no engine: it was made anew and not prepared")
-        reward = REWARDS[self._config.reward.kind]
         trajectories = await asyncio.gather(*(self._run(question, i, temperature) for i in episode_ids))
         if self._engine.death is not None:
             raise EngineDied(self._engine.death)
-        return [t.with_reward(reward(t)) if t.valid else t for t in trajectories]
+        return [self._scored(trajectory) for trajectory in trajectories]
 
     async def close(self) -> None:
         """Stop engine and retriever, if there are any, and remove what the engine keeps on the disk."""
@@ -106,7 +110,7 @@ class RolloutWorker:
                 await self._engine.close()
 
     async def _run(self, question: Question, episode_id: str, temperature: float) -> Trajectory:
-        # An episode's time begins when it has a place, or the last of a long queue would run out of it while they wait.
+        # An episode's time begins when the episode has a place; else one that waits long for a place would have no time left.
         async with self._slots:
             return await self._agent.run(
                 question,
@@ -116,9 +120,24 @@ class RolloutWorker:
                 timeout=self._config.rollout.episode_timeout_seconds,
             )
 
+    def _scored(self, trajectory: Trajectory) -> Trajectory:
+        """Return the episode with its reward."""
+        if not trajectory.valid:
+            return trajectory
+        try:
+            reward = float(self._reward(trajectory))
+            if not math.isfinite(reward):
+                raise ValueError(f"a reward is a finite number, and this one is {reward}")
+        except Exception as error:  # noqa: BLE001, a reward function is a user's code
+            failure = f"the reward failed: {report(error)}"
+            return dataclasses.replace(
+                trajectory, end=End.ENVIRONMENT_FAILURE, cause=FailureCause.CODE, failure=failure
+            )
+        return trajectory.with_reward(reward)
+
 
 class _Watched:
-    """An engine that remembers that it died: its episodes take that for one failure among others."""
+    """An engine that remembers that it died: to its episodes the death is one failure among others."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

@@ -1,0 +1,118 @@
+"""A run that gets no Ray ends soon, with one message that names what to set."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import ray
+from scripted import make_config
+
+from agentrl.config import ConfigError
+from agentrl.rollout.cluster import cluster
+from agentrl.types import EnvironmentFailure
+
+
+@pytest.fixture
+def started(tmp_path, tokenizer):
+    def start(**sections):
+        with cluster(make_config(tmp_path, tokenizer, **sections)):
+            raise AssertionError("it started")
+
+    return start
+
+
+@pytest.fixture
+def free_port():
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        yield reserved.getsockname()[1]
+
+
+@pytest.mark.parametrize("prefix", ["", "ray://"])
+def test_an_address_where_nothing_listens_is_named_at_once(started, free_port, prefix):
+    address = f"{prefix}127.0.0.1:{free_port}"
+    with pytest.raises(EnvironmentFailure, match=f"ray.address {address}: nothing listens there .*`ray start --head`"):
+        started(ray={"address": address})
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:99999", "no-such-host.invalid:6379"])
+def test_an_address_that_cannot_be_is_named(started, address):
+    with pytest.raises(EnvironmentFailure, match=f"ray.address {address}: nothing listens there"):
+        started(ray={"address": address})
+
+
+def test_a_cluster_that_does_not_let_us_in_is_named_with_its_token(started, monkeypatch):
+    def refuse(**options):
+        raise ConnectionError(f"Failed to connect to Ray cluster at {options['address']}")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(EnvironmentFailure, match=f"ray.address {address}: cannot connect: .*RAY_AUTH_TOKEN"):
+            started(ray={"address": address})
+
+
+def test_a_folder_whose_name_is_too_long_for_a_socket_is_named(started, monkeypatch, tmp_path):
+    folder = tmp_path / ("job_scratch_" * 8)
+    monkeypatch.setenv("RAY_TMPDIR", str(folder))
+    with pytest.raises(EnvironmentFailure, match=f"{folder}.* too long .*set RAY_TMPDIR"):
+        started()
+
+
+def test_a_ray_that_does_not_start_in_time_is_one_message(started, monkeypatch, tmp_path):
+    def time_out(**options):
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "init", time_out)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    with pytest.raises(EnvironmentFailure, match=f"timed out during startup.*{tmp_path}.*set RAY_TMPDIR") as raised:
+        started()
+    assert len(str(raised.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("free", "sections", "error", "words"),
+    [
+        ({"CPU": 3.0}, {"rollout": {"workers": 4}}, EnvironmentFailure, r"needs 4 CPUs \(4 engine\(s\).* has 3 free"),
+        (
+            {"GPU": 1.0, "CPU": 9.0},
+            {"device": "cuda", "rollout": {"workers": 2}},
+            ConfigError,
+            r"needs 2 GPUs .* 1 free",
+        ),
+    ],
+)
+def test_too_few_free_places_are_named(started, monkeypatch, free, sections, error, words):
+    monkeypatch.setattr(ray, "init", lambda **options: None)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray, "available_resources", lambda: free)
+    monkeypatch.setattr(ray, "get", lambda references, timeout: [])
+    with pytest.raises(error, match=words):
+        started(**sections)
+
+
+@pytest.mark.slow
+def test_an_address_where_something_else_listens_ends_within_a_minute(tmp_path, tokenizer):
+    config = tmp_path / "http.yaml"
+    questions = tmp_path / "questions.jsonl"
+    config.write_text(make_config(tmp_path, tokenizer).to_yaml())
+    questions.write_text('{"id": "1", "question": "where?", "golden_answers": ["there"]}\n')
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        command = [sys.executable, "-m", "agentrl.cli", "eval", "--config", config, "--questions", questions]
+        started = time.monotonic()
+        result = subprocess.run(
+            [*command, f"ray.address={address}"],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env=os.environ | {"PYTHONPATH": f"{Path(__file__).parent}:{os.environ.get('PYTHONPATH', '')}"},
+        )
+    assert result.returncode == 1
+    assert f"ray.address {address}: cannot connect" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert time.monotonic() - started < 75
