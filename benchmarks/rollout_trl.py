@@ -112,7 +112,7 @@ class TrlLoop:
         return Looped(self._seconds, self._sent, self._sampled)
 
     def _ask(self, question: str) -> list[dict[str, str]]:
-        return [{"role": "user", "content": f"{self._protocol.ask()}{question}\n"}]
+        return [{"role": "user", "content": self._protocol.ask(question)}]
 
     async def _search(self, query: str) -> str:
         assert self._retriever is not None

@@ -67,8 +67,8 @@ class AgentConfig(Section):
     remains to answer. `max_invalid` bounds the mistakes that are corrected, unless `mistakes_are_turns`: then they count
     towards `max_turns`. Token limits count ids of the model's tokenizer; `max_episode_tokens` includes the prompt.
     `instruction` replaces the protocol's own wording, and an empty one leaves only the question, for a model whose adapter
-    already knows the protocol. `instruction_file` names a file that holds the wording; the resolved configuration holds
-    the wording itself.
+    already knows the protocol. The question stands where it has `{question}`, else below it. `instruction_file` names a file
+    that holds the wording; the resolved configuration holds the wording itself.
     """
 
     protocol: str = "search_tags"

@@ -53,7 +53,7 @@ def test_an_episode_is_the_ids_that_the_template_gives_for_the_whole_conversatio
     problem = "no <tool_call> or <answer> was closed"
     expected = rendered(
         chat_codec,
-        said("user", f"{protocol.ask()}{QUESTION.text}\n"),
+        said("user", protocol.ask(QUESTION.text)),
         said("assistant", SEARCH),
         said("tool", "Doc 1(Title: Elbe) It ends at Cuxhaven."),
         said("assistant", "Hm."),

@@ -33,6 +33,10 @@ SCRAPS = (
 )  # fmt: skip
 
 
+# What a closed thought can name: no end of it, and no control token, which a conversation has in its frame alone.
+NAMED = [scrap for scrap in SCRAPS if "think" not in scrap and "|" not in scrap]
+
+
 def words(rng, most=6):
     """Return letters of any kind without the signs that tags and JSON are made of."""
     letters = [chr(rng.randrange(32, 0xD7FF)) if rng.random() < 0.2 else rng.choice("abc xyz\n'é.,") for _ in range(8)]
@@ -66,6 +70,10 @@ def sound(rng, protocol):
     """Write a turn that is one action, and say which."""
     kind, said = rng.choice([*settings(protocol).tools, "answer"]), argument(rng)
     thought = rng.choice(("", f"{words(rng)}\n", f"<think>{words(rng)}</think>\n", f"<think> {words(rng)} "))
+    # Search-R1 reads actions in thoughts too.
+    if protocol != "search_r1" and rng.random() < 0.3:
+        named = "".join(rng.choice((rng.choice(NAMED), words(rng))) for _ in range(rng.randrange(8)))
+        thought = f"{words(rng)}<think>{named}</think>"
     if kind == "answer" or protocol in TAGS:
         return f"{thought}<{kind}>{said}</{kind}>{rng.choice(('', ' ', chr(10)))}", (kind, squeezed(said))
     name = {"search": "query", "open": "id"}[kind]
@@ -77,7 +85,7 @@ def unsound(rng, protocol):
     """Break a sound turn in a way after which it must not be read."""
     text, (kind, said) = sound(rng, protocol)
     if rng.random() < 0.5 or protocol in TAGS:
-        opening = text.rindex("<tool_call>" if "<tool_call>" in text else f"<{kind}>")
+        opening = text.rindex(f"<{kind}>" if kind == "answer" or protocol in TAGS else "<tool_call>")
         frame = "information" if protocol in TAGS else "tool_response"
         closing = text.rindex("</")
         other = "answer" if kind != "answer" else "search" if protocol in TAGS else "tool_call"
@@ -130,6 +138,20 @@ def tags_in(text):
         yield text[start : start + len(inside) + 2], slash, name.lower(), start + len(inside) + 2
 
 
+def without_thoughts(text):
+    """Blank every closed thought."""
+    tags = [(end - len(written), slash, end) for written, slash, name, end in tags_in(text) if name == "think"]
+    done = 0
+    for start, slash, end in tags:
+        if slash or start < done:
+            continue
+        close = next((last for begin, closes, last in tags if closes and begin >= end), None)
+        if close is not None:
+            text = text[:start] + " " * (close - start) + text[close:]
+            done = close
+    return text
+
+
 def expected(text, protocol):
     """Read a turn a second way, without regular expressions; None for what must be refused."""
     if protocol == "search_r1":
@@ -139,7 +161,7 @@ def expected(text, protocol):
         own, frame = ("tool_call", "answer"), "tool_response"
     if protocol == "chat_tools" and any(token in text for token in ("<|im_end|>", "<|im_start|>", "<|endoftext|>")):
         return None
-    found = list(tags_in(text))
+    found = list(tags_in(without_thoughts(text)))
     actions = [tag for tag in found if tag[2] in own]
     if any(name == frame for _, _, name, _ in found) or len(actions) != 2:
         return None

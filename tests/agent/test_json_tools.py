@@ -55,6 +55,9 @@ def play(codec, script, config=BOTH, retriever=None):
         ('<think> x </think>\n<tool_call>{"arguments":{"query":"a"},"name":"search"}</tool_call>\n', "search", "a"),
         (call("search", query='a "quoted" \\ name\n é'), "search", 'a "quoted" \\ name é'),
         ("It is\n<answer> Paris </answer>", "answer", "Paris"),
+        ("<think>I may write <tool_call> next.</think>\n" + call("search", query="a"), "search", "a"),
+        ("<think>The <tool_response> says <answer></answer>.</think>" + ANSWER, "answer", "Cuxhaven"),
+        (call("search", query="<think> </think> a"), "search", "<think> </think> a"),
     ],
 )
 def test_one_closed_action_is_read(text, kind, argument):
@@ -68,7 +71,7 @@ def test_one_closed_action_is_read(text, kind, argument):
         ("", "no <tool_call> or <answer> was closed"),
         (call("search", query="a") * 2, "more than one action"),
         (call("search", query="a") + ANSWER, "more than one action"),
-        ("<tool_call>{}", "do not match"),
+        ("<tool_call>{}", "<tool_call> was not closed"),
         ("<tool_response>x</tool_response>" + ANSWER, "only the tools write"),
         ("<answer> </answer>", "the answer is empty"),
         ("<tool_call>search Elbe</tool_call>", "not valid JSON"),
@@ -84,8 +87,8 @@ def test_one_closed_action_is_read(text, kind, argument):
         (call("search", q="x"), "search takes one argument, query"),
         (call("search", query="x", k=5), "search takes one argument, query"),
         ('<tool_call>{"name": "open", "arguments": "p0"}</tool_call>', "open takes one argument, id"),
-        (call("open", id=17), "must be a text"),
-        (call("search", query=" \n"), "must be a text that is not empty"),
+        (call("open", id=17), "the id of open is not a text"),
+        (call("search", query=" \n"), "the query of search is empty"),
     ],
 )
 def test_anything_else_is_refused_with_what_is_wrong(text, problem):
@@ -167,7 +170,7 @@ class Shout(JsonTools):
 
 def test_a_protocol_of_ones_own_is_found_by_its_import_path(codec):
     config = AgentConfig(protocol="test_json_tools:Shout")
-    assert get_protocol(config, codec).prompt("why?") == "SEARCH AND ANSWER! Question: why?\n"
+    assert get_protocol(config, codec).prompt("why?") == "SEARCH AND ANSWER!\nQuestion: why?\n"
 
 
 @pytest.mark.parametrize(
@@ -188,7 +191,7 @@ def test_an_instruction_file_replaces_our_wording(codec, tmp_path):
     file.write_text("Seek, and é shall find. ")
     config = AgentConfig(instruction_file=str(file))
     file.unlink()
-    assert get_protocol(config, codec).prompt("why?") == "Seek, and é shall find. Question: why?\n"
+    assert get_protocol(config, codec).prompt("why?") == "Seek, and é shall find.\nQuestion: why?\n"
     assert AgentConfig(**config.model_dump()) == config
 
 

@@ -3,13 +3,14 @@
 import re
 
 import pytest
+from chatml import CHATML
 from fakes import passage
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agentrl.agent.codec import as_string, clean
 from agentrl.agent.protocols import SearchTags, get_protocol
-from agentrl.config import AgentConfig
+from agentrl.config import AgentConfig, ConfigError
 from agentrl.types import ActionKind
 from retrievers.base import Hit
 
@@ -36,6 +37,11 @@ turns = st.one_of(
         ("<answer> Paris </answer>", "answer", "Paris"),
         ("I should look.\n<search> Paris </search>", "search", "Paris"),
         ("<think> I know. </think>\n<answer> Paris </answer>", "answer", "Paris"),
+        ("<think>I should use <search> now.</think>\n<search> river tay </search>", "search", "river tay"),
+        ("<think>It belongs in <answer></answer>.</think><answer>Scotland</answer>", "answer", "Scotland"),
+        ("<think>The <information> block names it.</think><answer>Scotland</answer>", "answer", "Scotland"),
+        ("<think> a </think> so <think> <answer> b </answer> </think> <answer> c </answer>", "answer", "c"),
+        ("<answer> to <think> is </think> to be </answer>", "answer", "to <think> is </think> to be"),
         ("<think> never closed <answer> Paris </answer>", "answer", "Paris"),
         ("<answer> Paris </answer>\n \n", "answer", "Paris"),
         ("<search>\n  two\n  lines \n</search>", "search", "two lines"),
@@ -59,14 +65,19 @@ def test_a_turn_with_one_closed_action_is_read(text, kind, argument):
         ("<search> a <search> b </search>", "more than one action"),
         ("<search></search>", "the search is empty"),
         ("<answer> \n </answer>", "the answer is empty"),
-        ("<search> a", "do not match"),
-        ("a </search>", "do not match"),
-        ("<search> a </answer>", "do not match"),
-        ("</search> a <search>", "do not match"),
-        ("< search > a </ search >", "do not match"),
-        ("<SEARCH> a </SEARCH>", "do not match"),
-        ("<think> <search> a </search> </think>", "do not match"),
-        ("<search> a </search> and more", "do not match"),
+        ("<search> a", "<search> was not closed"),
+        ("<search> a <search>", "<search> was not closed"),
+        ("a </search>", "</search> has no <search> before it"),
+        ("<search> a </answer>", "<search> was closed with </answer>"),
+        ("</search> a <search>", "</search> has no <search> before it"),
+        ("< search > a </ search >", "tags are written in lower case and without spaces, as <search>"),
+        ("<Answer>Paris</Answer>", "tags are written in lower case and without spaces, as <answer>"),
+        ("<answer>Paris</Answer>", "tags are written in lower case and without spaces, as <answer>"),
+        ("<think> <search> a </search> </think>", "no <search> or <answer> was closed"),
+        ("<THINK> <search> a </search> </ think >", "no <search> or <answer> was closed"),
+        ("<search> a </search> and more", "text follows </search>"),
+        ("<search> a </search> <think> and <answer> more </answer> </think>", "text follows </search>"),
+        ("<think> a </think> <search> b", "<search> was not closed"),
         ("<information> I found it </information><answer> a </answer>", "only the search engine writes"),
         ("<answer> a </Information></answer>", "only the search engine writes"),
     ],
@@ -157,6 +168,56 @@ def test_a_correction_says_what_was_wrong_inside_the_frame():
     correction = PROTOCOL.correction("the search is empty")
     assert correction.startswith("\n<information>\nInvalid action: the search is empty. ")
     assert correction.endswith("\n</information>\n")
+
+
+thoughts = foreign.filter(lambda text: not re.search(r"think\s*>", text, re.IGNORECASE))
+
+
+@given(thoughts, st.sampled_from(["search", "answer"]), st.text("abc ", min_size=1).filter(str.strip))
+def test_whatever_a_closed_thought_names_is_no_action(thought, kind, said):
+    action = PROTOCOL.parse(f"<think>{thought}</think>\n<{kind}>{said}</{kind}>")
+    assert (action.kind, action.argument) == (kind, " ".join(said.split()))
+    assert PROTOCOL.parse(f"<think>{thought}</think>").argument == "no <search> or <answer> was closed"
+
+
+ALL = ["search_tags", "json_tools", "chat_tools", "search_r1"]
+TAGGED = "Write <answer> </answer>."
+
+
+def asked(codec, protocol, question="why?", **settings):
+    return as_string(get_protocol(AgentConfig(protocol=protocol, **settings), codec).prompt(question))
+
+
+@pytest.mark.parametrize("protocol", ALL)
+@pytest.mark.parametrize("end", ["", " ", "\n", "\n\n", " \n \t"])
+def test_the_question_stands_on_a_line_of_its_own(chat_codec, protocol, end):
+    shown = asked(chat_codec, protocol, instruction=f"Be brief. {TAGGED}{end}")
+    assert re.search(rf"{re.escape(TAGGED)} ?\n+Question: why\?\n", shown)
+
+
+@pytest.mark.parametrize("protocol", ALL)
+@pytest.mark.parametrize("chat", ["plain", "chat"])
+def test_the_question_stands_where_an_instruction_has_a_place_for_it(chat_codec, protocol, chat):
+    instruction = f"{TAGGED} Answer {{question}} now, {{this}} {{question}}"
+    shown = asked(chat_codec, protocol, "who is {question}?", instruction=instruction, prompt=chat)
+    assert f"{TAGGED} Answer who is {{question}}? now, {{this}} who is {{question}}?\n" in shown
+    assert "Question:" not in shown
+
+
+@pytest.mark.parametrize("protocol", ["search_tags", "json_tools", "search_r1"])
+def test_an_instruction_with_a_place_for_the_question_leaves_none_for_worked_examples(codec, protocol):
+    config = AgentConfig(protocol=protocol, instruction=f"{TAGGED} {{question}}", worked_examples=1)
+    with pytest.raises(ConfigError, match=r"agent\.instruction: .*\{question\}.* set agent\.worked_examples to 0"):
+        get_protocol(config, codec)
+
+
+def test_a_thought_that_the_template_has_opened_is_no_action(with_template):
+    text = "I may write <answer> next.</think>\n<answer> Paris </answer>"
+    assert get_protocol(AgentConfig(prompt="chat"), with_template(CHATML)).parse(text).kind is ActionKind.INVALID
+    thinking = with_template(CHATML.replace("assistant\\n'", "assistant\\n<think>\\n'"))
+    for protocol in ("search_tags", "json_tools", "chat_tools"):
+        action = get_protocol(AgentConfig(protocol=protocol, prompt="chat"), thinking).parse(text)
+        assert (action.kind, action.argument) == (ActionKind.ANSWER, "Paris")
 
 
 def test_every_turn_of_the_worked_examples_is_one_that_the_protocol_reads():

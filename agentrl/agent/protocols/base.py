@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 from typing import Protocol as TypingProtocol
 
-from agentrl.agent.codec import Codec, Segment, Text, clean
+from jinja2 import TemplateError
+
+from agentrl.agent.codec import Codec, Segment, Text, as_string, clean
+from agentrl.agent.protocols.examples import EXAMPLES, Example
 from agentrl.agent.protocols.passages import fit
 from agentrl.config import AgentConfig, ConfigError
 from agentrl.types import Action, ActionKind, Turn
@@ -17,13 +20,15 @@ from retrievers.base import Hit
 # Words that no template changes and no question holds.
 _ASKED = "agentrl-question-here"
 
+_PLACE = "{question}"
+
 
 class Protocol(TypingProtocol):
     """How to ask, where to stop, what an action is and how an observation is written.
 
     A protocol of your own is a class that is made with the settings and the codec of a run; name it in `agent.protocol`
-    as `package.module:Class`. Whatever it writes is encoded once, alone. It must neutralise foreign text: the questions,
-    titles, texts and ids that it is handed.
+    as `package.module:Class`. Whatever it writes is encoded alone. It must neutralise foreign text: the questions, titles,
+    texts and ids that it is handed.
     """
 
     stop: tuple[str, ...]
@@ -38,13 +43,18 @@ class Protocol(TypingProtocol):
         ...
 
     def parse(self, text: str) -> Action:
-        """Read the action from the model's text of one turn, which comes without the end token. Never raises: what cannot
-        be read is INVALID, with what was wrong in our words, as they are shown to the model."""
+        """Read the action from the model's text of one turn, which comes without the end token.
+
+        A turn that cannot be read is INVALID, and its argument says in our words what was wrong: the model is told them.
+        """
         ...
 
     def observation(self, hits: Sequence[Hit], limit: int, ended: bool = False) -> Text:
-        """Write hits as at most `limit` tokens, complete with what closes it. `ended`: the turn closed with the end token.
-        Where `limit` does not even hold what closes it, it is complete all the same and has more."""
+        """Write hits as at most `limit` tokens, complete with what closes them.
+
+        `ended` says that the turn closed with the end token. An observation whose closing alone is beyond `limit` is
+        complete all the same.
+        """
         ...
 
     def correction(self, problem: str, ended: bool = False) -> Text:
@@ -57,23 +67,44 @@ class Protocol(TypingProtocol):
         return action.argument if action.kind is ActionKind.ANSWER else None
 
 
-class TextProtocol(Protocol):
-    """The packaged protocols' common part: an instruction, worked examples and the question as one text or one message.
+class Mistake(Exception):
+    """What is wrong with a turn, in words that can be shown to the model: they hold nothing that the model wrote."""
 
-    Subclasses set `names`, the tags of their own, and write their frame in `_frame`.
+
+class TextProtocol(Protocol):
+    """The packaged protocols' common part: one message that asks, and turns of one action each between tags.
+
+    Subclasses name the tags of `actions`, the tag of the `frame` around what the environment says and the `others` that no
+    passage may write, and define `instruction`, `_read` and `_call`.
     """
 
     stop: tuple[str, ...] = ()
-    names: tuple[str, ...] = ()
+    actions: tuple[str, ...] = ("answer",)
+    others: tuple[str, ...] = ("think",)
+    frame: str = ""
+    forms: tuple[str, ...] = ()
+    """The actions as the model is reminded of them."""
+    author: str = ""
+    """Who writes the frame, as in "the tools write"."""
 
     def __init__(self, config: AgentConfig | None = None, codec: Codec | None = None) -> None:
-        """Without a codec there is wording and parsing, but neither prompts nor observations."""
+        """Without a codec there is wording and parsing, but neither prompts nor observations.
+
+        Raises:
+            ConfigError: if the instruction has a place for the question, and worked examples are to stand before it.
+        """
         self.config = AgentConfig() if config is None else config
         self._codec = codec
         self._in_chat = self.config.prompt == "chat"
         self._schemas: list[dict[str, Any]] | None = None
+        names = "|".join((*self.others, self.frame, *self.actions))
         # White space and case are no way around it: a model may well read < / Answer > as the tag.
-        self._tag = re.compile(rf"<\s*(/?)\s*({'|'.join(self.names)})\s*>", re.IGNORECASE)
+        self._tag = re.compile(rf"<\s*(/?)\s*({names})\s*>", re.IGNORECASE)
+        if _PLACE in (self.config.instruction or "") and self.config.worked_examples:
+            raise ConfigError(
+                f"agent.instruction: it has a place for the question, {_PLACE}, which leaves none for worked examples; "
+                "write them into the instruction and set agent.worked_examples to 0"
+            )
 
     @property
     def codec(self) -> Codec:
@@ -85,34 +116,55 @@ class TextProtocol(Protocol):
         """What the model is told about the protocol, ending where the question follows."""
         raise NotImplementedError
 
-    def worked_examples(self, count: int) -> str:
-        """Up to two complete episodes, for a model that has never seen the protocol."""
+    def _read(self, name: str, body: str) -> Action:
+        """Return the action of the tag `name` with `body` in it. Raises Mistake where it is none."""
+        raise NotImplementedError
+
+    def _call(self, query: str) -> str:
+        """Write a search as the model does."""
         raise NotImplementedError
 
     def _frame(self, body: str, ended: bool) -> Text:
         """Put what the environment says, which is neutralised and stays as it is, between what opens and closes it."""
-        raise NotImplementedError
+        return f"\n<{self.frame}>\n{body}\n</{self.frame}>\n"
 
-    def ask(self) -> str:
-        """Everything that stands before the question."""
+    def worked_examples(self, count: int) -> str:
+        """Write up to two complete episodes, for a model that has never seen the protocol."""
+        return "".join(map(self._example, EXAMPLES[:count]))
+
+    def _example(self, example: Example) -> str:
+        steps = "".join(
+            f"<think> {step.thought} </think>\n{self._call(step.query)}"
+            f"{as_string(self._frame(f'Doc 1(Title: {step.title}) {step.text}', ended=False))}"
+            for step in example.steps
+        )
+        return (
+            f"Question: {example.question}\n{steps}"
+            f"<think> {example.thought} </think>\n<answer> {example.answer} </answer>\n\n"
+        )
+
+    def ask(self, question: str) -> str:
+        """Write the message that asks a question.
+
+        The question stands where the instruction has {question}, or on a line of its own after instruction and examples.
+        """
         config = self.config
         instruction = self.instruction() if config.instruction is None else config.instruction
-        return f"{instruction}{self.worked_examples(config.worked_examples)}Question: "
+        if _PLACE in instruction:
+            return _as_lines(instruction).replace(_PLACE, question)
+        return f"{_as_lines(instruction)}{self.worked_examples(config.worked_examples)}Question: {question}\n"
 
     def prompt(self, question: str) -> Text:
         question = self.codec.neutralise(question)
         if not self._in_chat:
-            return f"{self.ask()}{question}\n"
-        before, mark, after = self._render([{"role": "user", "content": f"{self.ask()}{_ASKED}\n"}]).rpartition(_ASKED)
-        if not mark:
+            return self.ask(question)
+        first, *others = self._render([{"role": "user", "content": self.ask(_ASKED)}]).split(_ASKED)
+        if not others:
             raise self._unfit("leaves out the user's message")
-        return Segment(before, True), Segment(question), Segment(after, True)
+        return (Segment(first, True), *(part for other in others for part in (Segment(question), Segment(other, True))))
 
     def _render(self, messages: list[dict[str, str]]) -> str:
         """Write a conversation up to where the model continues it."""
-        # transformers brings it along; a protocol is looked up where there is no transformers.
-        from jinja2 import TemplateError
-
         if self.codec.tokenizer.chat_template is None:
             raise self._unfit("is missing")
         try:
@@ -132,8 +184,71 @@ class TextProtocol(Protocol):
         frame = partial(self._frame, ended=ended)
         return fit(hits, self.codec, limit, self.neutralise, frame, with_ids="open" in self.config.tools)
 
+    def correction(self, problem: str, ended: bool = False) -> Text:
+        return self._frame(self._advice(problem), ended)
+
+    def _advice(self, problem: str) -> str:
+        return f"Invalid action: {problem}. Write one {' or one '.join(self.forms)}."
+
     def neutralise(self, text: str) -> str:
         """Rewrite the protocol's tags in foreign text, <answer> as [answer], and the tokenizer's control tokens, so that
         no passage can act for the model."""
         text = self._tag.sub(lambda match: f"[{match.group(1)}{match.group(2)}]", clean(text))
         return text if self._codec is None else self._codec.neutralise(text)
+
+    def parse(self, text: str) -> Action:
+        try:
+            return self._read(*self._find(text))
+        except Mistake as mistake:
+            return Action(ActionKind.INVALID, str(mistake))
+
+    def _find(self, text: str) -> tuple[str, str]:
+        """Return the tag of the one action in a turn, and what stands between its opening and its closing.
+
+        A closed thought is no action, whatever tags it names. Raises Mistake where there is not one action.
+        """
+        outside = self._thought.sub(lambda match: " " * len(match.group()), text)
+        tags = list(self._tag.finditer(outside))
+        if any(tag[2].lower() == self.frame for tag in tags):
+            raise Mistake(f"only {self.author} <{self.frame}>")
+        tags = [tag for tag in tags if tag[2].lower() in self.actions]
+        if not tags:
+            raise Mistake(f"no {' or '.join(f'<{name}>' for name in self.actions)} was closed")
+        if len(tags) > 2:
+            raise Mistake("more than one action in a turn")
+        opening, closing = tags[0], tags[-1]
+        name, last = opening[2].lower(), closing[2].lower()
+        if any(tag[0] != f"<{tag[1]}{tag[2].lower()}>" for tag in tags):
+            raise Mistake(f"tags are written in lower case and without spaces, as <{name}>")
+        if opening[1]:
+            raise Mistake(f"</{name}> has no <{name}> before it")
+        if not closing[1]:
+            raise Mistake(f"<{name}> was not closed")
+        if name != last:
+            raise Mistake(f"<{name}> was closed with </{last}>")
+        if text[closing.end() :].strip():
+            raise Mistake(f"text follows </{name}>")
+        return name, text[opening.end() : closing.start()]
+
+    @cached_property
+    def _thought(self) -> re.Pattern[str]:
+        """What is a thought in a turn: from <think> to </think>, and from the start where the template has opened one."""
+        opening, closing = r"<\s*think\s*>", r"<\s*/\s*think\s*>"
+        begins = self._in_chat and self._codec is not None and self._render([{"role": "user", "content": "?"}])
+        if begins and begins.rstrip().endswith("<think>"):
+            opening = rf"(?:{opening}|\A)"
+        return re.compile(f"{opening}.*?{closing}", re.IGNORECASE | re.DOTALL)
+
+
+def one_line(text: str, what: str) -> str:
+    """Return an argument on one line. Raises Mistake if it is empty; `what` names it."""
+    line = " ".join(text.split())
+    if not line:
+        raise Mistake(f"{what} is empty")
+    return line
+
+
+def _as_lines(text: str) -> str:
+    """Return a text that ends with a line break, or the empty one."""
+    text = text.rstrip(" \t")
+    return text if not text or text.endswith("\n") else f"{text}\n"

@@ -20,7 +20,7 @@ class SearchR1(SearchTags):
 
     Its limits are settings: `prompt: chat`, `max_turns: 4` with `mistakes_are_turns: true`, `max_turn_tokens: 500`,
     `max_observation_tokens: 500`, `max_episode_tokens: 4096` and `retriever.k: 3`; its prompts have at most 2048 tokens. For
-    its wording, set `instruction_file`.
+    its wording, set `instruction_file`; {question} stands there for the question.
 
     Reproduced, since it changes results:
 
@@ -50,7 +50,7 @@ class SearchR1(SearchTags):
         super().__init__(config, codec)
         if self.config.tools != ["search"]:
             raise ConfigError("agent.tools: protocol search_r1 has only `search`")
-        if not _ANSWER.search(self.ask()):
+        if not _ANSWER.search(self.ask("")):
             raise ConfigError(
                 "agent.instruction: protocol search_r1 takes the first <answer>…</answer> for one in the instruction, so "
                 "there must be one; leave `instruction` out for our wording"
