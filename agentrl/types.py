@@ -120,7 +120,7 @@ class FailureCause(StrEnum):
 
     - RETRIEVER: a retriever gave no answer after its retries.
     - ENGINE: an engine gave no answer.
-    - CODE: a tool, a retriever, a protocol or an engine raised an exception that it does not document.
+    - CODE: a tool, retriever, protocol, reward or engine raised an exception that it does not document.
     - WORKER: the rollout worker died or hung each time that the episode was run.
     - TIMEOUT: the time of the episode ran out, and waiting for tools or for the first generation took it.
     """

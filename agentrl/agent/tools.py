@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -77,11 +77,12 @@ class Toolbox:
             assert isinstance(self.retriever, Reader)
             document = await self.retriever.read(argument)
             return ([] if document is None else [document]), None
-        started = time.monotonic()
+        now = asyncio.get_running_loop().time
+        started = now()
         hits = (await self.retriever.search([argument], self.k))[0]
         return hits, SearchCall(
             query=argument,
             passage_ids=tuple(hit.id for hit in hits),
             scores=tuple(hit.score for hit in hits),
-            seconds=time.monotonic() - started,
+            seconds=now() - started,
         )

@@ -74,18 +74,22 @@ class Mistake(Exception):
 class TextProtocol(Protocol):
     """The packaged protocols' common part: one message that asks, and turns of one action each between tags.
 
-    Subclasses name the tags of `actions`, the tag of the `frame` around what the environment says and the `others` that no
-    passage may write, and define `instruction`, `_read` and `_call`.
+    Subclasses set the attributes below and define `instruction`, `_read` and `_call`.
+
+    Attributes:
+        action_tags: the tags of actions, such as search.
+        frame_tag: the tag around what the environment says, such as information.
+        author: who writes that tag, with the verb: "the tools write".
+        other_tags: tags that mean something to the model, and that no passage may hold either.
+        forms: the actions as the model is reminded of them.
     """
 
     stop: tuple[str, ...] = ()
-    actions: tuple[str, ...] = ("answer",)
-    others: tuple[str, ...] = ("think",)
-    frame: str = ""
-    forms: tuple[str, ...] = ()
-    """The actions as the model is reminded of them."""
+    action_tags: tuple[str, ...] = ("answer",)
+    frame_tag: str = ""
     author: str = ""
-    """Who writes the frame, as in "the tools write"."""
+    other_tags: tuple[str, ...] = ("think",)
+    forms: tuple[str, ...] = ()
 
     def __init__(self, config: AgentConfig | None = None, codec: Codec | None = None) -> None:
         """Without a codec there is wording and parsing, but neither prompts nor observations.
@@ -97,7 +101,7 @@ class TextProtocol(Protocol):
         self._codec = codec
         self._in_chat = self.config.prompt == "chat"
         self._schemas: list[dict[str, Any]] | None = None
-        names = "|".join((*self.others, self.frame, *self.actions))
+        names = "|".join((*self.other_tags, self.frame_tag, *self.action_tags))
         # White space and case are no way around it: a model may well read < / Answer > as the tag.
         self._tag = re.compile(rf"<\s*(/?)\s*({names})\s*>", re.IGNORECASE)
         if _PLACE in (self.config.instruction or "") and self.config.worked_examples:
@@ -126,7 +130,7 @@ class TextProtocol(Protocol):
 
     def _frame(self, body: str, ended: bool) -> Text:
         """Put what the environment says, which is neutralised and stays as it is, between what opens and closes it."""
-        return f"\n<{self.frame}>\n{body}\n</{self.frame}>\n"
+        return f"\n<{self.frame_tag}>\n{body}\n</{self.frame_tag}>\n"
 
     def worked_examples(self, count: int) -> str:
         """Write up to two complete episodes, for a model that has never seen the protocol."""
@@ -209,11 +213,11 @@ class TextProtocol(Protocol):
         """
         outside = self._thought.sub(lambda match: " " * len(match.group()), text)
         tags = list(self._tag.finditer(outside))
-        if any(tag[2].lower() == self.frame for tag in tags):
-            raise Mistake(f"only {self.author} <{self.frame}>")
-        tags = [tag for tag in tags if tag[2].lower() in self.actions]
+        if any(tag[2].lower() == self.frame_tag for tag in tags):
+            raise Mistake(f"only {self.author} <{self.frame_tag}>")
+        tags = [tag for tag in tags if tag[2].lower() in self.action_tags]
         if not tags:
-            raise Mistake(f"no {' or '.join(f'<{name}>' for name in self.actions)} was closed")
+            raise Mistake(f"no {' or '.join(f'<{name}>' for name in self.action_tags)} was closed")
         if len(tags) > 2:
             raise Mistake("more than one action in a turn")
         opening, closing = tags[0], tags[-1]

@@ -20,11 +20,11 @@ class ChatTools(JsonTools):
     like any other; it holds one call, or the answer in <answer>. A result comes back as a message of role tool, a
     correction as one of role user.
 
-    A conversation is never rendered anew, or ids would change. Instead one made-up conversation is, once: what the template
-    writes from the end of an assistant's message to the text of the next message, and from there to where the model
-    continues, is the frame of every message after it. Where a turn was cut off before its end token, the frame brings it.
-    Templates that write a message differently by its place in a conversation, as Qwen3's drops earlier thoughts, therefore
-    give what the model had seen when it went on, not what a new rendering would show.
+    The template never renders a conversation again as it grows, or ids would change. It renders one made-up conversation,
+    once. What it writes there between the assistant's text and the text of the next message opens the frame of every later
+    message, and what it writes from that text to where the model continues closes the frame. Where a turn was cut off
+    before its end token, the frame brings the token. Some templates write a message differently by its place in the
+    conversation: Qwen3's drops earlier thoughts. Here the model goes on from what it had seen, thoughts included.
     """
 
     stop = ()

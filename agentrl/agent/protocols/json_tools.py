@@ -23,9 +23,9 @@ class JsonTools(TextProtocol):
     """
 
     stop: tuple[str, ...] = ("</tool_call>", "</answer>")
-    actions = ("tool_call", "answer")
-    others = ("think", "tools")
-    frame = "tool_response"
+    action_tags = ("tool_call", "answer")
+    other_tags = ("think", "tools")
+    frame_tag = "tool_response"
     author = "the tools write"
     forms = (f"<tool_call>{_SHAPE}</tool_call>", "<answer> answer </answer>")
 

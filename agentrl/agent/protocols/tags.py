@@ -17,18 +17,18 @@ class SearchTags(TextProtocol):
     `agent.tools` has `open`, passages show their ids and <open> reads a whole document.
     """
 
-    frame = "information"
+    frame_tag = "information"
     author = "the search engine writes"
 
     def __init__(self, config: AgentConfig | None = None, codec: Codec | None = None) -> None:
         tools = ["search"] if config is None else config.tools
-        self.actions = (*tools, "answer")
-        self.stop = tuple(f"</{name}>" for name in self.actions)
-        self.forms = tuple(_FORMS[name] for name in self.actions)
+        self.action_tags = (*tools, "answer")
+        self.stop = tuple(f"</{name}>" for name in self.action_tags)
+        self.forms = tuple(_FORMS[name] for name in self.action_tags)
         super().__init__(config, codec)
 
     def instruction(self) -> str:
-        reading = "To read a whole document, write <open> its id </open>. " if "open" in self.actions else ""
+        reading = "To read a whole document, write <open> its id </open>. " if "open" in self.action_tags else ""
         return (
             "Answer the question at the end. You can look things up in an encyclopedia. First reason briefly inside "
             "<think> and </think>. To look something up, write <search> what you want to find </search>; passages come "
