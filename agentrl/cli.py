@@ -178,9 +178,17 @@ def rollout(
 @app.command()
 def warmstart(config: ConfigOption, overrides: Overrides = None) -> None:
     """Write demonstrations through the real retriever and train an adapter on them."""
+    from agentrl.display import RunDisplay
     from agentrl.training.warmstart import warm_start
 
-    warm_start(_load(config, overrides), console)
+    settings = _load(config, overrides)
+    with RunDisplay(console, 0) as display:
+        result = warm_start(settings, display.update)
+    console.print(
+        f"adapter of {result.demonstrations} demonstrations, loss {result.final_loss}: {settings.warmstart.out}",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 @data.command("demo")

@@ -1,23 +1,29 @@
 """Demonstrations: episodes that follow a script instead of a model, through the real protocol and the real retriever.
 
-A script is written from a question's gold passages and kept only when the passages that came back hold the answer, so a
-demonstration never claims what it did not read. Several structures are written (one search, two, a wasted one, a direct
-answer), so that a policy trained on them occupies several strata.
+A script is written from a question's gold passages. Its episode is kept only if the passages that came back hold the answer,
+so a demonstration never claims what it did not read. Several structures are written (one search, two, a wasted one, a
+direct answer), so that a policy trained on them occupies several strata.
 """
 
 from __future__ import annotations
 
+import asyncio
+import multiprocessing
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 
 from agentrl.agent.codec import Codec
 from agentrl.agent.episode import Agent
-from agentrl.config import AgentConfig
+from agentrl.config import AgentConfig, Config, ConfigError, RetrieverConfig
+from agentrl.data.questions import read_questions
 from agentrl.engines.base import Generation, Sampling
+from agentrl.models import load_tokenizer, resolve_model
+from agentrl.progress import OnProgress, Progress
 from agentrl.scores import normalize_answer
-from agentrl.types import ActionKind, End, EnvironmentFailure, FailureCause, Question, Trajectory
-from retrievers.base import Retriever
+from agentrl.types import ActionKind, AgentRLError, End, EnvironmentFailure, FailureCause, Question, Trajectory
+from retrievers.base import Retriever, RetrieverError
 
 # How often each structure is tried; a structure that the passages do not support is not written.
 _SINGLE_HOP = {"by question": 0.36, "by title": 0.27, "wasted first": 0.22, "direct": 0.15}
@@ -32,7 +38,7 @@ class _Script:
         self._codec = codec
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
-        # A script ends before its episode does when a text in it breaks the protocol; what was played is not kept then.
+        # Where a text of the script breaks the protocol, the episode goes on after the script has ended; it is not kept.
         ids = tuple(self._codec.encode(next(self._turns, "")))[: sampling.max_tokens]
         return Generation(ids, (0.0,) * len(ids), "stop", 0)
 
@@ -41,9 +47,105 @@ class _Script:
 
 
 @dataclass(frozen=True, slots=True)
+class _Player:
+    """What scripts are played with."""
+
+    config: AgentConfig
+    codec: Codec
+    retriever: Retriever
+    k: int
+
+    async def play(self, question: Question, turns: Sequence[str]) -> Trajectory:
+        agent = Agent(self.config, self.codec, _Script(turns, self.codec), self.retriever, self.k)
+        played = await agent.run(question, f"demonstration/{question.id}", temperature=1.0, seed=0, timeout=120.0)
+        if played.cause is FailureCause.CODE:
+            # A fault of the code would leave out one question after the other.
+            raise EnvironmentFailure(f"the demonstration of question {question.id} failed: {played.failure}")
+        return played
+
+
+@dataclass(frozen=True, slots=True)
 class _Plan:
+    """The searches of a demonstration, in order."""
+
     structure: str
     queries: tuple[str, ...]
+
+
+def collect_apart(config: Config, on_progress: OnProgress) -> list[Trajectory]:
+    """Collect demonstrations in a process of their own, which keeps Java out of the one that trains.
+
+    Raises:
+        ConfigError, RetrieverError: as `collect_demonstrations`.
+        AgentRLError: if the process ends before it is done.
+    """
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send_demonstrations, args=(config, sender), daemon=True)
+    process.start()
+    # The process holds the only other sender, so its end is the end of what can be received.
+    sender.close()
+    while True:
+        try:
+            event = receiver.recv()
+        except EOFError:
+            process.join()
+            raise AgentRLError(f"the process that writes demonstrations ended with status {process.exitcode}") from None
+        if isinstance(event, Exception):
+            raise event
+        if not isinstance(event, Progress):
+            return event
+        on_progress(event)
+
+
+def _send_demonstrations(config: Config, sender: Connection) -> None:
+    try:
+        sender.send(collect_demonstrations(config, sender.send))
+    except (AgentRLError, RetrieverError, OSError) as error:
+        sender.send(error)
+
+
+def collect_demonstrations(config: Config, on_progress: OnProgress) -> list[Trajectory]:
+    """Write the demonstrations of every source of `config.warmstart`, each searching its own index.
+
+    Lucene runs in this process.
+
+    Raises:
+        ConfigError: if a source yields fewer than half of the demonstrations it asks for.
+        RetrieverError: if an index is missing or unsound.
+    """
+    config.require("warmstart")
+    sources = config.warmstart.sources
+    # Read at once: what is wrong with the last file is said before the first demonstration is written.
+    questions_of = [read_questions(config.data.resolve(source.questions), name=source.name) for source in sources]
+    # The process that trains has no use for Java's libraries.
+    from retrievers.backends import open_index
+
+    base = config.retriever or RetrieverConfig(index="-")
+    codec = Codec(load_tokenizer(resolve_model(config.model.path)))
+    written: list[Trajectory] = []
+    for position, (source, questions) in enumerate(zip(sources, questions_of, strict=True)):
+        phase = f"demonstrations {source.name or source.questions}"
+        on_progress(Progress(0, phase, 0, source.count))
+        new = asyncio.run(
+            write_demonstrations(
+                questions,
+                source.count,
+                config=config.agent,
+                codec=codec,
+                retriever=open_index(config.data.resolve_index(source.index), **base.options),
+                k=base.k,
+                seed=config.seed + position,
+                on_done=lambda done, phase=phase, source=source: on_progress(Progress(0, phase, done, source.count)),
+            )
+        )
+        if 2 * len(new) < source.count:
+            raise ConfigError(
+                f"warmstart.sources.{position}: {len(questions)} questions gave {len(new)} demonstrations, not "
+                f"{source.count}; ask for fewer, or check that the index holds their gold passages"
+            )
+        written += new
+    return written
 
 
 async def write_demonstrations(
@@ -67,6 +169,7 @@ async def write_demonstrations(
     rng = random.Random(seed)
     order = list(questions)
     rng.shuffle(order)
+    player = _Player(config, codec, retriever, k)
     demonstrations: list[Trajectory] = []
     for question in order:
         if len(demonstrations) == count:
@@ -74,7 +177,7 @@ async def write_demonstrations(
         plan = _plan(question, rng)
         if plan is None:
             continue
-        trajectory = await _perform(question, plan, rng, config, codec, retriever, k)
+        trajectory = await _perform(question, plan, rng, player)
         if trajectory is not None:
             demonstrations.append(trajectory)
             on_done(len(demonstrations))
@@ -104,16 +207,8 @@ def _plan(question: Question, rng: random.Random) -> _Plan | None:
     return _Plan(structure, (as_query, *titles[:2]))
 
 
-async def _perform(
-    question: Question,
-    plan: _Plan,
-    rng: random.Random,
-    config: AgentConfig,
-    codec: Codec,
-    retriever: Retriever,
-    k: int,
-) -> Trajectory | None:
-    """Play a plan; return None if its passages do not support the answer."""
+async def _perform(question: Question, plan: _Plan, rng: random.Random, player: _Player) -> Trajectory | None:
+    """Play a plan; return None if the passages that come back do not support the answer."""
     answer = question.golden_answers[0]
     turns = [
         f"<think> {_thought(n, query, question, rng)} </think>\n<search> {query} </search>"
@@ -121,9 +216,9 @@ async def _perform(
     ]
     last = rng.choice(("Now I can answer.", "The passages say it.", "This answers the question."))
     thought = last if plan.queries else rng.choice(("I know this.", "I can answer this without searching."))
-    # The dry run shows which of the accepted answers stands in the passages, so that the demonstration copies that one.
+    # A rehearsal shows which of the accepted answers stands in the passages, so that the demonstration copies that one.
     if plan.queries:
-        rehearsal = await _play(question, [*turns, f"<answer> {answer} </answer>"], config, codec, retriever, k)
+        rehearsal = await player.play(question, [*turns, f"<answer> {answer} </answer>"])
         if not _sound(rehearsal):
             return None
         read = normalize_answer(" ".join(turn.observation for turn in rehearsal.turns))
@@ -137,12 +232,12 @@ async def _perform(
         elif normalize_answer(answer) not in ("yes", "no"):
             return None
     turns.append(f"<think> {thought} </think>\n<answer> {answer} </answer>")
-    trajectory = await _play(question, turns, config, codec, retriever, k)
+    trajectory = await player.play(question, turns)
     return trajectory if _sound(trajectory) else None
 
 
 def _sound(trajectory: Trajectory) -> bool:
-    """Return whether an episode ended with an answer and no turn of it broke the protocol, or was too long for it."""
+    """Return whether an episode ended with an answer, and the protocol understood each of its turns."""
     return trajectory.end is End.ANSWERED and all(t.action.kind is not ActionKind.INVALID for t in trajectory.turns)
 
 
@@ -153,14 +248,3 @@ def _thought(position: int, query: str, question: Question, rng: random.Random) 
     if position == 0:
         return f"I need to know about {query}."
     return rng.choice((f"Next I need {query}.", f"Now I look up {query}."))
-
-
-async def _play(
-    question: Question, turns: Sequence[str], config: AgentConfig, codec: Codec, retriever: Retriever, k: int
-) -> Trajectory:
-    agent = Agent(config, codec, _Script(turns, codec), retriever, k)
-    played = await agent.run(question, f"demonstration/{question.id}", temperature=1.0, seed=0, timeout=120.0)
-    if played.cause is FailureCause.CODE:
-        # A fault of the code would leave out one question after the other.
-        raise EnvironmentFailure(f"the demonstration of question {question.id} failed: {played.failure}")
-    return played
