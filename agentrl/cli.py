@@ -319,7 +319,9 @@ def main() -> None:
         app()
     except (AgentRLError, RetrieverError, OSError) as error:
         errors.print("[bold red]error:[/] ", end="")
-        errors.print(str(error), highlight=False, markup=False, soft_wrap=True)
+        # A note says where more is to be found, such as the traceback.
+        message = "; ".join([str(error), *getattr(error, "__notes__", [])])
+        errors.print(message, highlight=False, markup=False, soft_wrap=True)
         sys.exit(1)
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -115,9 +116,12 @@ def test_a_config_for_gpus_is_refused_without_them_and_names_the_one_for_cpus(mo
     from agentrl.config import ConfigError
     from agentrl.rollout.cluster import cluster
 
-    monkeypatch.setattr(ray, "init", lambda **_: None)
+    monkeypatch.setattr(ray, "init", lambda **_: SimpleNamespace(address_info={"session_dir": "/tmp/session"}))
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 2.0})
     wanted = rf"config 'nq_hotpot' needs {gpus} GPUs .*, and Ray has 0 free; on a machine without GPUs use nq_hotpot_mini\.yaml"
-    with pytest.raises(ConfigError, match=wanted), cluster(load_config("nq_hotpot.yaml", overrides), trains=trains):
+    config = load_config("nq_hotpot.yaml", overrides)
+    with pytest.raises(ConfigError, match=wanted) as caught, cluster(config, trains=trains):
         pass
+    # Without a run folder Ray keeps what its processes print.
+    assert caught.value.__notes__ == ["what its processes printed: /tmp/session/logs"]

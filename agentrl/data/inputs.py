@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from agentrl.config import Config, DataConfig, QuestionSet
 from agentrl.data.errors import DataError
 from agentrl.data.questions import read_questions
 from agentrl.types import Question
-from retrievers.backends import check_one_corpus, check_options, index_folder
+from retrievers.backends import check_one_corpus, check_options, identify_index, index_folder
 
 
 def read_set(data: DataConfig, questions: QuestionSet, limit: int | None = None) -> list[Question]:
@@ -53,3 +55,34 @@ def check_index(config: Config) -> None:
     for source, index in zip(sources, config.retriever.indexes, strict=True):
         check_options(index_folder(source), index.options)
     check_one_corpus(sources)
+
+
+def describe_inputs(config: Config) -> dict[str, dict[str, Any]]:
+    """Describe the files that a run reads so that a change of their contents shows, by the config's key of each.
+
+    Question files and recordings are described by their SHA-256, local indexes by their corpus and what they were built
+    with; each has its `path`.
+
+    Raises:
+        RetrieverError: if an index is missing or damaged.
+        OSError: if a file cannot be read.
+    """
+    data, retriever = config.data, config.retriever
+    files = {f"data.train.{number}": questions.path for number, questions in enumerate(data.train)}
+    files |= {f"data.eval.{number}": questions.path for number, questions in enumerate(data.eval)}
+    if retriever is not None and retriever.replay is not None:
+        files["retriever.replay"] = retriever.replay
+    described: dict[str, dict[str, Any]] = {
+        key: {"path": str(data.resolve(path)), "sha256": _sha256(data.resolve(path))} for key, path in files.items()
+    }
+    for number, index in enumerate(retriever.indexes if retriever is not None else ()):
+        source = data.resolve_index(index.index)
+        identity = identify_index(source, {})
+        key = f"retriever.fuse.{number - 1}" if number else "retriever.index"
+        described[key] = {"path": source, "corpus": identity["corpus_sha256"], "parameters": identity["parameters"]}
+    return described
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -24,6 +25,7 @@ from agentrl.rollout.pool import RolloutPool
 from agentrl.rollout.retriever import index_actor, make_retriever, retriever_identity
 from agentrl.rollout.supervisor import Limits
 from agentrl.rollout.worker import RolloutWorker
+from agentrl.runs.logs import process_name, ray_environment
 from agentrl.types import EnvironmentFailure
 
 # Ray counts CPUs to place actors, not to bind them; a laptop's two would not place retriever, engine and trainer.
@@ -53,11 +55,16 @@ class Cluster:
 
 @contextmanager
 def cluster(
-    config: Config, on_phase: Callable[[str], None] = lambda phase: None, *, trains: bool = False
+    config: Config,
+    on_phase: Callable[[str], None] = lambda phase: None,
+    *,
+    trains: bool = False,
+    logs: Path | None = None,
 ) -> Iterator[Cluster]:
     """Start Ray, retriever and engines for `config`, and stop them at the end of the block.
 
-    `on_phase` is told what is being waited for; `trains` says that a trainer will need its place beside them.
+    `on_phase` is told what is being waited for; `trains` says that a trainer will need its place beside them. Every process
+    writes what it prints into the folder `logs`; without one Ray keeps it, and an error that leaves the block says where.
 
     Raises:
         ConfigError: if the GPUs that the config asks for are not there.
@@ -67,7 +74,7 @@ def cluster(
     """
     config.require("retriever")
     on_phase("Ray")
-    _connect(config)
+    context = _connect(config, logs)
     workers: list[Any] = []
     try:
         _check_resources(config, trains)
@@ -78,6 +85,10 @@ def cluster(
         on_phase(f"{config.rollout.workers} engine(s)")
         workers, processes = _start_workers(config)
         yield Cluster(RolloutPool(workers, processes, _limits(config)), workers, indexes)
+    except Exception as error:
+        if logs is None:
+            error.add_note(f"what its processes printed: {context.address_info['session_dir']}/logs")
+        raise
     finally:
         # Engines keep adapters on the disk, which nobody else removes.
         with suppress(RayError):
@@ -95,12 +106,15 @@ def _check_model_files(config: Config) -> None:
         check_tensors(adapter, model)
 
 
-def _connect(config: Config) -> None:
+def _connect(config: Config, logs: Path | None) -> Any:
+    """Start Ray, or join the cluster at `ray.address`, and return its context."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     # Ray would run engine and trainer at the lowest priority, behind whatever else the machine does.
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112, this is how Ray spells it
     on_terminate = signal.getsignal(signal.SIGTERM)
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if logs is not None:
+        common["runtime_env"] = ray_environment(logs)
     address = config.ray.address
     if address is not None:
         _check_listening(address)
@@ -109,7 +123,7 @@ def _connect(config: Config) -> None:
     try:
         if address is None:
             actors = config.rollout.workers + len(config.retriever.indexes)
-            ray.init(
+            context = ray.init(
                 # Without "local" Ray joins whatever cluster it finds on this machine.
                 address="local",
                 num_cpus=max(_LEAST_CPUS, os.cpu_count() or 1, actors + _TRAINER_CPUS),
@@ -117,12 +131,13 @@ def _connect(config: Config) -> None:
                 **common,
             )
         else:
-            ray.init(address=address, **common)
+            context = ray.init(address=address, **common)
     except Exception as error:
         raise EnvironmentFailure(_start_problem(address, error)) from error
     if threading.current_thread() is threading.main_thread():
         # Ray puts a handler of its own in place that prints a stack trace and skips our clean-up.
         signal.signal(signal.SIGTERM, on_terminate)
+    return context
 
 
 def _check_listening(address: str) -> None:
@@ -209,15 +224,18 @@ def _index_names(config: Config) -> list[str]:
 
 def _start_workers(config: Config) -> tuple[list[Any], list[str]]:
     resources = {"num_gpus": config.engine.gpus} if _engines_need_gpus(config) else {"num_cpus": 1}
-    worker = ray.remote(RolloutWorker).options(
-        max_concurrency=1000,
-        # The pool counts deaths and ends the run when there are too many.
-        max_restarts=-1,
-        runtime_env={"env_vars": environment(config)},
-        **resources,
-    )
+    worker = ray.remote(RolloutWorker)
     identity = "" if config.retriever.replay is not None else retriever_identity(config.retriever, config.data)
-    workers = [worker.remote(config, identity, _index_names(config)) for _ in range(config.rollout.workers)]
+    workers = [
+        worker.options(
+            max_concurrency=1000,
+            # The pool counts deaths and ends the run when there are too many.
+            max_restarts=-1,
+            runtime_env={"env_vars": environment(config) | process_name(f"engine-{number}")},
+            **resources,
+        ).remote(config, identity, _index_names(config))
+        for number in range(config.rollout.workers)
+    ]
     return workers, _await([w.prepare.remote() for w in workers], config.engine.start_timeout_seconds, "engine")
 
 

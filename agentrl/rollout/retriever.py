@@ -14,6 +14,7 @@ from ray.exceptions import RayActorError
 
 from agentrl.config import Config, ConfigError, DataConfig, IndexConfig, RetrieverConfig
 from agentrl.registry import look_up
+from agentrl.runs.logs import process_name
 from retrievers.backends import check_one_corpus, identify_index, identify_reranker, index_folder, retriever_class
 from retrievers.base import Hit, Retriever, RetrieverError
 from retrievers.clients.breaker import CircuitBreaker
@@ -34,7 +35,14 @@ def index_actor(config: Config, index: IndexConfig, name: str) -> Any:
     folder = index_folder(config.data.resolve_index(index.index))
     return (
         ray.remote(retriever_class(folder))
-        .options(name=name, num_cpus=1, num_gpus=config.retriever.gpus, max_restarts=-1, max_concurrency=1000)
+        .options(
+            name=name,
+            num_cpus=1,
+            num_gpus=config.retriever.gpus,
+            max_restarts=-1,
+            max_concurrency=1000,
+            runtime_env={"env_vars": process_name(name)},
+        )
         .remote(str(folder.absolute()), **index.options)
     )
 

@@ -6,14 +6,18 @@ import json
 import math
 import platform
 import shutil
+import time
+import uuid
 from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from agentrl import __version__
-from agentrl.config import Config
+from agentrl.config import Config, parse_config
+from agentrl.config.loading import parse_yaml
 from agentrl.runs.files import RunError, append, replace_text
+from agentrl.runs.resume import Inputs, changed_settings, check_inputs
 from agentrl.runs.trajectories import append_trajectories, write_trajectories
 from agentrl.types import Trajectory
 
@@ -21,56 +25,82 @@ _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "vllm", "vllm
 
 
 class RunFolder:
-    """The files of one run."""
+    """The files of one run. It pickles, so that the trainer's process has one too."""
 
     def __init__(self, path: Path) -> None:
-        # Absolute, because the trainer's process has another working directory.
         self.path = path.absolute()
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.adapter = self.path / "adapter"
         self.tensorboard = self.path / "tensorboard"
+        self.logs = self.path / "logs"
+        # Of the start that this object was made for; nothing was started where it only reads.
+        self._start: str | None = None
 
     @classmethod
-    def create(cls, config: Config) -> RunFolder:
-        """Make the folder of a new run.
+    def create(cls, config: Config, inputs: Inputs | None = None) -> RunFolder:
+        """Make the folder of a new run, which reads the files that `inputs` describes.
 
         Raises:
             RunError: if the run exists already.
+            OSError: if the folder cannot be written.
         """
         folder = cls(config.folder)
-        if (folder.path / "config.yaml").exists():
+        if folder._config_file.exists():
             raise RunError(
                 f"{folder.path} holds a run already; continue it with --resume, choose another name=…, or remove it"
             )
         for sub in ("trajectories", "evaluations", "checkpoints", "tensorboard"):
             (folder.path / sub).mkdir(parents=True, exist_ok=True)
-        replace_text(folder.path / "config.yaml", config.to_yaml())
-        replace_text(folder.path / "versions.json", json.dumps(versions(), indent=2) + "\n")
+        folder._describe(config, inputs or {})
+        folder._note_start(0, [])
         return folder
 
     @classmethod
-    def reopen(cls, config: Config) -> tuple[RunFolder, int]:
+    def reopen(cls, config: Config, inputs: Inputs | None = None) -> tuple[RunFolder, int]:
         """Open a run to continue it after its latest complete checkpoint; return the folder and that checkpoint's step.
 
-        What was recorded after the checkpoint is dropped, since those steps are taken again.
+        What was recorded after the checkpoint is dropped, since those steps are taken again. Settings that decide where
+        and how long a run runs may be other ones than before, see `agentrl.runs.resume`.
 
         Raises:
-            RunError: if there is no such run, or it was made with another configuration.
+            RunError: if there is no such run, or its settings, questions or passages are others now; then nothing is
+                dropped.
+            ConfigError: if the configuration in the folder cannot be read.
+            OSError: if the folder cannot be written.
         """
-        folder = cls(config.folder)
-        recorded = folder.path / "config.yaml"
-        if not recorded.exists():
+        folder, inputs = cls(config.folder), inputs or {}
+        if not folder._config_file.exists():
             raise RunError(f"{folder.path} holds no run to resume; start it without --resume")
-        if recorded.read_text(encoding="utf-8") != config.to_yaml():
-            raise RunError(
-                f"{recorded} differs from the configuration given now; resume with the same config and overrides, or "
-                "start a new run under another name"
-            )
+        changes = changed_settings(folder.read_config(), config, str(folder._config_file))
+        check_inputs(folder.read_inputs(), inputs)
         checkpoint = folder.latest_checkpoint()
         step = checkpoint_step(checkpoint) if checkpoint else 0
         folder._rewind(step)
+        folder._describe(config, inputs)
+        folder._note_start(step, changes)
         return folder, step
+
+    @property
+    def changes(self) -> list[str]:
+        """The settings that the latest start changed, each as `key: before -> now`."""
+        return self._read_start().get("changes", [])
+
+    def check_shared(self) -> None:
+        """Raise RunError unless this machine sees the folder that the driver wrote when it started."""
+        if self._read_start().get("id") != self._start:
+            raise RunError(
+                f"node {platform.node()} does not see the run folder {self.path} as the driver wrote it; mount run_dir "
+                f"({self.path.parent}) on every node under the same path"
+            )
+
+    def read_config(self) -> Config:
+        """Return the configuration of the run. Raises ConfigError if it cannot be read, which names the file."""
+        return parse_config(parse_yaml(self._config_file.read_text(encoding="utf-8")), source=str(self._config_file))
+
+    def read_inputs(self) -> Inputs:
+        """Return what the run's input files were when it began; nothing of a run that did not take note of them."""
+        return json.loads(self._inputs_file.read_text(encoding="utf-8")) if self._inputs_file.exists() else {}
 
     def latest_checkpoint(self) -> Path | None:
         """Return the newest complete checkpoint. transformers writes trainer_state.json last, so it marks the whole."""
@@ -87,6 +117,33 @@ class RunFolder:
         for path in self.checkpoints.glob("checkpoint-*"):
             if checkpoint_step(path) > step:
                 shutil.rmtree(path)
+
+    def _describe(self, config: Config, inputs: Inputs) -> None:
+        replace_text(self.path / "versions.json", json.dumps(versions(), indent=2) + "\n")
+        replace_text(self._inputs_file, json.dumps(inputs, indent=2, ensure_ascii=False) + "\n")
+        # The last one, because it makes the folder one of a run.
+        replace_text(self._config_file, config.to_yaml())
+
+    def _note_start(self, step: int, changes: list[str]) -> None:
+        self._start = uuid.uuid4().hex
+        start = {"id": self._start, "time": time.strftime("%F %T"), "node": platform.node(), "after_step": step}
+        replace_text(self._start_file, json.dumps(start | {"changes": changes}, indent=2) + "\n")
+
+    def _read_start(self) -> dict[str, Any]:
+        """Return the latest start, or nothing where there is none."""
+        return json.loads(self._start_file.read_text(encoding="utf-8")) if self._start_file.exists() else {}
+
+    @property
+    def _config_file(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def _inputs_file(self) -> Path:
+        return self.path / "inputs.json"
+
+    @property
+    def _start_file(self) -> Path:
+        return self.path / "start.json"
 
     def append_metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Add a line of metrics, with null for those that are not finite. Raises OSError if it cannot be written."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -96,11 +97,13 @@ def _adapter() -> TypeAdapter[Trajectory | None]:
 
 
 def _encode(trajectory: Trajectory) -> bytes:
-    try:
-        return _adapter().dump_json(trajectory)
-    except PydanticSerializationError:
-        # A text may hold half of a surrogate pair, which JSON has an escape for and UTF-8 has nothing.
-        return json.dumps(_adapter().dump_python(trajectory)).encode("ascii")
+    # A text may hold half of a surrogate pair, which JSON has an escape for and UTF-8 has nothing; pydantic refuses it in a
+    # value, and in the key of a mapping writes U+FFFD instead.
+    with suppress(PydanticSerializationError):
+        row = _adapter().dump_json(trajectory)
+        if b"\xef\xbf\xbd" not in row:
+            return row
+    return json.dumps(_adapter().dump_python(trajectory)).encode("ascii")
 
 
 def _decode(row: bytes, place: str) -> Trajectory:

@@ -37,9 +37,13 @@ def train_loop(loop_config: dict[str, Any]) -> None:
     """Train as `loop_config["settings"]`, a TrainSettings, says.
 
     Raises:
+        RunError: if this node does not see the run folder.
         TrainingFailed: if training ends before its last step, for whatever reason.
     """
+    settings: TrainSettings = loop_config["settings"]
+    # Ray Train starts the trainer on any node, and elsewhere the steps of days would be written where nobody looks.
+    settings.folder.check_shared()
     # Here, because the driver imports this module and needs no torch.
     from agentrl.training.session import TrainingSession
 
-    TrainingSession(loop_config["settings"]).run()
+    TrainingSession(settings).run()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import shutil
@@ -9,28 +10,35 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError
 
 from agentrl.adapters import adapter_folder, read_adapter
 from agentrl.config import Config, ConfigError
-from agentrl.data.inputs import check_index, evaluation_questions, read_set
+from agentrl.data.inputs import check_index, describe_inputs, evaluation_questions, read_set
 from agentrl.data.stream import QuestionStream
 from agentrl.engines import require_trainable
 from agentrl.evaluation.run import Evaluation, evaluate
 from agentrl.progress import OnProgress, Progress
-from agentrl.rollout.cluster import Cluster, cluster
+from agentrl.rollout.cluster import cluster
 from agentrl.rollout.pool import RolloutPool
 from agentrl.runs import RunFolder
+from agentrl.runs.logs import logged, process_name
 from agentrl.training.loop import TrainSettings, train_loop
 from agentrl.types import AgentRLError, Question
 
-# How long a trainer that is asked to stop may take to save its state.
-_STOP_SECONDS = 60.0
+if TYPE_CHECKING:
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+# The trainer waits when the driver is so many events behind.
+_EVENTS = 1000
+# An optimizer's state of some gigabytes on a slow disk, after what is left of a micro-batch.
+_SAVE_SECONDS = 300.0
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,123 +87,193 @@ def train(
 ) -> tuple[RunFolder, Evaluation | None, Evaluation | None]:
     """Run `config` from its first step, or with `resume` from its latest checkpoint, and return folder and evaluations.
 
+    SIGTERM, Ctrl-C and an exception of `on_progress` make the trainer save the state of its last whole step first; another
+    signal meanwhile ends the run at once.
+
     Raises:
-        AgentRLError: if anything of the run fails; the folder keeps what was done, to resume from.
+        AgentRLError: if anything of the run fails; the folder keeps what was done, to resume from, and the traceback in
+            error.txt.
         RetrieverError: if the index is missing or damaged.
     """
     check_device(config)
     inputs = load_inputs(config)
-    folder, done = RunFolder.reopen(config) if resume else (RunFolder.create(config), 0)
-    settings = config.evaluation
-    recorded = folder.read_evaluation(0)
-    before = None if recorded is None else Evaluation.from_dict(recorded)
-    after = None
-    with cluster(config, lambda phase: on_progress(Progress(done, f"starting {phase}", 0, 0)), trains=True) as running:
-        if settings.before and inputs.evaluation and before is None:
-            start = adapter_folder(config)
-            if start is not None:
-                running.pool.publish(0, read_adapter(start))
-            before = _evaluate(config, running.pool, inputs.evaluation, folder, 0, on_progress)
-        if done < config.training.steps or not folder.adapter.exists():
-            _fit(config, folder, running, inputs.questions, resume, on_progress)
-        if settings.after and inputs.evaluation:
-            # The last step published its adapter; after a resume of a finished run the engines have none yet.
-            running.pool.publish(config.training.steps, read_adapter(folder.adapter))
-            after = _evaluate(config, running.pool, inputs.evaluation, folder, config.training.steps, on_progress)
+    described = describe_inputs(config)
+    folder, done = RunFolder.reopen(config, described) if resume else (RunFolder.create(config, described), 0)
+    with logged(folder.path):
+        before, after = _Run(config, folder, inputs, resume, done, _logging(on_progress)).go()
     return folder, before, after
 
 
-def _evaluate(
-    config: Config, pool: RolloutPool, questions: list[Question], folder: RunFolder, step: int, on_progress: OnProgress
-) -> Evaluation:
-    total = len(questions)
-    on_progress(Progress(step, "evaluation", 0, total))
-    result = evaluate(
-        pool,
-        questions,
-        max_failed_share=config.rollout.max_failed_share,
-        on_done=lambda done: on_progress(Progress(step, "evaluation", done, total)),
-        on_stall=lambda message: on_progress(Progress(step, message, 0, 0)),
-    )
-    folder.write_evaluation(step, result.to_dict(), result.trajectories)
-    return result
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A run whose folder is open, with `done` steps behind it."""
 
+    config: Config
+    folder: RunFolder
+    inputs: Inputs
+    resume: bool
+    done: int
+    on_progress: OnProgress
 
-def _fit(
-    config: Config,
-    folder: RunFolder,
-    running: Cluster,
-    questions: QuestionStream,
-    resume: bool,
-    on_progress: OnProgress,
-) -> None:
-    """Run the training loop in a Ray Train worker and relay its progress; who stops this process stops the trainer first.
+    def go(self) -> tuple[Evaluation | None, Evaluation | None]:
+        """Start the cluster, evaluate, train, evaluate again, and return both evaluations."""
+        config, settings = self.config, self.config.evaluation
+        if self.folder.changes:
+            self._tell(self.done, f"continuing with {'; '.join(self.folder.changes)}")
+        recorded = self.folder.read_evaluation(0)
+        before = None if recorded is None else Evaluation.from_dict(recorded)
+        after = None
+        with cluster(
+            config, lambda phase: self._tell(self.done, f"starting {phase}"), trains=True, logs=self.folder.logs
+        ) as running:
+            if settings.before and self.inputs.evaluation and before is None:
+                start = adapter_folder(config)
+                if start is not None:
+                    running.pool.publish(0, read_adapter(start))
+                before = self._evaluate(running.pool, 0)
+            if self.done < config.training.steps or not self.folder.adapter.exists():
+                self._fit(running.pool)
+            if settings.after and self.inputs.evaluation:
+                # The last step's weights were not published, and after a resume of a finished run none were.
+                running.pool.publish(config.training.steps, read_adapter(self.folder.adapter))
+                after = self._evaluate(running.pool, config.training.steps)
+        return before, after
 
-    Raises:
-        AgentRLError, OSError: whatever ended the training before its last step.
-    """
-    # Ray Train asks Ray's dashboard for its own state every second, and there is no dashboard here.
-    os.environ["RAY_TRAIN_ENABLE_STATE_TRACKING"] = "0"
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-    from ray.util.queue import Queue
+    def _evaluate(self, pool: RolloutPool, step: int) -> Evaluation:
+        total = len(self.inputs.evaluation)
+        self.on_progress(Progress(step, "evaluation", 0, total))
+        result = evaluate(
+            pool,
+            self.inputs.evaluation,
+            max_failed_share=self.config.rollout.max_failed_share,
+            on_done=lambda done: self.on_progress(Progress(step, "evaluation", done, total)),
+            on_stall=lambda message: self._tell(step, message),
+        )
+        self.folder.write_evaluation(step, result.to_dict(), result.trajectories)
+        return result
 
-    events, stop = Queue(), Queue()
-    storage = folder.path / "ray_train"
-    trainer = TorchTrainer(
-        train_loop,
-        train_loop_config={"settings": TrainSettings(config, folder, running.pool, questions, events, resume, stop)},
-        scaling_config=ScalingConfig(num_workers=1, use_gpu=config.device == "cuda"),
-        run_config=RunConfig(name="run", storage_path=str(storage), failure_config=FailureConfig(max_failures=0)),
-    )
-    on_progress(Progress(0, "starting trainer", 0, 0))
-    ended: Future[None] = Future()
-    # In the main thread Ray Train would take Ctrl-C for itself and kill the trainer before it has saved anything.
-    threading.Thread(target=_settle, args=(ended, trainer.fit), name="ray-train", daemon=True).start()
-    try:
-        _relay(events, ended, on_progress)
-    except BaseException as error:
-        with suppress(RayError):
-            stop.put(None)
-            _relay(events, ended, lambda progress: None, _STOP_SECONDS)
-        # Where this process was stopped, what the trainer says at its end tells where its state is.
-        if isinstance(error, Exception) or not ended.done():
-            raise
-    finally:
-        # What Ray Train keeps there only repeats the run folder.
-        shutil.rmtree(storage, ignore_errors=True)
-    if error := ended.exception():
-        raise _cause(error) from error
+    def _fit(self, pool: RolloutPool) -> None:
+        """Run the training loop in a process of Ray Train, show its progress, and end it in good order whatever happens."""
+        # Ray Train asks Ray's dashboard for its own state every second, and there is no dashboard here.
+        os.environ["RAY_TRAIN_ENABLE_STATE_TRACKING"] = "0"
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchTrainer
+        from ray.train.v2.api.exceptions import TrainingFailedError
+        from ray.util.queue import Queue
 
-
-def _settle(ended: Future[None], call: Callable[[], Any]) -> None:
-    try:
-        call()
-    except BaseException as error:  # noqa: BLE001, it is raised where the future is read
-        ended.set_exception(error)
-    else:
-        ended.set_result(None)
-
-
-def _relay(events: Any, ended: Future[None], on_progress: OnProgress, seconds: float = math.inf) -> None:
-    """Hand on what the trainer says until it has ended, or `seconds` are over."""
-    end = time.monotonic() + seconds
-    while not (ended.done() and events.empty()) and time.monotonic() < end:
+        events, stop = Queue(maxsize=_EVENTS), Queue(maxsize=1)
+        settings = TrainSettings(self.config, self.folder, pool, self.inputs.questions, events, self.resume, stop)
+        storage = self.folder.path / "ray_train"
+        trainer = TorchTrainer(
+            train_loop,
+            train_loop_config={"settings": settings},
+            scaling_config=ScalingConfig(num_workers=1, use_gpu=self.config.device == "cuda"),
+            run_config=RunConfig(
+                name="run",
+                storage_path=str(storage),
+                failure_config=FailureConfig(max_failures=0),
+                worker_runtime_env={"env_vars": process_name("trainer")},
+            ),
+        )
+        self._tell(self.done, "starting trainer")
+        # In the main thread Ray Train would answer Ctrl-C itself, and end the trainer before it has saved its state.
+        training = _in_thread(trainer.fit)
         try:
-            on_progress(events.get(timeout=0.5))
+            _relay(events, training, self.on_progress)
+            training.result()
+        except TrainingFailedError as error:
+            raise _cause(error) from _TrainerTraceback(error)
+        except (KeyboardInterrupt, SystemExit):
+            self._tell(self.done, "stopping: the trainer saves its state; a second signal ends the run at once")
+            self._tell(self.done, _stop(training, events, stop))
+            raise
+        except BaseException:
+            _log.error("stopped by an error of the driver: %s", _stop(training, events, stop))
+            raise
+        finally:
+            # What Ray Train keeps there only repeats the run folder.
+            shutil.rmtree(storage, ignore_errors=True)
+
+    def _tell(self, step: int, message: str) -> None:
+        self.on_progress(Progress(step, message, 0, 0))
+
+
+def _logging(on_progress: OnProgress) -> OnProgress:
+    """Return an `on_progress` that also logs each new phase and step."""
+    last = ""
+
+    def tell(progress: Progress) -> None:
+        nonlocal last
+        if progress.phase != last:
+            last = progress.phase
+            _log.info("step %d: %s", progress.step, last)
+        on_progress(progress)
+
+    return tell
+
+
+def _in_thread(function: Callable[[], Any]) -> Future[Any]:
+    """Call a function in a daemon thread, since a pool's threads would be waited for when the process ends."""
+    future: Future[Any] = Future()
+
+    def call() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:  # noqa: BLE001, whoever asks for the result gets it
+            future.set_exception(error)
+
+    threading.Thread(target=call, name="ray-train", daemon=True).start()
+    return future
+
+
+def _relay(events: Any, training: Future[Any], on_progress: OnProgress, seconds: float = math.inf) -> None:
+    """Hand on what the trainer tells until its training is over and everything is told, or `seconds` have passed."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            if training.done() and events.empty():
+                return
+            progress = events.get(timeout=0.5)
         except Empty:
             continue
         except RayError:
-            # The queue died with the cluster, so nothing more will come; the trainer's own end follows.
+            # The queue died with the cluster, and so does the training.
             return
+        on_progress(progress)
+
+
+def _stop(training: Future[Any], events: Any, stop: Any) -> str:
+    """Ask the trainer to save its state, wait until it has, and return what it says."""
+    try:
+        stop.put("stop")
+        # The trainer would wait for ever for room in a full queue.
+        _relay(events, training, lambda progress: None, _SAVE_SECONDS)
+        error = training.exception(timeout=0)
+    except (RayError, TimeoutError) as problem:
+        return f"the trainer does not answer ({type(problem).__name__}); --resume continues after the latest checkpoint"
+    return "the training had ended" if error is None else str(_cause(error))
+
+
+class _TrainerTraceback(Exception):
+    """What happened in the trainer's process, as text, since exceptions lose their tracebacks on the way to another one."""
+
+    def __init__(self, error: TrainingFailedError) -> None:
+        super().__init__("\n".join(map(str, _failures(error))) or str(error))
 
 
 def _cause(error: BaseException) -> BaseException:
     """Return the error that the training loop raised, out of what Ray Train wrapped around it."""
-    for failure in getattr(error, "worker_failures", {}).values():
-        cause = failure.as_instanceof_cause() if isinstance(failure, RayTaskError) else failure
-        cause = getattr(cause, "cause", cause)
-        if isinstance(cause, (AgentRLError, OSError)):
-            return cause
-        return AgentRLError(f"training failed: {cause.__class__.__name__}: {cause}")
+    for failure in _failures(error):
+        # Ray Train keeps what the loop raised beside its traceback; what ended the whole process comes as it is.
+        raised = getattr(failure, "_base_exc", failure)
+        if isinstance(raised, (AgentRLError, OSError)):
+            return raised
+        # Errors of libraries go on for many lines, which error.txt keeps.
+        first = str(raised).strip().partition("\n")[0]
+        return AgentRLError(f"training failed: {type(raised).__name__}: {first}")
     return error
+
+
+def _failures(error: BaseException) -> list[BaseException]:
+    """Return what the trainer's process failed with; nothing if it is Ray Train itself that failed."""
+    return list(getattr(error, "worker_failures", {}).values())

@@ -1,6 +1,8 @@
 """A run folder gives back what was written, and is rewound to its last complete checkpoint before it is continued."""
 
 import json
+import pickle
+import shutil
 
 import pytest
 from fakes import make_episode
@@ -62,12 +64,6 @@ def test_a_run_that_is_not_there_is_not_resumed(tmp_path):
         RunFolder.reopen(config(tmp_path))
 
 
-def test_a_run_is_not_resumed_with_another_config(tmp_path):
-    RunFolder.create(config(tmp_path))
-    with pytest.raises(RunError, match="differs from the configuration given now"):
-        RunFolder.reopen(config(tmp_path, seed=1))
-
-
 def test_a_resumed_run_forgets_what_came_after_its_last_checkpoint(tmp_path):
     made = run_of(tmp_path, steps=7, checkpoints=[3, 5])
     folder, step = RunFolder.reopen(config(tmp_path))
@@ -110,6 +106,39 @@ def test_a_metrics_line_that_was_cut_off_is_left_out_and_cleared_away(tmp_path):
     folder, _ = RunFolder.reopen(config(tmp_path))
     folder.append_metrics(4, {"loss": 1.0})
     assert [line["step"] for line in folder.read_metrics()] == [1, 2, 3, 4]
+
+
+def test_a_metric_that_is_not_finite_is_null_since_json_has_no_word_for_it(tmp_path):
+    folder = RunFolder.create(config(tmp_path))
+    folder.append_metrics(1, {"loss": float("nan"), "ratio": float("inf"), "episodes": 8})
+    assert folder.metrics.read_text() == '{"step": 1, "loss": null, "ratio": null, "episodes": 8}\n'
+
+
+def test_trajectories_of_a_step_are_added_as_they_arrive(tmp_path):
+    folder = RunFolder.create(config(tmp_path))
+    for names in (["1/0/0", "1/0/1"], ["1/1/0"]):
+        folder.append_trajectories(1, map(make_episode, names))
+    path = folder.path / "trajectories" / "step-00001.jsonl.zst"
+    assert list(read_trajectories(path)) == [make_episode(name) for name in ("1/0/0", "1/0/1", "1/1/0")]
+
+
+def test_a_folder_is_shared_by_whoever_sees_what_the_driver_wrote_when_it_started(tmp_path):
+    folder = RunFolder.create(config(tmp_path))
+    (tmp_path / "copy").mkdir()
+    shutil.copytree(folder.path, tmp_path / "copy" / "run")
+    pickle.loads(pickle.dumps(folder)).check_shared()
+    again, _ = RunFolder.reopen(config(tmp_path))
+    again.check_shared()
+    # The folder as it was copied to another machine before the run was resumed.
+    shutil.rmtree(folder.path)
+    shutil.copytree(tmp_path / "copy" / "run", folder.path)
+    with pytest.raises(
+        RunError, match=r"node .* does not see the run folder .*/run as the driver wrote it; mount run_dir"
+    ):
+        again.check_shared()
+    shutil.rmtree(folder.path)
+    with pytest.raises(RunError, match="does not see the run folder"):
+        again.check_shared()
 
 
 def test_metrics_read_back_as_they_were_written(tmp_path):

@@ -1,0 +1,268 @@
+"""What the driver of a run does: it shows what the trainer tells, stops it in good order, and keeps what went wrong."""
+
+import json
+import pickle
+import queue
+import threading
+import traceback
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+from fakes import make_episode
+from ray.exceptions import RayActorError
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+from ray.train.v2.api.exceptions import WorkerGroupError
+
+from agentrl.config import parse_config
+from agentrl.progress import Progress
+from agentrl.runs import RunError, RunFolder
+from agentrl.training.run import train
+from agentrl.types import AgentRLError, EnvironmentFailure
+
+SECRET = "hunter2-swordfish"
+
+
+def write_questions(folder, count=6):
+    rows = [{"id": str(i), "question": f"why {i}?", "golden_answers": ["so"]} for i in range(count)]
+    (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def config(tmp_path):
+    def make(**sections):
+        tree = {
+            "name": "run",
+            "run_dir": str(tmp_path / "runs"),
+            "model": {"path": "some/model"},
+            "data": {"root": str(tmp_path), "train": [{"path": "questions.jsonl"}]},
+            "retriever": {"kind": "http", "url": "http://127.0.0.1:9/retrieve", "token_env": "RETRIEVER_TOKEN"},
+            "training": {"steps": 3},
+            "evaluation": {"before": False, "after": False},
+        }
+        return parse_config(tree | sections, source="test")
+
+    write_questions(tmp_path)
+    return make
+
+
+def checkpoint(folder, step):
+    path = folder.checkpoints / f"checkpoint-{step}"
+    path.mkdir()
+    (path / "trainer_state.json").write_text("{}")
+
+
+class Trainer:
+    """A training loop that takes each step in no time and keeps a checkpoint of it; `before(step)` may raise."""
+
+    def __init__(self):
+        self.before = lambda step: None
+        self.resumed = []
+
+    def __call__(self, loop_config):
+        settings = loop_config["settings"]
+        folder = settings.folder
+        folder.check_shared()
+        newest = folder.latest_checkpoint()
+        self.resumed.append(newest.name if settings.resume and newest else None)
+        done = int(newest.name.split("-")[1]) if settings.resume and newest else 0
+        for step in range(done + 1, settings.config.training.steps + 1):
+            self.before(step)
+            folder.append_trajectories(step, [make_episode(f"{step}/0/0")])
+            folder.append_metrics(step, {"loss": 0.5})
+            checkpoint(folder, step)
+            settings.events.put(Progress(step, "step", step, settings.config.training.steps))
+            if not settings.stop.empty():
+                raise AgentRLError(f"the training was stopped; --resume continues after step {step}")
+        folder.adapter.mkdir()
+
+
+@pytest.fixture
+def trainer(monkeypatch):
+    """Stand in for the cluster, and run the training loop of Ray Train in a thread. Returns the loop."""
+    loop = Trainer()
+
+    @contextmanager
+    def cluster(config, on_phase, *, trains, logs):
+        assert trains
+        assert logs.is_dir()
+        on_phase("engines")
+        yield SimpleNamespace(pool=None)
+
+    class TorchTrainer:
+        def __init__(self, loop, train_loop_config, scaling_config, run_config):
+            self._loop, self._config = loop, train_loop_config
+
+        def fit(self):
+            assert threading.current_thread() is not threading.main_thread()
+            try:
+                self._loop(self._config)
+            except Exception as error:  # noqa: BLE001, as Ray Train does
+                text = traceback.format_exc()
+                sent = pickle.loads(pickle.dumps(UserExceptionWithTraceback(error, text)))
+                raise WorkerGroupError("of a worker", {0: sent}) from None
+
+    monkeypatch.setattr("agentrl.training.run.cluster", cluster)
+    monkeypatch.setattr("agentrl.training.run.train_loop", loop)
+    monkeypatch.setattr("ray.train.torch.TorchTrainer", TorchTrainer)
+    monkeypatch.setattr("ray.util.queue.Queue", queue.Queue)
+    return loop
+
+
+def steps(config):
+    return [line["step"] for line in RunFolder(config.folder).read_metrics()]
+
+
+def test_everything_that_the_trainer_tells_is_shown_in_its_order(config, trainer):
+    seen = []
+    folder, before, after = train(config(), resume=False, on_progress=seen.append)
+    assert (before, after) == (None, None)
+    assert [(p.phase, p.step) for p in seen] == [
+        ("starting engines", 0),
+        ("starting trainer", 0),
+        ("step", 1),
+        ("step", 2),
+        ("step", 3),
+    ]
+    assert not (folder.path / "error.txt").exists()
+    assert "starting engines" in (folder.logs / "driver.log").read_text()
+
+
+def test_a_trainer_that_is_far_ahead_of_the_driver_waits_and_loses_nothing(config, trainer, monkeypatch):
+    monkeypatch.setattr("agentrl.training.run._EVENTS", 2)
+    seen = []
+    train(config(training={"steps": 40}), resume=False, on_progress=seen.append)
+    assert [p.step for p in seen if p.phase == "step"] == list(range(1, 41))
+
+
+@pytest.mark.parametrize("ending", [KeyboardInterrupt(), SystemExit(143), ValueError("the terminal is gone")])
+def test_whatever_ends_the_driver_lets_the_trainer_save_its_state_first(config, trainer, ending):
+    seen, told = [], threading.Event()
+
+    def on_progress(progress):
+        seen.append(progress.phase)
+        if progress.step == 1 and progress.phase == "step":
+            told.set()
+            raise ending
+
+    # The trainer goes on with its second step until the driver asks it to stop.
+    trainer.before = lambda step: step == 1 or told.wait(10)
+    with pytest.raises(type(ending)):
+        train(config(), resume=False, on_progress=on_progress)
+    assert steps(config()) in ([1, 2], [1, 2, 3])
+    log = (RunFolder(config().folder).logs / "driver.log").read_text()
+    assert "--resume continues after step" in log or "the training had ended" in log
+    trainer.before = lambda step: None
+    train(config(), resume=True, on_progress=lambda progress: None)
+    assert steps(config()) == [1, 2, 3]
+
+
+def test_a_trainer_that_waits_for_the_driver_to_listen_can_be_stopped(config, trainer, monkeypatch):
+    monkeypatch.setattr("agentrl.training.run._EVENTS", 1)
+    monkeypatch.setattr("agentrl.training.run._SAVE_SECONDS", 30.0)
+
+    def on_progress(progress):
+        if progress.phase == "step":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config(training={"steps": 40}), resume=False, on_progress=on_progress)
+    assert "the trainer does not answer" not in (RunFolder(config().folder).logs / "driver.log").read_text()
+
+
+def test_a_failed_run_says_in_one_line_what_failed_and_keeps_the_traceback(config, trainer):
+    def fail(step):
+        raise EnvironmentFailure("no engine answers") from KeyError("the cause")
+
+    trainer.before = fail
+    with pytest.raises(EnvironmentFailure, match="no engine answers") as caught:
+        train(config(), resume=False, on_progress=lambda progress: None)
+    folder = RunFolder(config().folder)
+    assert caught.value.__notes__ == [f"traceback: {folder.path / 'error.txt'}; logs: {folder.logs}"]
+    text = (folder.path / "error.txt").read_text()
+    assert "KeyError: 'the cause'" in text
+    assert "in fail" in text
+    trainer.before = lambda step: None
+    train(config(), resume=True, on_progress=lambda progress: None)
+    assert not (folder.path / "error.txt").exists()
+
+
+def test_an_error_of_many_lines_becomes_one_line_on_the_screen(config, trainer, agentrl, tmp_path):
+    def fail(step):
+        raise RuntimeError("CUDA out of memory\nTried to allocate\n20 GiB")
+
+    trainer.before = fail
+    file = tmp_path / "config.yaml"
+    file.write_text(config().to_yaml())
+    status, _, err = agentrl("train", "--config", file)
+    assert status == 1
+    assert err.count("\n") == 1
+    assert "training failed: RuntimeError: CUDA out of memory; traceback: " in err
+    assert "20 GiB" in (RunFolder(config().folder).path / "error.txt").read_text()
+
+
+def test_a_cluster_that_dies_under_the_driver_ends_the_run(config, trainer, monkeypatch):
+    class Dead(queue.Queue):
+        def empty(self):
+            raise RayActorError
+
+        def get(self, timeout=None):
+            raise RayActorError
+
+    def fail(step):
+        raise RayActorError
+
+    trainer.before = fail
+    monkeypatch.setattr("ray.util.queue.Queue", Dead)
+    with pytest.raises(AgentRLError, match="training failed: RayActorError"):
+        train(config(), resume=False, on_progress=lambda progress: None)
+
+
+def test_a_trainer_on_a_node_that_does_not_share_the_run_folder_is_refused(config, trainer):
+    def forget(progress):
+        # What the trainer's node would see: a folder of the same name that the driver did not write now.
+        if progress.phase == "starting trainer":
+            (config().folder / "start.json").write_text('{"id": "of another start"}')
+
+    with pytest.raises(RunError, match=r"node .* does not see the run folder .*/runs/run .*mount run_dir"):
+        train(config(), resume=False, on_progress=forget)
+
+
+def test_a_run_whose_questions_changed_does_not_go_on(config, trainer, tmp_path):
+    trainer.before = lambda step: step < 3 or 1 / 0
+    with pytest.raises(AgentRLError, match="ZeroDivisionError"):
+        train(config(), resume=False, on_progress=lambda progress: None)
+    write_questions(tmp_path, 3)
+    with pytest.raises(
+        RunError, match=r"questions\.jsonl \(data\.train\.0\) is not what the run began with: its sha256"
+    ):
+        train(config(), resume=True, on_progress=lambda progress: None)
+    assert steps(config()) == [1, 2]
+    write_questions(tmp_path, 6)
+    trainer.before = lambda step: None
+    train(config(), resume=True, on_progress=lambda progress: None)
+    assert trainer.resumed == [None, "checkpoint-2"]
+
+
+def test_a_finished_run_takes_more_steps_and_says_what_changed(config, trainer, tmp_path):
+    train(config(), resume=False, on_progress=lambda progress: None)
+    RunFolder(config().folder).adapter.rmdir()
+    seen = []
+    longer = config(training={"steps": 5})
+    train(longer, resume=True, on_progress=seen.append)
+    assert seen[0].phase == "continuing with training.steps: 3 -> 5"
+    assert steps(longer) == [1, 2, 3, 4, 5]
+
+
+def test_a_secret_is_in_no_file_of_a_run_and_in_nothing_that_is_printed(
+    config, trainer, agentrl, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("RETRIEVER_TOKEN", SECRET)
+    trainer.before = lambda step: step < 3 or 1 / 0
+    file = tmp_path / "config.yaml"
+    file.write_text(config().to_yaml())
+    printed = "".join(map(str, [*agentrl("train", "--config", file), *agentrl("train", "--config", file, "--dry-run")]))
+    written = [path for path in config().folder.rglob("*") if path.is_file()]
+    assert {"config.yaml", "error.txt", "driver.log", "metrics.jsonl"} <= {path.name for path in written}
+    assert SECRET not in printed
+    assert [path for path in written if SECRET.encode() in path.read_bytes()] == []
