@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray
@@ -87,7 +88,7 @@ def test_a_ray_that_does_not_start_in_time_is_one_message(started, monkeypatch, 
     ],
 )
 def test_too_few_free_places_are_named(started, monkeypatch, free, sections, error, words):
-    monkeypatch.setattr(ray, "init", lambda **options: None)
+    monkeypatch.setattr(ray, "init", lambda **options: SimpleNamespace(address_info={"session_dir": "/tmp/session"}))
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     monkeypatch.setattr(ray, "available_resources", lambda: free)
     monkeypatch.setattr(ray, "get", lambda references, timeout: [])
