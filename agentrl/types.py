@@ -123,6 +123,7 @@ class FailureCause(StrEnum):
     - CODE: a tool, retriever, protocol, reward or engine raised an exception that it does not document.
     - WORKER: the rollout worker died or hung each time that the episode was run.
     - TIMEOUT: the time of the episode ran out, and waiting for tools or for the first generation took it.
+    - STALE: the engine had older weights than `rollout.max_staleness` allows.
     """
 
     RETRIEVER = "retriever"
@@ -130,6 +131,7 @@ class FailureCause(StrEnum):
     CODE = "code"
     WORKER = "worker"
     TIMEOUT = "timeout"
+    STALE = "stale"
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,44 @@ class PassageRetriever:
         return [self._hits[:k] for _ in queries]
 
 
+class ScriptedPool:
+    """Plays a RolloutPool: `play(question, names)` makes a group's episodes, which get done in the order that `pick` says.
+
+    `pick` gets the indexes of the requests that are under way and returns the one that is done next.
+    """
+
+    def __init__(self, play, pick=min):
+        self.play, self.pick = play, pick
+        self.counters = {}
+        self.requests = []
+        self.temperature = None
+        self.given_up = []
+
+    def stream(self, *, temperature, on_stall):
+        self.temperature = temperature
+        return _ScriptedStream(self)
+
+
+class _ScriptedStream:
+    def __init__(self, pool):
+        self._pool = pool
+        self._requests, self._under_way = [], []
+
+    def add(self, requests):
+        for question, names in requests:
+            self._under_way.append(len(self._requests))
+            self._requests.append((question, list(names)))
+            self._pool.requests.append((question, list(names)))
+
+    def __next__(self):
+        index = self._pool.pick(self._under_way)
+        self._under_way.remove(index)
+        return index, self._pool.play(*self._requests[index])
+
+    def close(self):
+        self._pool.given_up += [self._requests[index][0].id for index in self._under_way]
+
+
 def passage(title, text):
     """Write a passage as indexes hold it."""
     return f'"{title}"\n{text}'

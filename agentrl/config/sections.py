@@ -167,7 +167,8 @@ class RolloutConfig(Section):
 
     A run stops when more than `max_failed_share` of a step's episodes end because engine or retriever failed, or when
     engines die or hang more than `max_failures` times within `failure_window_seconds`; fewer are restarted and their
-    episodes run again. With `max_staleness` n, engines sample up to n steps ahead of the trainer; 0 is on-policy.
+    episodes run again. With `max_staleness` n, engines sample up to n steps ahead of the trainer; 0 is on-policy. An episode
+    with a turn of older weights than that counts as failed.
     """
 
     workers: int = Field(1, ge=1)
@@ -185,13 +186,14 @@ class RewardConfig(Section):
 
 
 class SelectionConfig(Section):
-    """Dropping groups whose rewards make no difference to their advantages, and sampling the next questions in their place.
+    """Drops groups whose rewards make no difference to their advantages, and samples the next questions in their place.
 
-    What an option such as `balance` adds to advantages whatever the rewards are is no reason to keep a group. A group is
-    judged by itself, so selection cannot be had with comparisons over the questions of a step.
+    The groups of a step are the first that remain, in the order of their questions, whichever get done first. An option
+    such as `balance` adds to advantages whatever the rewards are, so it is no reason to keep a group. A group is judged by
+    itself, so selection cannot be had with comparisons over the questions of a step.
 
-    At most `max_extra` times `rollout.questions_per_step` more questions are sampled in a step; null samples until the
-    step is full, and stops the run after as many questions as the sets hold. Places that stay empty are not trained on.
+    A step samples at most `max_extra` times `rollout.questions_per_step` more questions. With null it samples until it is
+    full, and the run stops after as many questions as the sets hold. Places that stay empty are not trained on.
     """
 
     enabled: bool = False

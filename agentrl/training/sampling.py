@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from agentrl.advantages import Advantages, by_stratum, get_stratifier, label
-from agentrl.advantages.episodes import episode_advantages, episode_strata, length
-from agentrl.advantages.schedule import Options, StratumRewards
+from agentrl.advantages import Advantages, get_stratifier
+from agentrl.advantages.episodes import episode_advantages, episode_strata
+from agentrl.advantages.schedule import Options
 from agentrl.config import Config
 from agentrl.data.stream import QuestionStream
-from agentrl.types import AgentRLError, Question, Trajectory, TrajectoryGroup, check_failures, count_failures
+from agentrl.training.metrics import batch_metrics, stratum_rewards
+from agentrl.training.selection import Selection, SignalShare
+from agentrl.types import (
+    AgentRLError,
+    End,
+    FailureCause,
+    Question,
+    Trajectory,
+    TrajectoryGroup,
+    check_failures,
+)
 
 if TYPE_CHECKING:
     from agentrl.rollout.pool import RolloutPool
 
-# No turn of an episode of this question earns anything either.
+# A question without accepted answers: no turn of its episodes earns a reward for what was found.
 _WITHOUT_ANSWERS = Question("", "", ())
 
 
@@ -54,11 +64,11 @@ class StepSampler:
         on_stall: Callable[[str], None] = lambda message: None,
         history: Sequence[Mapping[str, float]] = (),
     ) -> None:
-        """`history` holds the metrics of the steps that a resumed run has done, from which sampler and options take up
-        where they were.
+        """Take up where the steps of `history` ended, which are the metrics of those that a resumed run has done.
 
-        `on_batch` receives the step and some of its trajectories, each once, as they arrive, `on_done` the number of the
-        step's episodes that are done, `on_stall` a line about who waits for whom when nothing gets done.
+        `on_batch` receives the step and some of its trajectories, each once and in the order of their questions. `on_done`
+        receives the number of the step's episodes that are done. `on_stall` receives a line about what each worker does
+        when nothing gets done.
         """
         self._config = config
         self._pool = pool
@@ -68,10 +78,10 @@ class StepSampler:
         self._on_stall = on_stall
         self._stratifier = get_stratifier(config.advantages.stratum)
         self._options = Options(config.advantages.options)
+        self._signal_share = SignalShare()
         self._used = 0
         for metrics in history:
-            self._used = int(metrics["questions/used"])
-            self._options.observe(_stratum_rewards(metrics))
+            self._observe(metrics)
 
     def __call__(self, step: int, episodes: int) -> ScoredBatch:
         """Roll out the next questions for a step (from 1), `episodes` episodes in whole groups, and score them.
@@ -81,68 +91,115 @@ class StepSampler:
             GroupError: if a group is not what it should be.
             AgentRLError: if selection without a bound has gone through as many questions as there are.
         """
-        settings = self._config.advantages
         size = self._config.rollout.group_size
-        options = self._options.at((step - 1) / self._config.training.steps)
         wanted = episodes // size
         if wanted * size != episodes:
             raise RuntimeError(f"step {step}: {episodes} episodes are not whole groups of {size}")
-        sampled: list[TrajectoryGroup] = []
-        signal: list[bool] = []
-        count, left = wanted, self._bound(wanted)
+        options = self._options.at((step - 1) / self._config.training.steps)
+        selection = self._begin_selection(wanted)
         started = time.monotonic()
-        while count:
-            groups = self._roll_out(step, count, done=sum(signal) * size)
-            sampled += groups
-            # Recorded before anything can fail on them.
-            self._on_batch(step, _members(groups))
-            check_failures(_members(sampled), self._config.rollout.max_failed_share)
-            signal += self._has_signal(groups, options) if settings.selection.enabled else [True] * count
-            count = min(wanted - sum(signal), left)
-            left -= count
+        groups = self._roll_out(step, wanted, selection, options)
         seconds = time.monotonic() - started
-        if sum(signal) < wanted and settings.selection.max_extra is None:
+        check_failures(_members(groups), self._config.rollout.max_failed_share)
+        signal = selection.done
+        if sum(signal) < wanted and self._config.advantages.selection.max_extra is None:
             raise AgentRLError(
-                f"step {step}: {len(sampled)} questions gave {sum(signal)} groups with a learning signal instead of "
+                f"step {step}: {len(groups)} questions gave {sum(signal)} groups with a learning signal instead of "
                 f"{wanted}; set advantages.selection.max_extra, or train a model that is sometimes right and sometimes not"
             )
-        return self._score(step, sampled, signal, wanted, options, seconds)
+        self._used += len(groups)
+        batch = self._score(step, groups, signal, wanted, options)
+        tokens = batch.metrics["tokens/model"] + batch.metrics["tokens/environment"]
+        batch.metrics.update({"seconds/rollout": seconds, "tokens_per_second/rollout": tokens / seconds})
+        if self._config.advantages.selection.enabled:
+            batch.metrics["selection/surplus_groups"] = float(selection.asked - len(groups))
+        self._observe(batch.metrics)
+        return batch
 
-    def _bound(self, wanted: int) -> int:
-        """Return how many questions a step may sample beyond those that it needs."""
-        most = self._config.advantages.selection.max_extra
-        return len(self._questions) if most is None else round(most * wanted)
+    def _observe(self, metrics: Mapping[str, float]) -> None:
+        self._used = int(metrics["questions/used"])
+        self._options.observe(stratum_rewards(metrics))
+        self._signal_share.observe(metrics)
 
-    def _roll_out(self, step: int, count: int, done: int) -> list[TrajectoryGroup]:
-        """Sample groups for the next `count` questions, where `done` episodes of the step are done."""
+    def _begin_selection(self, wanted: int) -> Selection:
+        settings = self._config.advantages.selection
+        if not settings.enabled:
+            return Selection(wanted, wanted)
+        extra = len(self._questions) if settings.max_extra is None else round(settings.max_extra * wanted)
+        return Selection(wanted, wanted + extra, self._signal_share.value)
+
+    def _roll_out(
+        self, step: int, wanted: int, selection: Selection, options: Mapping[str, Any]
+    ) -> list[TrajectoryGroup]:
+        """Sample one question after the other until the step has its groups, and return these in the questions' order."""
         size = self._config.rollout.group_size
-        # The position makes the id unique where a question comes again in a later epoch.
-        requests = [
-            (question, [f"{step}/{self._used + offset}/{i}" for i in range(size)])
-            for offset, question in enumerate(self._questions.take(self._used, count))
-        ]
-        self._used += count
-        self._on_done(done)
-        sampled = self._pool.sample(
-            requests, self._config.agent.temperature, lambda n: self._on_done(done + n), self._on_stall
-        )
-        return [
-            TrajectoryGroup(question, tuple(trajectories), size)
-            for (question, _), trajectories in zip(requests, sampled, strict=True)
-        ]
+        judge = self._has_signal if self._config.advantages.selection.enabled else lambda group, options: True
+        questions: list[Question] = []
+        groups: dict[int, TrajectoryGroup] = {}
+        recorded = 0
+        self._on_done(0)
+        with closing(self._pool.stream(temperature=self._config.agent.temperature, on_stall=self._on_stall)) as stream:
+            try:
+                while selection.done is None:
+                    if count := selection.missing:
+                        if len(groups) >= wanted:
+                            # Where the environment fails, more questions would fail as well.
+                            check_failures(_members(groups.values()), self._config.rollout.max_failed_share)
+                        asked = self._questions.take(self._used + selection.asked, count)
+                        stream.add(self._request(step, question, i) for i, question in enumerate(asked, len(questions)))
+                        questions += asked
+                        selection.ask(count)
+                    index, trajectories = next(stream)
+                    fresh = tuple(self._without_stale(step, trajectory) for trajectory in trajectories)
+                    groups[index] = TrajectoryGroup(questions[index], fresh, size)
+                    selection.add(index, judge(groups[index], options))
+                    self._on_done(selection.found * size)
+                    end = len(selection.done or questions)
+                    while recorded in groups and recorded < end:
+                        self._on_batch(step, groups[recorded].trajectories)
+                        recorded += 1
+            except Exception:
+                # What went wrong can be read in the episodes that are done.
+                self._on_batch(step, _members(groups[i] for i in sorted(groups) if i >= recorded))
+                raise
+        return [groups[index] for index in range(len(selection.done))]
 
-    def _has_signal(self, groups: Sequence[TrajectoryGroup], options: Mapping[str, Any]) -> list[bool]:
-        """Tell of each group whether its rewards make a difference to any of its advantages."""
-        trajectories = _members(groups)
-        strata = self._strata(trajectories)
+    def _request(self, step: int, question: Question, offset: int) -> tuple[Question, list[str]]:
+        # The position makes the id unique where a question comes again in a later epoch.
+        position = self._used + offset
+        return question, [f"{step}/{position}/{i}" for i in range(self._config.rollout.group_size)]
+
+    def _without_stale(self, step: int, trajectory: Trajectory) -> Trajectory:
+        """Turn an episode that older weights than `rollout.max_staleness` allows have sampled into a failed one."""
+        # The weights that a step starts from have the number of the step before.
+        behind = step - 1 - min(trajectory.adapter_versions, default=step - 1)
+        most = self._config.rollout.max_staleness
+        if not trajectory.valid or behind <= most:
+            return trajectory
+        failure = f"its engine used weights of {behind} steps before, and rollout.max_staleness is {most}"
+        return replace(
+            trajectory, end=End.ENVIRONMENT_FAILURE, cause=FailureCause.STALE, answer=None, reward=None, failure=failure
+        )
+
+    def _has_signal(self, group: TrajectoryGroup, options: Mapping[str, Any]) -> bool:
+        """Tell whether a group's rewards make a difference to any of its advantages."""
+        trajectories, strata = group.trajectories, self._strata([group])
+        if not any(trajectory.valid for trajectory in trajectories):
+            return False
         rewarded = np.asarray(self._advantages(trajectories, strata, options).values)
         # A term such as the balance of strata is there without any reward.
         plain = [replace(t, reward=0.0 if t.valid else None, question=_WITHOUT_ANSWERS) for t in trajectories]
-        values = rewarded - np.asarray(self._advantages(plain, strata, options).values)
-        return np.any(values.reshape(len(groups), -1), axis=1).tolist()
+        return bool(np.any(rewarded != np.asarray(self._advantages(plain, strata, options).values)))
 
-    def _strata(self, trajectories: Sequence[Trajectory]) -> list[Hashable]:
-        return episode_strata(trajectories, self._stratifier, self._config.advantages.max_strata)
+    def _strata(self, groups: Sequence[TrajectoryGroup]) -> list[Hashable]:
+        """Return the stratum of each episode, capped among those that it is compared with."""
+        alone = self._config.advantages.scope == "prompt"
+        compared = [group.trajectories for group in groups] if alone else [_members(groups)]
+        return [
+            stratum
+            for episodes in compared
+            for stratum in episode_strata(episodes, self._stratifier, self._config.advantages.max_strata)
+        ]
 
     def _advantages(
         self, trajectories: Sequence[Trajectory], strata: Sequence[Hashable], options: Mapping[str, Any]
@@ -161,99 +218,43 @@ class StepSampler:
     def _score(
         self,
         step: int,
-        sampled: Sequence[TrajectoryGroup],
+        groups: Sequence[TrajectoryGroup],
         signal: Sequence[bool],
         wanted: int,
         options: Mapping[str, Any],
-        seconds: float,
     ) -> ScoredBatch:
-        """Make a batch of `wanted` groups, those with a signal before others, of which none is trained on."""
+        """Make a batch of `wanted` groups. Where too few have a signal, others fill the batch, and are not trained on."""
         size = self._config.rollout.group_size
-        everyone = _members(sampled)
-        metrics = batch_metrics(everyone, self._strata(everyone), [i // size for i in range(len(everyone))])
-        self._options.observe(_stratum_rewards(metrics))
+        everyone = _members(groups)
+        metrics = batch_metrics(everyone, self._strata(groups), [i // size for i in range(len(everyone))])
 
-        kept = _members([group for group, has in zip(sampled, signal, strict=True) if has])
-        # TRL needs a batch of one size, so groups without a signal stand where none with one could be found.
-        fillers = _members([group for group, has in zip(sampled, signal, strict=True) if not has])
-        fillers = fillers[: wanted * size - len(kept)]
-        advantages = self._advantages(kept, self._strata(kept), options)
+        trained = [group for group, has in zip(groups, signal, strict=True) if has]
+        # TRL needs batches of one size.
+        fillers = [group for group, has in zip(groups, signal, strict=True) if not has][: wanted - len(trained)]
+        kept, filling = _members(trained), _members(fillers)
+        advantages = self._advantages(kept, self._strata(trained), options)
         values = np.asarray(advantages.values)
-        values = np.concatenate([values, np.zeros((len(fillers), *values.shape[1:]))])
-        trained = [t.valid for t in kept] + [False] * len(fillers)
+        values = np.concatenate([values, np.zeros((len(filling), *values.shape[1:]))])
 
         metrics |= {f"advantages/{name}": value for name, value in advantages.report.metrics().items()}
         metrics |= {f"advantages/option/{name}": options[name] for name in self._options.moving}
         if self._config.advantages.selection.enabled:
             metrics |= {
-                "selection/sampled_groups": float(len(sampled)),
+                "selection/sampled_groups": float(len(groups)),
                 "selection/dropped_groups": float(len(signal) - sum(signal)),
-                "selection/unfilled_groups": float(len(fillers) // size),
+                "selection/unfilled_groups": float(len(fillers)),
             }
-        # The weights that a step starts from have the number of the step before.
         staleness = [step - 1 - version for t in kept if t.valid for version in t.adapter_versions]
         metrics |= {
             "staleness/mean": float(np.mean(staleness)) if staleness else 0.0,
             "staleness/max": float(max(staleness, default=0)),
             "questions/used": float(self._used),
             "tokens/trained": float(sum(len(t.prompt_ids) + len(t.completion_ids) for t in kept if t.valid)),
-            "seconds/rollout": seconds,
-            "tokens_per_second/rollout": (metrics["tokens/model"] + metrics["tokens/environment"]) / seconds,
         }
-        return ScoredBatch([*kept, *fillers], values.tolist(), metrics, trained)
+        return ScoredBatch(
+            [*kept, *filling], values.tolist(), metrics, [t.valid for t in kept] + [False] * len(filling)
+        )
 
 
-def _members(groups: Sequence[TrajectoryGroup]) -> list[Trajectory]:
+def _members(groups: Iterable[TrajectoryGroup]) -> list[Trajectory]:
     return [trajectory for group in groups for trajectory in group.trajectories]
-
-
-def _stratum_rewards(metrics: Mapping[str, float]) -> dict[str, StratumRewards]:
-    """Read the rewards by stratum out of a step's metrics."""
-    return {
-        stratum: StratumRewards(values["rollouts"], values["reward"], values["reward_variance"])
-        for stratum, values in by_stratum(metrics).items()
-    }
-
-
-def batch_metrics(
-    trajectories: Sequence[Trajectory], strata: Sequence[Hashable], group_numbers: Sequence[int]
-) -> dict[str, float]:
-    """Describe a batch: reward, searches, shares of ends and strata, environment failures of each cause and tokens (counts),
-    mean log-probability of the model's tokens in all episodes and in those of reward 1.
-
-    Shares are of all episodes; reward, searches and strata are over those whose environment did not fail.
-    """
-    count = len(trajectories)
-    valid = [(t, s) for t, s in zip(trajectories, strata, strict=True) if t.valid]
-    ends = Counter(trajectory.end.value for trajectory in trajectories)
-    masks = [trajectory.action_mask for trajectory in trajectories]
-    own = sum(sum(mask) for mask in masks)
-    metrics = {
-        "episodes": float(count),
-        "reward/mean": float(np.mean([t.reward for t, _ in valid])),
-        "searches/mean": float(np.mean([len(t.searches) for t, _ in valid])),
-        "tokens/model": float(own),
-        "tokens/environment": float(sum(map(len, masks)) - own),
-        "tokens/prompt": float(sum(len(t.prompt_ids) for t in trajectories)),
-        "logprobs/mean": sum(sum(t.logprobs) for t in trajectories) / max(1, own),
-        "seconds/search": sum(call.seconds for t in trajectories for call in t.searches)
-        / max(1, sum(len(t.searches) for t in trajectories)),
-    }
-    metrics |= {f"ends/{end}": number / count for end, number in sorted(ends.items())}
-    metrics |= {f"failures/{cause}": float(number) for cause, number in count_failures(trajectories).items()}
-    correct = [t for t, _ in valid if t.reward == 1.0]
-    if correct:
-        metrics["logprobs/correct_mean"] = sum(sum(t.logprobs) for t in correct) / sum(map(length, correct))
-    for key in sorted({s for _, s in valid}, key=str):
-        rewards = [t.reward for t, s in valid if s == key]
-        metrics[f"strata/{label(key)}/rollouts"] = float(len(rewards))
-        metrics[f"strata/{label(key)}/share"] = len(rewards) / len(valid)
-        metrics[f"strata/{label(key)}/reward"] = float(np.mean(rewards))
-        metrics[f"strata/{label(key)}/reward_variance"] = float(np.var(rewards))
-    groups: dict[int, list[tuple[float | None, Hashable]]] = {}
-    for trajectory, key, number in zip(trajectories, strata, group_numbers, strict=True):
-        if trajectory.valid:
-            groups.setdefault(number, []).append((trajectory.reward, key))
-    metrics["groups/reward_varies"] = float(np.mean([len({r for r, _ in g}) > 1 for g in groups.values()]))
-    metrics["groups/several_strata"] = float(np.mean([len({s for _, s in g}) > 1 for g in groups.values()]))
-    return metrics

@@ -1,16 +1,18 @@
 """A step's questions become whole groups in order, each episode gets its own advantage, and failures are counted apart."""
 
 import dataclasses
+import itertools
+import random
 
 import numpy as np
 import pytest
-from fakes import make_episode
+from fakes import ScriptedPool, make_episode
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agentrl.advantages import ESTIMATORS
 from agentrl.config import parse_config
-from agentrl.training.sampling import StepSampler, batch_metrics
+from agentrl.training.sampling import StepSampler
 from agentrl.types import AgentRLError, End, EnvironmentFailure, GroupError, Question
 
 QUESTIONS = [Question(f"q{number}", f"question {number}", ("gold",)) for number in range(4)]
@@ -23,48 +25,34 @@ class Questions(list):
         return [self[position % len(self)] for position in range(start, start + count)]
 
 
-class FakePool:
-    """Makes each episode by `make(question, name, number)`, where number counts the episodes of a step."""
-
-    def __init__(self, make):
-        self._make = make
-        self._made = 0
-        self.requests = []
-        self.temperature = None
-
-    def sample(self, requests, temperature, on_done, on_stall):
-        self.requests += [(question, list(names)) for question, names in requests]
-        self.temperature = temperature
-        groups, done = [], 0
-        for question, names in requests:
-            group = []
-            for name in names:
-                group.append(self._make(question, name, self._made))
-                self._made += 1
-            groups.append(group)
-            done += len(group)
-            on_done(done)
-        return groups
-
-
-def sampler(make, *, size=2, step=3, order=QUESTIONS, most=0.5, history=(), **advantages):
+def sampler(
+    make, *, size=2, step=3, order=QUESTIONS, most=0.5, staleness=9, history=(), pick=min, wanted=2, **advantages
+):
+    """A sampler over a pool whose episodes are `make(question, name, number)`, where number counts episodes as played."""
     config = parse_config(
         {
             "name": "x",
             "model": {"path": "m"},
-            "rollout": {"group_size": size, "questions_per_step": 2, "max_failed_share": most},
+            "rollout": {
+                "group_size": size,
+                "questions_per_step": wanted,
+                "max_failed_share": most,
+                "max_staleness": staleness,
+            },
             "agent": {"temperature": 0.9},
             "advantages": {"estimator": "grpo", **advantages},
             "training": {"steps": 9},
         },
         source="test",
     )
-    pool, batches, done = FakePool(make), [], []
+    played = itertools.count()
+    pool = ScriptedPool(lambda question, names: [make(question, name, next(played)) for name in names], pick)
+    batches, done = [], []
     sampler = StepSampler(
         config, pool, Questions(order), lambda *batch: batches.append(batch), done.append, history=history
     )
 
-    def sample(episodes):
+    def sample(episodes, step=step):
         return sampler(step, episodes)
 
     return sample, pool, batches, done
@@ -84,7 +72,7 @@ def test_the_next_questions_are_asked_once_each_with_a_whole_group():
     assert pool.requests == [(QUESTIONS[0], ["3/0/0", "3/0/1"]), (QUESTIONS[1], ["3/1/0", "3/1/1"])]
     assert pool.temperature == 0.9
     assert [episode.id for episode in batch.trajectories] == ["3/0/0", "3/0/1", "3/1/0", "3/1/1"]
-    assert batches == [(3, batch.trajectories)]
+    assert batches == [(3, tuple(batch.trajectories[:2])), (3, tuple(batch.trajectories[2:]))]
     assert done == [0, 2, 4]
     assert batch.metrics["questions/used"] == 2
 
@@ -181,7 +169,7 @@ def test_too_many_failures_stop_the_run_with_the_first_and_are_recorded():
     sample, _, batches, _ = sampler(make)
     with pytest.raises(EnvironmentFailure, match=r"3 of 4 episodes failed .*max_failed_share 0\.5 .*: failure 1$"):
         sample(4)
-    assert len(batches) == 1
+    assert [len(episodes) for _, episodes in batches] == [2, 2]
 
 
 def test_a_step_without_one_sound_episode_stops_whatever_share_is_allowed():
@@ -204,8 +192,7 @@ def test_an_episode_of_another_question_is_refused():
 
 def test_a_group_of_the_wrong_size_is_refused():
     sample, pool, _, _ = sampler(rewarded(0.0, 1.0, 1.0, 0.0))
-    whole = pool.sample
-    pool.sample = lambda *arguments: [group[:1] for group in whole(*arguments)]
+    pool.play = lambda question, names: [make_episode(names[0], question, reward=0.0)]
     with pytest.raises(GroupError, match="expected 2 episodes"):
         sample(4)
 
@@ -237,10 +224,10 @@ def test_selection_replaces_groups_without_signal_by_the_next_questions():
     assert batch.metrics["selection/dropped_groups"] == 2
     assert batch.metrics["selection/unfilled_groups"] == 0
     # What is dropped is recorded and counted all the same.
-    assert [len(episodes) for _, episodes in batches] == [4, 2, 2]
+    assert [episodes[0].question.id for _, episodes in batches] == ["q0", "q1", "q2", "q3"]
     assert batch.metrics["reward/mean"] == 0.5
     assert batch.metrics["episodes"] == 8
-    assert done == [0, 2, 4, 2, 4, 2, 4]
+    assert done == [0, 0, 2, 2, 4]
 
 
 def test_selection_keeps_to_its_bound_and_does_not_train_on_what_fills_the_batch():
@@ -260,6 +247,93 @@ def test_selection_without_a_bound_stops_after_as_many_questions_as_there_are():
     with pytest.raises(AgentRLError, match=r"6 questions gave 0 groups with a learning signal instead of 2"):
         sample(4)
     assert len(pool.requests) == 6
+
+
+NAMES = [f"q{number}" for number in range(40)]
+MANY = [Question(name, name, ("gold",)) for name in NAMES]
+
+
+def of_a_draw(seed):
+    """Episodes whose reward depends on their question and the seed alone, and half of whose groups have no signal."""
+
+    def make(question, name, number):
+        rng = random.Random(f"{seed} {question.id}")
+        rewards = rng.choice([[0.0, 0.0], [1.0, 1.0], [0.0, 1.0], [1.0, 0.0]])
+        return make_episode(name, question, reward=rewards[int(name.rsplit("/", 1)[1])])
+
+    return make
+
+
+@given(st.integers(0, 1000), st.randoms(use_true_random=False), st.sampled_from([0.5, 1.0, 2.0, None]))
+def test_what_is_trained_on_does_not_depend_on_the_order_in_which_groups_get_done(seed, rng, most):
+    selection = {"enabled": True, "max_extra": most}
+    results = []
+    for pick in (min, max, rng.choice):
+        sample, _, batches, _ = sampler(of_a_draw(seed), order=MANY, pick=pick, wanted=4, selection=selection)
+        steps = [sample(8, step) for step in (1, 2, 3)]
+        for batch in steps:
+            surplus = batch.metrics.pop("selection/surplus_groups")
+            assert surplus >= 0
+            assert [batch.metrics.pop(name) > 0 for name in ("seconds/rollout", "tokens_per_second/rollout")]
+        results.append((steps, [(step, episodes) for step, episodes in batches]))
+    assert results[0] == results[1] == results[2]
+
+
+def test_a_step_begins_at_the_question_after_the_last_that_counts_and_gives_up_what_is_beyond():
+    rewards = {name: [0.0, 0.0] for name in NAMES[:2]} | {name: [0.0, 1.0] for name in NAMES[2:]}
+    sample, pool, batches, _ = sampler(by_question(rewards), order=MANY, wanted=2, selection={"enabled": True})
+    first, second = sample(4, 1), sample(4, 2)
+    assert [episode.question.id for episode in first.trajectories[::2]] == ["q2", "q3"]
+    assert first.metrics["selection/surplus_groups"] == 0
+    # Half of the groups of the first step had no signal, so the second asks for twice as many at once.
+    assert [question.id for question, _ in pool.requests[4:]] == ["q4", "q5", "q6", "q7"]
+    assert pool.given_up == ["q6", "q7"]
+    assert second.metrics["selection/surplus_groups"] == 2
+    assert second.metrics["questions/used"] == 6
+    assert [episodes[0].question.id for step, episodes in batches if step == 2] == ["q4", "q5"]
+    third = sample(4, 3)
+    assert [episode.question.id for episode in third.trajectories[::2]] == ["q6", "q7"]
+
+
+def test_a_resumed_run_asks_for_as_many_questions_at_once_as_an_unbroken_one():
+    make = of_a_draw(7)
+    whole, pool, _, _ = sampler(make, order=MANY, wanted=4, selection={"enabled": True})
+    history = [whole(8, step).metrics for step in (1, 2, 3)]
+    before = len(pool.requests)
+    whole(8, 4)
+    resumed, other, _, _ = sampler(make, order=MANY, wanted=4, selection={"enabled": True}, history=history)
+    resumed(8, 4)
+    assert other.requests == pool.requests[before:]
+
+
+def test_more_questions_are_asked_before_the_slowest_group_is_done():
+    rewards = {name: [0.0, 1.0] for name in NAMES} | {"q1": [0.0, 0.0], "q2": [0.0, 0.0]}
+    waits_for_q0 = lambda under_way: max(under_way)  # noqa: E731
+    sample, pool, _, _ = sampler(
+        by_question(rewards), order=MANY, pick=waits_for_q0, wanted=3, selection={"enabled": True}
+    )
+    batch = sample(6)
+    assert [episode.question.id for episode in batch.trajectories[::2]] == ["q0", "q3", "q4"]
+    assert [question.id for question, _ in pool.requests] == ["q0", "q1", "q2", "q3", "q4"]
+
+
+def test_a_group_of_failures_alone_has_no_signal():
+    def make(question, name, number):
+        return failed(name, question) if question.id == "q0" else make_episode(name, question, reward=number % 2 * 1.0)
+
+    sample, _, _, _ = sampler(make, selection={"enabled": True})
+    assert [episode.question.id for episode in sample(4).trajectories[::2]] == ["q1", "q2"]
+
+
+def test_what_went_wrong_stays_in_the_record_also_beyond_a_question_that_is_not_done():
+    def make(question, name, number):
+        return make_episode(name, QUESTIONS[0] if question.id == "q1" else question, reward=0.0)
+
+    order = iter([2, 1])
+    sample, _, batches, _ = sampler(make, pick=lambda under_way: next(order), wanted=3)
+    with pytest.raises(GroupError):
+        sample(6)
+    assert [[episode.question.id for episode in episodes] for _, episodes in batches] == [["q2", "q2"]]
 
 
 def test_selection_asks_the_estimator_that_is_chosen():
@@ -355,34 +429,67 @@ def test_staleness_counts_the_versions_since_a_turn_was_sampled():
     assert metrics["staleness/mean"] == 0.5
 
 
-def test_the_log_probability_of_correct_episodes_is_reported_apart():
-    right, wrong = make_episode("a", reward=1.0), make_episode("b", reward=0.0)
-    doubled = dataclasses.replace(wrong.turns[0], logprobs=tuple(2 * value for value in wrong.turns[0].logprobs))
-    metrics = batch_metrics([right, dataclasses.replace(wrong, turns=(doubled,))], [0, 0], [0, 0])
-    assert metrics["logprobs/correct_mean"] == -0.5
-    assert metrics["logprobs/mean"] == -0.75
-    assert "logprobs/correct_mean" not in batch_metrics([wrong], [0], [0])
+def versions(make, *by_turn):
+    def made(question, name, number):
+        episode = make(question, name, number)
+        turns = [dataclasses.replace(t, adapter_version=v) for t, v in zip(episode.turns, by_turn, strict=True)]
+        return dataclasses.replace(episode, turns=tuple(turns)) if number == 0 else episode
+
+    return made
 
 
-INVALID = (End.ENVIRONMENT_FAILURE, End.PROMPT_TOO_LONG)
+@pytest.mark.parametrize(("staleness", "left_out"), [(0, True), (1, True), (2, False)])
+def test_an_episode_with_a_turn_older_than_the_bound_is_left_out_and_counted(staleness, left_out):
+    def fresh(question, name, number):
+        episode = make_episode(name, question, searches=1, reward=float(number % 2))
+        return dataclasses.replace(
+            episode, turns=tuple(dataclasses.replace(turn, adapter_version=4) for turn in episode.turns)
+        )
 
-batches = st.lists(
-    st.tuples(st.sampled_from(End), st.integers(0, 3), st.sampled_from([0.0, 1.0]), st.integers(0, 2)), min_size=1
-).filter(lambda rows: any(end not in INVALID for end, *_ in rows))
+    sample, _, batches, _ = sampler(versions(fresh, 2, 4), step=5, staleness=staleness)
+    batch = sample(4)
+    assert batch.trained == [not left_out, True, True, True]
+    assert batch.metrics["failures/stale"] == float(left_out)
+    assert batch.metrics["staleness/max"] == (0.0 if left_out else 2.0)
+    assert (batch.advantages[0] == 0.0) == left_out
+    if left_out:
+        episode = batches[0][1][0]
+        assert episode.reward is None
+        assert episode.failure == f"its engine used weights of 2 steps before, and rollout.max_staleness is {staleness}"
 
 
-@given(batches)
-def test_shares_sum_to_one_and_means_follow_from_the_strata(rows):
-    episodes = [
-        make_episode(str(i), end=end, searches=searches, reward=None if end in INVALID else reward)
-        for i, (end, searches, reward, _) in enumerate(rows)
-    ]
-    metrics = batch_metrics(episodes, [len(e.searches) for e in episodes], [group for *_, group in rows])
-    shares = {name: value for name, value in metrics.items() if name.startswith("strata/") and name.endswith("/share")}
-    assert sum(shares.values()) == pytest.approx(1)
-    assert sum(value for name, value in metrics.items() if name.startswith("ends/")) == pytest.approx(1)
-    mean = sum(share * metrics[name.replace("/share", "/reward")] for name, share in shares.items())
-    assert metrics["reward/mean"] == pytest.approx(mean)
-    assert metrics["tokens/model"] + metrics["tokens/environment"] == sum(len(e.completion_ids) for e in episodes)
-    assert metrics["tokens/model"] == sum(map(sum, (e.action_mask for e in episodes)))
-    assert 0 <= metrics["groups/reward_varies"] <= 1
+def test_too_many_episodes_of_older_weights_stop_the_run():
+    sample, _, _, _ = sampler(rewarded(0.0, 1.0, 1.0, 0.0), staleness=0)
+    with pytest.raises(EnvironmentFailure, match=r"4 of 4 episodes failed \(stale 4\), .* weights of 2 steps before"):
+        sample(4)
+
+
+def test_strata_of_free_keys_are_capped_among_the_episodes_that_are_compared():
+    """Over the whole step `c` is the most frequent key; a cap there would merge the two of q0 and give it a signal."""
+    answers = {"q0": "abb", "q1": "ccc", "q2": "ccc", "q3": "ccd"}
+    rewards = {"q0": [1.0, 0.0, 0.0], "q1": [0.0, 1.0, 1.0], "q2": [1.0, 0.0, 0.0], "q3": [1.0, 0.0, 0.0]}
+
+    def make(question, name, number):
+        place = int(name.rsplit("/", 1)[1])
+        return make_episode(name, question, answer=answers[question.id][place], reward=rewards[question.id][place])
+
+    sample, _, _, _ = sampler(
+        make,
+        size=3,
+        wanted=3,
+        estimator="stratified",
+        options={"alpha": 1.0},
+        stratum="test_sampling:by_answer",
+        max_strata=2,
+        selection={"enabled": True},
+    )
+    batch = sample(9)
+    assert [episode.question.id for episode in batch.trajectories[::3]] == ["q1", "q2", "q3"]
+    assert np.any(np.reshape(batch.advantages, (3, 3)), axis=1).all()
+    assert {name for name in batch.metrics if name.startswith("strata/") and name.endswith("/rollouts")} == {
+        f"strata/{key}/rollouts" for key in "abcd"
+    }
+
+
+def by_answer(trajectory):
+    return trajectory.answer

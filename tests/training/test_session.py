@@ -10,6 +10,7 @@ import threading
 
 import pytest
 import torch
+from fakes import ScriptedPool
 from ray.exceptions import RaySystemError
 from safetensors.torch import load
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -27,33 +28,40 @@ from agentrl.types import Action, ActionKind, End, EnvironmentFailure, Question,
 STEPS = 4
 
 
-class ScriptedPool:
-    """Plays engines: each episode depends on its name alone, half of them are right, and turns have the newest version.
+class Engines(ScriptedPool):
+    """Engines whose episodes depend on their names alone; half of them are right, and turns have the newest version.
 
     `before_sampling(step)` and `before_publishing(version)` may raise.
     """
 
     def __init__(self, before_sampling=lambda step: None, before_publishing=lambda version: None, logprob=-5.0):
-        self.counters = {}
-        self.asked, self.published = [], []
+        super().__init__(self._episodes)
+        self.published = []
         self._before_sampling, self._before_publishing = before_sampling, before_publishing
         self._logprob = logprob
+
+    @property
+    def asked(self):
+        return [question.id for question, _ in self.requests]
 
     def publish(self, version, files):
         self._before_publishing(version)
         self.published.append((version, load(files["adapter_model.safetensors"])))
 
-    def sample(self, requests, temperature, on_done, on_stall):
+    def stream(self, **settings):
         self._before_sampling(len(self.published))
-        self.asked += [question.id for question, _ in requests]
-        return [[self._episode(question, name, i) for i, name in enumerate(names)] for question, names in requests]
+        return super().stream(**settings)
 
-    def _episode(self, question, name, number):
-        rng = random.Random(name)
-        ids = tuple(rng.randrange(10, 250) for _ in range(3))
-        version = self.published[-1][0]
-        turn = Turn(ids, (self._logprob,) * 3, "", Action(ActionKind.ANSWER, "a"), version)
-        return Trajectory(name, question, (5, 6, 7), (turn,), End.ANSWERED, answer="a", reward=float(number % 2))
+    def _episodes(self, question, names):
+        version, made = self.published[-1][0], []
+        for number, name in enumerate(names):
+            rng = random.Random(name)
+            ids = tuple(rng.randrange(10, 250) for _ in range(3))
+            turn = Turn(ids, (self._logprob,) * 3, "", Action(ActionKind.ANSWER, "a"), version)
+            made.append(
+                Trajectory(name, question, (5, 6, 7), (turn,), End.ANSWERED, answer="a", reward=float(number % 2))
+            )
+        return made
 
 
 def fails_at(number, error):
@@ -116,13 +124,13 @@ def equal(one, other):
 @pytest.fixture(scope="module", params=[{}, {"kl_coefficient": 0.1}, {"schedule": "linear", "micro_batch": 1}])
 def unbroken(request, model, tmp_path_factory):
     """The settings, the pool and the final weights of a run that nothing interrupts."""
-    config, pool = make_config(model, tmp_path_factory.mktemp("unbroken"), **request.param), ScriptedPool()
+    config, pool = make_config(model, tmp_path_factory.mktemp("unbroken"), **request.param), Engines()
     run(config, pool)
     return request.param, pool, final_weights(config)
 
 
 def test_a_step_publishes_its_weights_before_it_samples_and_records_what_it_did(model, tmp_path):
-    config, pool = make_config(model, tmp_path, steps=2, micro_batch=1), ScriptedPool()
+    config, pool = make_config(model, tmp_path, steps=2, micro_batch=1), Engines()
     events = queue.Queue()
     run(config, pool, events=events)
     assert [version for version, _ in pool.published] == [0, 1]
@@ -132,14 +140,14 @@ def test_a_step_publishes_its_weights_before_it_samples_and_records_what_it_did(
         assert line["seconds/wait"] > 0
         assert line["seconds/publish"] > 0
     shown = [(event.step, event.phase, event.done) for event in list(events.queue)]
-    step = [("rollout", 0), ("train", 1), ("train", 2), ("train", 3)]
+    step = [("rollout", 0), ("rollout", 2), ("rollout", 4), ("train", 1), ("train", 2), ("train", 3)]
     assert shown == [(0, *s) for s in step] + [(1, "step", 1)] + [(1, *s) for s in step] + [(2, "step", 2)]
 
 
 def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(unbroken, model, tmp_path):
     settings, whole, weights = unbroken
     config = make_config(model, tmp_path, **settings)
-    first, second = ScriptedPool(before_sampling=fails_at(3, EnvironmentFailure("it stays away"))), ScriptedPool()
+    first, second = Engines(before_sampling=fails_at(3, EnvironmentFailure("it stays away"))), Engines()
     with pytest.raises(TrainingFailed, match=r"it stays away; --resume continues after step 2, from .*checkpoint-2"):
         run(config, first)
     run(config, second, resume=True)
@@ -164,7 +172,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(unbroken, model,
 def test_whatever_ends_the_run_the_state_of_the_last_whole_step_is_kept(model, tmp_path, error):
     config = make_config(model, tmp_path)
     with pytest.raises((TrainingFailed, type(error))) as caught:
-        run(config, ScriptedPool(before_sampling=fails_at(3, error)))
+        run(config, Engines(before_sampling=fails_at(3, error)))
     said = "".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
     assert "--resume continues after step 2" in said
     assert str(error) in said
@@ -176,7 +184,7 @@ def test_a_run_that_fails_before_its_first_step_says_that_nothing_is_kept(model,
     with pytest.raises(
         TrainingFailed, match="ValueError: early; there is no checkpoint yet, and --resume begins at the"
     ):
-        run(make_config(model, tmp_path), ScriptedPool(before_sampling=fails_at(1, ValueError("early"))))
+        run(make_config(model, tmp_path), Engines(before_sampling=fails_at(1, ValueError("early"))))
 
 
 def test_a_state_that_cannot_be_saved_hides_neither_the_error_nor_the_older_checkpoint(model, tmp_path, monkeypatch):
@@ -186,7 +194,7 @@ def test_a_state_that_cannot_be_saved_hides_neither_the_error_nor_the_older_chec
     monkeypatch.setattr(StratifiedTrainer, "save_checkpoint", full)
     config = make_config(model, tmp_path, checkpoint_every=2)
     with pytest.raises(TrainingFailed) as caught:
-        run(config, ScriptedPool(before_sampling=fails_at(4, ValueError("of an estimator"))))
+        run(config, Engines(before_sampling=fails_at(4, ValueError("of an estimator"))))
     assert "of an estimator" in str(caught.value)
     assert "the state after step 3 cannot be saved: OSError: [Errno 28] No space left" in str(caught.value)
     assert "--resume continues after step 2" in str(caught.value)
@@ -195,8 +203,8 @@ def test_a_state_that_cannot_be_saved_hides_neither_the_error_nor_the_older_chec
 @pytest.mark.parametrize("version", [1, 3])
 def test_a_step_whose_weights_cannot_be_published_is_not_taken_again(model, tmp_path, version):
     config = make_config(model, tmp_path)
-    whole, second = ScriptedPool(), ScriptedPool()
-    first = ScriptedPool(before_publishing=fails_at(version, EnvironmentFailure("workers died")))
+    whole, second = Engines(), Engines()
+    first = Engines(before_publishing=fails_at(version, EnvironmentFailure("workers died")))
     run(make_config(model, tmp_path / "whole"), whole)
     with pytest.raises(TrainingFailed, match="workers died"):
         run(config, first)
@@ -218,7 +226,7 @@ def test_a_step_that_could_not_be_recorded_is_not_kept(model, tmp_path, monkeypa
 
     monkeypatch.setattr(RunFolder, "append_metrics", full_disk)
     with pytest.raises(TrainingFailed, match=r"No space left on device; the step under way .* continues after step 2"):
-        run(config, ScriptedPool())
+        run(config, Engines())
     assert RunFolder(config.folder).latest_checkpoint().name == "checkpoint-2"
 
 
@@ -232,16 +240,16 @@ def test_weights_that_the_optimizer_had_begun_to_change_are_not_kept(model, tmp_
     with pytest.raises(
         TrainingFailed, match=r"out of memory; the step under way had begun .* is not kept; there is no"
     ):
-        run(config, ScriptedPool())
+        run(config, Engines())
     assert RunFolder(config.folder).latest_checkpoint() is None
 
 
 def test_a_run_whose_adapter_could_not_be_written_writes_it_when_it_is_resumed(model, tmp_path, monkeypatch):
-    config, second = make_config(model, tmp_path), ScriptedPool()
+    config, second = make_config(model, tmp_path), Engines()
     with monkeypatch.context() as patch:
         patch.setattr(session.TrainingSession, "save_adapter", lambda self: (_ for _ in ()).throw(OSError("full")))
         with pytest.raises(TrainingFailed, match="full; --resume continues after step 4"):
-            run(config, ScriptedPool())
+            run(config, Engines())
     assert not RunFolder(config.folder).adapter.exists()
     run(config, second, resume=True)
     assert second.asked == []
@@ -259,7 +267,7 @@ def test_a_trainer_that_is_asked_to_stop_while_it_waits_for_a_rollout_keeps_its_
     config = make_config(model, tmp_path)
     threading.Thread(target=lambda: sampling.wait(60) and stop.put(None), daemon=True).start()
     with pytest.raises(TrainingFailed, match="the training was stopped; --resume continues after step 2"):
-        run(config, ScriptedPool(before_sampling=hangs), stop=stop)
+        run(config, Engines(before_sampling=hangs), stop=stop)
     never.set()
 
 
@@ -281,14 +289,14 @@ def test_a_trainer_that_is_asked_to_stop_between_micro_batches_keeps_its_state(m
 
     events = Events()
     with pytest.raises(TrainingFailed, match="the training was stopped; --resume continues after step 2"):
-        run(make_config(model, tmp_path, micro_batch=1), ScriptedPool(), stop=stop, events=events)
+        run(make_config(model, tmp_path, micro_batch=1), Engines(), stop=stop, events=events)
     assert [(event.step, event.phase) for event in list(events.queue)][-2:] == [(2, "train"), (2, "train")]
 
 
 def test_a_log_probability_that_is_not_finite_ends_the_run_before_the_update(model, tmp_path):
     config = make_config(model, tmp_path, checkpoint_every=1)
     with pytest.raises(TrainingFailed, match=r"step 1: the difference between .* is inf; the optimizer did not take"):
-        run(config, ScriptedPool(logprob=float("-inf")))
+        run(config, Engines(logprob=float("-inf")))
     assert steps_recorded(config) == []
 
 
@@ -302,7 +310,7 @@ def test_a_metric_that_is_not_finite_is_left_out_of_the_record(model, tmp_path, 
         ),
     )
     config = make_config(model, tmp_path, steps=1)
-    run(config, ScriptedPool())
+    run(config, Engines())
 
     def refuse(constant):
         raise ValueError(f"{constant} is not JSON")
@@ -333,7 +341,7 @@ def test_publishing_and_saving_ask_nobody_about_a_model_from_the_hub(model, tmp_
         monkeypatch.setattr(socket.socket, name, refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     config = make_config(model, tmp_path, checkpoint_every=1, kl_coefficient=0.1)
-    run(config, ScriptedPool())
+    run(config, Engines())
     assert asked == []
     assert final_weights(config)
 
@@ -341,18 +349,18 @@ def test_publishing_and_saving_ask_nobody_about_a_model_from_the_hub(model, tmp_
 def test_tensorboard_shows_each_step_of_a_resumed_run_once(model, tmp_path):
     config = make_config(model, tmp_path, checkpoint_every=2)
     with pytest.raises(TrainingFailed):
-        run(config, ScriptedPool(before_sampling=fails_at(4, KeyError("gone"))))
+        run(config, Engines(before_sampling=fails_at(4, KeyError("gone"))))
     # As after a kill: the third step was taken, and no checkpoint holds it.
     folder = RunFolder(config.folder)
     (folder.latest_checkpoint() / "trainer_state.json").unlink()
-    run(config, ScriptedPool(), resume=True)
+    run(config, Engines(), resume=True)
     events = EventAccumulator(str(folder.tensorboard))
     events.Reload()
     assert [event.step for event in events.Scalars("reward/mean")] == [1, 2, 3, 4]
 
 
 def test_a_fresh_adapter_depends_on_the_seed_alone(model, tmp_path):
-    pools = [ScriptedPool(), ScriptedPool()]
+    pools = [Engines(), Engines()]
     for number, pool in enumerate(pools):
         run(make_config(model, tmp_path / str(number), steps=1), pool)
     assert equal(pools[0].published[0][1], pools[1].published[0][1])

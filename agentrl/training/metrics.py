@@ -1,0 +1,65 @@
+"""The metrics that describe the episodes of a step."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+
+import numpy as np
+
+from agentrl.advantages import by_stratum, label
+from agentrl.advantages.episodes import length
+from agentrl.advantages.schedule import StratumRewards
+from agentrl.types import Trajectory, count_failures
+
+
+def batch_metrics(
+    trajectories: Sequence[Trajectory], strata: Sequence[Hashable], group_numbers: Sequence[int]
+) -> dict[str, float]:
+    """Describe N episodes by their `strata` [N] and the numbers of their groups [N].
+
+    Rewards, searches and strata are those of valid episodes; ends, failures and tokens those of all. `logprobs/mean` is the
+    sampler's mean log-probability of the model's tokens, `logprobs/correct_mean` that in episodes of reward 1.
+    """
+    count = len(trajectories)
+    valid = [(t, s) for t, s in zip(trajectories, strata, strict=True) if t.valid]
+    ends = Counter(trajectory.end.value for trajectory in trajectories)
+    masks = [trajectory.action_mask for trajectory in trajectories]
+    own = sum(sum(mask) for mask in masks)
+    metrics = {
+        "episodes": float(count),
+        "reward/mean": float(np.mean([t.reward for t, _ in valid])),
+        "searches/mean": float(np.mean([len(t.searches) for t, _ in valid])),
+        "tokens/model": float(own),
+        "tokens/environment": float(sum(map(len, masks)) - own),
+        "tokens/prompt": float(sum(len(t.prompt_ids) for t in trajectories)),
+        "logprobs/mean": sum(sum(t.logprobs) for t in trajectories) / max(1, own),
+        "seconds/search": sum(call.seconds for t in trajectories for call in t.searches)
+        / max(1, sum(len(t.searches) for t in trajectories)),
+    }
+    metrics |= {f"ends/{end}": number / count for end, number in sorted(ends.items())}
+    metrics |= {f"failures/{cause}": float(number) for cause, number in count_failures(trajectories).items()}
+    correct = [t for t, _ in valid if t.reward == 1.0]
+    if correct:
+        metrics["logprobs/correct_mean"] = sum(sum(t.logprobs) for t in correct) / sum(map(length, correct))
+    for key in sorted({s for _, s in valid}, key=str):
+        rewards = [t.reward for t, s in valid if s == key]
+        metrics[f"strata/{label(key)}/rollouts"] = float(len(rewards))
+        metrics[f"strata/{label(key)}/share"] = len(rewards) / len(valid)
+        metrics[f"strata/{label(key)}/reward"] = float(np.mean(rewards))
+        metrics[f"strata/{label(key)}/reward_variance"] = float(np.var(rewards))
+    groups: dict[int, list[tuple[float | None, Hashable]]] = {}
+    for trajectory, key, number in zip(trajectories, strata, group_numbers, strict=True):
+        if trajectory.valid:
+            groups.setdefault(number, []).append((trajectory.reward, key))
+    metrics["groups/reward_varies"] = float(np.mean([len({r for r, _ in g}) > 1 for g in groups.values()]))
+    metrics["groups/several_strata"] = float(np.mean([len({s for _, s in g}) > 1 for g in groups.values()]))
+    return metrics
+
+
+def stratum_rewards(metrics: Mapping[str, float]) -> dict[str, StratumRewards]:
+    """Read the rewards by stratum out of a step's metrics."""
+    return {
+        stratum: StratumRewards(values["rollouts"], values["reward"], values["reward_variance"])
+        for stratum, values in by_stratum(metrics).items()
+    }

@@ -1,0 +1,44 @@
+"""The metrics of a step's episodes: shares add up, means follow from the strata, failures stand apart."""
+
+import dataclasses
+
+import pytest
+from fakes import make_episode
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentrl.training.metrics import batch_metrics
+from agentrl.types import End
+
+
+def test_the_log_probability_of_correct_episodes_is_reported_apart():
+    right, wrong = make_episode("a", reward=1.0), make_episode("b", reward=0.0)
+    doubled = dataclasses.replace(wrong.turns[0], logprobs=tuple(2 * value for value in wrong.turns[0].logprobs))
+    metrics = batch_metrics([right, dataclasses.replace(wrong, turns=(doubled,))], [0, 0], [0, 0])
+    assert metrics["logprobs/correct_mean"] == -0.5
+    assert metrics["logprobs/mean"] == -0.75
+    assert "logprobs/correct_mean" not in batch_metrics([wrong], [0], [0])
+
+
+INVALID = (End.ENVIRONMENT_FAILURE, End.PROMPT_TOO_LONG)
+
+batches = st.lists(
+    st.tuples(st.sampled_from(End), st.integers(0, 3), st.sampled_from([0.0, 1.0]), st.integers(0, 2)), min_size=1
+).filter(lambda rows: any(end not in INVALID for end, *_ in rows))
+
+
+@given(batches)
+def test_shares_sum_to_one_and_means_follow_from_the_strata(rows):
+    episodes = [
+        make_episode(str(i), end=end, searches=searches, reward=None if end in INVALID else reward)
+        for i, (end, searches, reward, _) in enumerate(rows)
+    ]
+    metrics = batch_metrics(episodes, [len(e.searches) for e in episodes], [group for *_, group in rows])
+    shares = {name: value for name, value in metrics.items() if name.startswith("strata/") and name.endswith("/share")}
+    assert sum(shares.values()) == pytest.approx(1)
+    assert sum(value for name, value in metrics.items() if name.startswith("ends/")) == pytest.approx(1)
+    mean = sum(share * metrics[name.replace("/share", "/reward")] for name, share in shares.items())
+    assert metrics["reward/mean"] == pytest.approx(mean)
+    assert metrics["tokens/model"] + metrics["tokens/environment"] == sum(len(e.completion_ids) for e in episodes)
+    assert metrics["tokens/model"] == sum(map(sum, (e.action_mask for e in episodes)))
+    assert 0 <= metrics["groups/reward_varies"] <= 1
