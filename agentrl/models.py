@@ -76,11 +76,11 @@ def _converted(package: str, source: Path) -> Path:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
+    # Bars would run through the display of whoever asked for the model. tqdm reads this when it is imported.
+    os.environ.setdefault("TQDM_DISABLE", "1")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-    from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Built beside its final place and renamed, so that an interrupted conversion is never taken for a model.
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))

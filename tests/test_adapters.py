@@ -105,6 +105,7 @@ def change_tensors(folder, change):
     save_file(change(load_file(path)), path)
 
 
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj"], r".*\.1\..*(up|down)_proj", ["embed_tokens"]])
 def test_an_adapter_of_the_model_fits_it(model, tmp_path, targets):
     check_tensors(adapter_of(model, tmp_path, target_modules=targets), model)
@@ -167,3 +168,27 @@ def test_the_files_of_an_adapter_are_read_as_they_are(model, tmp_path):
     assert files == {
         name: (tmp_path / name).read_bytes() for name in ("adapter_config.json", "adapter_model.safetensors")
     }
+
+
+@pytest.mark.parametrize("engine", ["vllm", "transformers"])
+@pytest.mark.parametrize("trains", [True, False])
+def test_an_adapter_of_another_model_is_refused_before_retriever_and_engines_start(
+    model, tmp_path, monkeypatch, engine, trains
+):
+    import ray
+
+    from agentrl.rollout.cluster import cluster
+
+    monkeypatch.setattr(ray, "init", lambda **_: None)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    folder = adapter_of(model, tmp_path)
+    change_tensors(
+        folder, lambda t: {name.replace("model.layers", "model.language_model.layers"): t[name] for name in t}
+    )
+    settings = {"path": model, "adapter": str(folder), "lora": {"rank": 4, "alpha": 8.0}}
+    retriever = {"kind": "http", "url": "http://127.0.0.1:9/retrieve"}
+    config = parse_config({"name": "t", "model": settings, "engine": {"kind": engine}, "retriever": retriever}, "test")
+    phases = []
+    with pytest.raises(ModelError, match="tensors find no module"), cluster(config, phases.append, trains=trains):
+        pass
+    assert phases == ["Ray", "model files"]

@@ -51,7 +51,9 @@ def test_a_folder_without_a_model_is_refused_with_its_machine(tmp_path):
 
 
 def test_a_folder_that_another_machine_has_is_named_with_this_one(tmp_path):
-    with pytest.raises(ModelError, match=rf"model\.path {tmp_path}/mine: no such folder on {HERE}; give a folder, a hub name"):
+    with pytest.raises(
+        ModelError, match=rf"model\.path {tmp_path}/mine: no such folder on {HERE}; give a folder, a hub name"
+    ):
         resolve_model(f"{tmp_path}/mine")
 
 

@@ -1,4 +1,4 @@
-"""A budget of tokens: generations wait, first come first served, until what they may grow to has room."""
+"""A budget of tokens: a generation starts when the tokens that it may grow to are free, in the order of arrival."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 
 class TokenBudget:
-    """At most `tokens` are held at once, on one event loop. A request for more than all of them waits to be alone."""
+    """Lets its users hold at most `tokens` at once, on one event loop. Who asks for more than `tokens` waits to be alone."""
 
     def __init__(self, tokens: int) -> None:
         if tokens < 1:
@@ -20,7 +20,7 @@ class TokenBudget:
 
     @asynccontextmanager
     async def hold(self, tokens: int) -> AsyncIterator[None]:
-        """Hold `tokens` for the block, once they are free and whoever asked before has got theirs."""
+        """Hold `tokens` during the block, which begins when they are free and all earlier calls have begun theirs."""
         tokens = min(tokens, self.tokens)
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         entry = tokens, turn
@@ -37,7 +37,7 @@ class TokenBudget:
             self._hand_out()
 
     def _hand_out(self) -> None:
-        # One that was cancelled takes itself away, and hands out again.
+        # A cancelled call removes its own entry and then calls this method again.
         while self._waiting and not self._waiting[0][1].cancelled() and self._waiting[0][0] <= self._free:
             tokens, turn = self._waiting.popleft()
             self._free -= tokens

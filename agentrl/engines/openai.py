@@ -1,9 +1,10 @@
 """Any server with OpenAI's /v1/completions as an engine, for evaluation: vLLM's, llama.cpp's or a hosted one.
 
-With `prompt: ids` the server must be vLLM's or speak its extensions: ids in, ids and log-probabilities out, stop strings
-kept. With `prompt: text` only OpenAI's own fields are sent. The text that comes back is cut here after its first stop
-string and encoded with the local tokenizer, and log-probabilities are zeros: servers leave stop strings out of their
-answers and do not say which one it was, so they get none and answer up to `max_tokens`.
+With `prompt: ids` the server must be vLLM or know vLLM's extensions: it takes ids, gives ids and log-probabilities, and keeps
+the stop string in its answer. With `prompt: text` the request has only OpenAI's own fields, and no stop strings, since a
+server leaves the stop string out of its answer and does not say which one ended it. Such a server samples up to
+`max_tokens`; the engine then cuts the text after the first stop string and encodes it with the local tokenizer.
+Log-probabilities are zeros.
 """
 
 from __future__ import annotations
@@ -22,23 +23,23 @@ from retrievers.clients.http import Answer, HttpCaller
 
 
 def environment(settings: EngineConfig, device: str) -> dict[str, str]:
-    """Return the environment variables that an engine process needs; the API key stays where it is."""
+    """Return the environment variables that an engine's process needs. The API key is not copied into them."""
     return {"TOKENIZERS_PARALLELISM": "false"}
 
 
 class OpenAIEngine:
-    """Use it on one event loop only, where its connections live. `adapter_version` is always 0."""
+    """A client of one server. Use it on one event loop only, to which its connections belong. Its version is always 0."""
 
     trainable: ClassVar[bool] = False
 
     def __init__(
         self, model: str, settings: EngineConfig, *, transport: httpx.AsyncBaseTransport | None = None
     ) -> None:
-        """Remember the server; nothing is sent yet.
+        """Load the tokenizer and send nothing yet.
 
         Args:
-            model: folder or hub name with the tokenizer of the model that is served.
-            transport: replaces the network, for tests.
+            model: folder with the tokenizer of the model that the server has.
+            transport: takes the place of the network in tests.
 
         Raises:
             ConfigError: if the environment variable with the API key is not set.
@@ -70,7 +71,7 @@ class OpenAIEngine:
         self._closed = False
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
-        """See `Engine.generate`. Only a server that answers with ids gives log-probabilities; others are zeros."""
+        """See `Engine.generate`. Log-probabilities are zeros unless the server answers with ids."""
         try:
             answer = await self._caller.call("POST", self._url, json=self._payload(list(prompt_ids), sampling))
         except RetrieverError as error:
@@ -105,7 +106,7 @@ class OpenAIEngine:
             payload["seed"] = sampling.seed
         if self._endpoint.prompt == "text":
             return payload | {"prompt": self._tokenizer.decode(prompt, clean_up_tokenization_spaces=False)}
-        # A server may take its defaults from the model's generation settings, hence the neutral values.
+        # Without these neutral values a server may take the model's own generation settings.
         return payload | {
             "prompt": prompt,
             "stop": list(sampling.stop),
@@ -133,7 +134,7 @@ class OpenAIEngine:
             ) from error
 
     def _from_text(self, text: str, finish: str, sampling: Sampling) -> Generation:
-        """Cut `text` after the stop string that ends first, or end it with the end token that the server left out."""
+        """Cut `text` after the stop string that ends first; without one, append the end token that servers leave out."""
         ends = [text.find(stop) + len(stop) for stop in sampling.stop if stop in text]
         if ends:
             text = text[: min(ends)]
@@ -141,6 +142,6 @@ class OpenAIEngine:
         stopped, end = bool(ends) or finish != "length", self._tokenizer.eos_token_id
         if stopped and not ends and end is not None:
             ids.append(end)
-        # Encoded anew, a text can have more tokens than were sampled, and an episode counts on its bound.
+        # The local encoding of a text can have more tokens than the server sampled, and an episode relies on the bound.
         stopped, ids = stopped and len(ids) <= sampling.max_tokens, ids[: sampling.max_tokens]
         return Generation(tuple(ids), (0.0,) * len(ids), "stop" if stopped else "length", 0)

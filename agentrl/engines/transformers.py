@@ -1,7 +1,7 @@
-"""transformers as an engine, for machines without vLLM: batches of what waits, one thread, no memory of earlier turns.
+"""transformers as an engine, for machines without vLLM: one thread runs one batch of waiting requests after another.
 
-A batch runs until its last request has ended and requests that come meanwhile wait for the next one. Nothing of a batch
-is kept, so no cache entry can meet other weights than those that made it.
+A batch runs until its last request has ended; requests that come meanwhile wait for the next batch. Keys and values end with
+their batch, so they never meet other weights than those that made them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from agentrl.types import EngineDied, EnvironmentFailure
 if TYPE_CHECKING:
     import torch
 
-# What is asked for at the same moment arrives one after another; a batch waits this long for its others.
+# Requests of the same moment arrive one after another. A batch waits this long for those that follow its first.
 _GATHER_SECONDS = 0.005
 
 
@@ -38,7 +38,7 @@ def environment(settings: EngineConfig, device: str) -> dict[str, str]:
 
 @dataclass(slots=True)
 class _Request:
-    """One generation. `generator` is its own, so that what is drawn does not depend on its neighbours."""
+    """One generation, with a random generator of its own, so that its ids do not depend on the other requests."""
 
     prompt: list[int]
     sampling: Sampling
@@ -51,7 +51,7 @@ class _Request:
 
 @dataclass(slots=True)
 class _Load:
-    """A change of weights, which waits until the requests before it have ended."""
+    """A change of weights. It waits until the requests before it have ended."""
 
     version: int
     change: Callable[[], None]
@@ -121,7 +121,7 @@ class TransformersEngine:
                 raise EngineDied("the transformers engine is closed")
             self._jobs.append(job)
             self._changed.notify()
-        # A cancelled task cancels the future, which the thread looks at.
+        # Cancelling the task cancels this future, and the thread looks at the future after each token.
         return await asyncio.wrap_future(job.future)
 
     def _work(self) -> None:
@@ -138,7 +138,7 @@ class TransformersEngine:
         _fail(self._jobs, EngineDied("the transformers engine was closed"))
 
     def _next(self) -> list[_Request | _Load]:
-        """Wait for jobs and take a change of weights or the requests before the next one; nothing ends the thread."""
+        """Wait for jobs; return one change of weights, or the requests before the next one, or [] when the engine closes."""
         with self._changed:
             self._changed.wait_for(lambda: self._jobs or self._closing)
         time.sleep(_GATHER_SECONDS)
@@ -153,7 +153,7 @@ class TransformersEngine:
             return batch
 
     def _run(self, rows: list[_Request]) -> None:
-        """Decode until every row has ended or was cancelled. Prompts are padded on the left, to end together."""
+        """Decode until every row has ended or was cancelled. Padding stands on the left, so that all prompts end together."""
         import torch
 
         width = max(len(row.prompt) for row in rows)
@@ -247,14 +247,14 @@ def _sample(logits: torch.Tensor, rows: Sequence[_Request]) -> torch.Tensor:
 
 
 def _end_tokens(tokenizer: Any, model: Any) -> set[int]:
-    """Return the ids that end a turn: the tokenizer's and those of the model's generation settings, as in vLLM."""
+    """Return the ids that end a turn, as vLLM has them: the tokenizer's, and those of the model's generation settings."""
     configured = model.generation_config.eos_token_id
     configured = configured if isinstance(configured, list) else [configured]
     return {end for end in (tokenizer.eos_token_id, *configured) if end is not None}
 
 
 def _resolve(future: Future[Any], result: Any) -> None:
-    # False if its task was cancelled, also in this very moment.
+    # False if the task was cancelled, even in this very moment.
     if future.set_running_or_notify_cancel():
         future.set_result(result)
 

@@ -23,16 +23,18 @@ from agentrl.types import EngineDied, EnvironmentFailure
 # The adapter ranks that vLLM can reserve space for.
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
-# Prefixes are reused in whole blocks. vLLM's default on a CPU is 128 tokens, about the length of one observation.
+# Tokens in a block. Prefixes are reused in whole blocks; vLLM's default on a CPU is 128, about one observation.
 _CPU_BLOCK = 32
 
-# The prompt tokens that a step takes at most on a CPU; more wait for the next step.
+# The most prompt tokens of one step on a CPU; other prompts wait for the next step.
 _CPU_BATCHED_TOKENS = 4096
 
 
 def environment(settings: EngineConfig, device: str) -> dict[str, str]:
     """Return the environment variables that an engine process needs from its start."""
     variables = {
+        # AsyncLLM always has its core in a process of its own. On a CPU this keeps the worker in that process, where vLLM
+        # would else start one more for it.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
@@ -44,7 +46,8 @@ def environment(settings: EngineConfig, device: str) -> dict[str, str]:
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
             "OMP_NUM_THREADS": str(settings.threads),
-            # vLLM compiles small sampling functions at the first request, half a minute that an eager CPU engine never regains.
+            # vLLM compiles small sampling functions at the first request. That takes half a minute, and an eager engine on
+            # a CPU never gains it back.
             "TORCHDYNAMO_DISABLE": "1",
         }
     return variables
@@ -106,12 +109,12 @@ class VllmEngine:
         try:
             self._llm = AsyncLLM.from_engine_args(arguments)
         except RuntimeError as error:
-            # Its core process died; whether for want of memory or for a setting that cannot work, its log says.
+            # The core's process died. Its log says why: too little memory, or a setting that cannot work.
             raise EngineDied(f"the vLLM engine did not start: {error}") from error
         self._limit = max_tokens
         cache = self._llm.vllm_config.cache_config
         capacity = cache.num_gpu_blocks * cache.block_size
-        # What the cache cannot hold would be thrown out and computed again, more than once under load.
+        # Under load vLLM throws requests out of a full cache and computes them again, some of them more than once.
         self._budget = TokenBudget(min(capacity, settings.token_budget or capacity))
         self._requests, self._loads = itertools.count(), itertools.count(1)
         self._folder = Path(tempfile.mkdtemp(prefix="agentrl-adapters-"))
@@ -138,7 +141,7 @@ class VllmEngine:
         async with self._budget.hold(len(prompt_ids) + most), self._using() as weights:
             completion = await self._complete(list(prompt_ids), parameters, weights)
         if completion is None or completion.finish_reason not in ("stop", "length"):
-            # It gives up what it was doing when its core process is gone, before it says so.
+            # When the core's process is gone, vLLM ends its requests first and reports the death later.
             raise EngineDied("the vLLM engine ended a request without an answer")
         ids = tuple(completion.token_ids)
         logprobs = tuple(table[token].logprob for token, table in zip(ids, completion.logprobs, strict=True))
@@ -153,7 +156,7 @@ class VllmEngine:
         folder.mkdir()
         for name, content in files.items():
             (folder / name).write_bytes(content)
-        # vLLM keys its prefix cache by an adapter's name and path: new ones each time, and no entry meets other weights.
+        # vLLM keys its prefix cache by an adapter's name and path. With new ones each time, no entry meets other weights.
         request = LoRARequest(f"policy-{number}", number, str(folder))
         async with self._changing:
             with self._failures(f"cannot load adapter version {version}"):
@@ -164,7 +167,7 @@ class VllmEngine:
                 await self._retire()
 
     async def load_weights(self, version: int, folder: str) -> None:
-        """See `Engine.load_weights`. Waits for the generations under way; those that come meanwhile wait for it."""
+        """See `Engine.load_weights`. Waits for the generations under way, and lets later ones wait for the new weights."""
         async with self._changing:
             while any(weights.users for weights in (self._current, *self._old)):
                 await asyncio.sleep(0.01)
@@ -174,7 +177,7 @@ class VllmEngine:
                 try:
                     await self._llm.collective_rpc("reload_weights", kwargs={"weights_path": folder})
                 except Exception as error:
-                    # Which layers have new weights by now is unknown.
+                    # Some layers may have the new weights by now, and others not.
                     raise EngineDied(f"vLLM cannot load weights from {folder}: {error}") from error
                 self._old.append(self._current)
                 self._current = _Weights(version, None)
@@ -183,14 +186,14 @@ class VllmEngine:
     async def close(self) -> None:
         """See `Engine.close`."""
         self._closed = True
-        # vLLM would leave them waiting for ever.
+        # vLLM's shutdown does not end them; they would wait for ever.
         for task in self._running:
             task.cancel()
         self._llm.shutdown()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     async def _complete(self, prompt: list[int], parameters: Any, weights: _Weights) -> Any:
-        """Return vLLM's CompletionOutput, or None if there is none. `close` ends it with EngineDied."""
+        """Return vLLM's CompletionOutput, or None if there is none. Raises EngineDied when `close` is called meanwhile."""
 
         async def outputs() -> list[Any]:
             answers = self._llm.generate(
@@ -223,7 +226,7 @@ class VllmEngine:
 
     @asynccontextmanager
     async def _using(self) -> AsyncIterator[_Weights]:
-        """Hold on to the current weights, and wait for a change of the whole model to end before."""
+        """Wait for a change of weights to end, then keep the current weights from being removed during the block."""
         async with self._changing:
             weights = self._current
             weights.users += 1
@@ -235,7 +238,7 @@ class VllmEngine:
 
     @contextmanager
     def _failures(self, what: str) -> Iterator[None]:
-        """Turn whatever vLLM raises into an EnvironmentFailure."""
+        """Turn any exception of vLLM into an EnvironmentFailure that says what could not be done."""
         from vllm.v1.engine.exceptions import EngineDeadError
 
         if self._closed:
@@ -246,7 +249,7 @@ class VllmEngine:
             raise
         except EngineDeadError as error:
             raise EngineDied(f"the vLLM engine died: {error}") from error
-        # What fails in the process of vLLM's core arrives here as a bare Exception.
+        # A failure in the core's process arrives here as a bare Exception.
         except Exception as error:
             kind = EngineDied if self._closed else EnvironmentFailure
             raise kind(f"vLLM {what}: {type(error).__name__}: {error}") from error

@@ -115,7 +115,9 @@ def test_the_end_token_is_the_last_of_the_ids(engine, tokenizer, prompts):
 
 def test_more_requests_than_places_are_all_answered(engine, prompts):
     count = 5 * VLLM_PLACES
-    found = engine(generate_all, prompts * (count // len(prompts)), [Sampling(1 + n % 9, 1.0, seed=n) for n in range(count)])
+    found = engine(
+        generate_all, prompts * (count // len(prompts)), [Sampling(1 + n % 9, 1.0, seed=n) for n in range(count)]
+    )
     assert [len(g.token_ids) <= 1 + n % 9 for n, g in enumerate(found)] == [True] * count
 
 
