@@ -1,4 +1,4 @@
-"""How far a run, an evaluation or a command has come, as whoever shows it is told."""
+"""How far a run, an evaluation or a command has come: what a display is told."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from agentrl.types import Trajectory
 
 
 def exact_match(trajectory: Trajectory) -> float:
-    """Return 1.0 where the model's own answer is an accepted one, else 0.0; no answer earns nothing.
+    """Return 1.0 where the episode's answer is an accepted one, and 0.0 where it is another or missing.
 
     Source: Search-R1's outcome reward (arXiv 2503.09516, section 3.4).
 

@@ -24,8 +24,8 @@ def normalize_answer(text: str) -> str:
 def exact_match(prediction: str, golds: Sequence[str]) -> float:
     """Return 1.0 where the normalised prediction equals a normalised accepted answer, else 0.0.
 
-    An accepted answer of which the normaliser leaves nothing, such as "A" or "+", is compared as it stands but for
-    its spaces: SQuAD's script would accept any article and any punctuation for it.
+    Of an accepted answer such as "A" or "+" the normaliser leaves nothing, and SQuAD's script would accept any article
+    and any punctuation for it. Such an answer is compared word by word, unnormalised.
 
     Raises:
         ValueError: if there is no accepted answer.
@@ -36,7 +36,7 @@ def exact_match(prediction: str, golds: Sequence[str]) -> float:
 def f1(prediction: str, golds: Sequence[str]) -> float:
     """Return the best token F1 with an accepted answer; yes, no and noanswer match themselves and nothing else.
 
-    An exact match has F1 1, also with an accepted answer of which the normaliser leaves nothing.
+    What `exact_match` accepts has F1 1.
 
     Source: HotpotQA's hotpot_evaluate_v1.py (Yang et al., arXiv 1809.09600).
 

@@ -37,7 +37,7 @@ class Rule:
         practice: the estimator's options.
         estimator: what they are options of.
         fade: gives w by the share of steps done; None keeps w = 1.
-        balance: weighs b, the rarity of a rollout's stratum in its group; see `agentrl.advantages.balance`.
+        balance: weighs b, the rarity bonus; see `agentrl.advantages.balance.rarity_bonus`.
         scope: "batch" compares over all prompts of a step. Prompts are alike here, which flatters it.
         floor: the share of rollouts whose structure is drawn evenly, times w; the structures' scores are then weighted by
             p / sampled probability.

@@ -1,4 +1,4 @@
-"""What a config names on disk: its question sets and its index."""
+"""What a config names on disk: its question sets and its indexes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def evaluation_questions(data: DataConfig, files: Sequence[str] = (), limit: int
     """Read `files`, or without any the sets of `data.eval`: of each all questions, or the first `limit`.
 
     Raises:
-        DataError: as `read_questions`, or if two questions have one id: each is to count once, in a set of its own.
+        DataError: as `read_questions`, or if two questions have one id, since each is to count once.
     """
     if files:
         found = [question for file in files for question in read_questions(Path(file), limit=limit)]

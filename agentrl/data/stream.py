@@ -10,10 +10,10 @@ from agentrl.types import Question
 
 
 class QuestionStream:
-    """An endless sequence of questions from weighted sets, fixed by the sets and the seed alone.
+    """An endless sequence of questions from weighted sets, which the sets and the seed alone determine.
 
-    Each set is gone through in a fresh permutation every epoch. The next question comes from the set that is furthest
-    behind its share, so any beginning of the sequence has the weights' proportions as nearly as whole questions can.
+    Each epoch of a set is a fresh permutation of its questions. The next question comes from the set that is furthest
+    behind its share, so the first n questions of the sequence have the weights' proportions as nearly as n allows.
 
     Raises:
         DataError: if there is no set, a set is empty, a weight is not positive, or two questions share an id.
@@ -41,7 +41,7 @@ class QuestionStream:
         self._order: list[Question] = []
 
     def __len__(self) -> int:
-        """The number of questions in the sets: what one pass through all of them takes, were they of equal weight."""
+        """The number of questions in all sets together."""
         return sum(map(len, self._sets))
 
     def take(self, start: int, count: int) -> list[Question]:

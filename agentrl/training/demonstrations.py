@@ -64,14 +64,6 @@ class _Player:
         return played
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """The searches of a demonstration, in order."""
-
-    structure: str
-    queries: tuple[str, ...]
-
-
 def collect_apart(config: Config, on_progress: OnProgress) -> list[Trajectory]:
     """Collect demonstrations in a process of their own, which keeps Java out of the one that trains.
 
@@ -174,50 +166,57 @@ async def write_demonstrations(
     for question in order:
         if len(demonstrations) == count:
             break
-        plan = _plan(question, rng)
-        if plan is None:
+        queries = _queries(question, rng)
+        if queries is None:
             continue
-        trajectory = await _perform(question, plan, rng, player)
+        trajectory = await _perform(question, queries, rng, player)
         if trajectory is not None:
             demonstrations.append(trajectory)
             on_done(len(demonstrations))
     return demonstrations
 
 
-def _plan(question: Question, rng: random.Random) -> _Plan | None:
+def _queries(question: Question, rng: random.Random) -> tuple[str, ...] | None:
+    """Draw the structure of a demonstration and return its searches, or None where it needs titles that are not given."""
     titles = tuple(question.metadata.get("supporting_titles") or ())
     as_query = question.text.rstrip("?").strip()
     two_hop = int(question.metadata.get("hops", 1)) > 1
     table = _TWO_HOP if two_hop else _SINGLE_HOP
     structure = rng.choices(list(table), weights=list(table.values()))[0]
-    if structure == "direct":
-        return _Plan(structure, ())
-    if structure == "by question":
-        return _Plan(structure, (as_query,))
-    if not titles or (two_hop and len(titles) < 2):
-        return None if two_hop else _Plan("by question", (as_query,))
-    if structure == "by title":
-        return _Plan(structure, titles[:1])
-    if structure == "wasted first":
-        return _Plan(structure, (as_query, titles[0]))
-    if structure == "by titles":
-        return _Plan(structure, titles[:2])
-    if structure == "question, then title":
-        return _Plan(structure, (as_query, titles[1]))
-    return _Plan(structure, (as_query, *titles[:2]))
+    if structure not in ("direct", "by question") and len(titles) < (2 if two_hop else 1):
+        if two_hop:
+            return None
+        structure = "by question"
+    match structure:
+        case "direct":
+            return ()
+        case "by question":
+            return (as_query,)
+        case "by title":
+            return titles[:1]
+        case "wasted first":
+            return as_query, titles[0]
+        case "by titles":
+            return titles[:2]
+        case "question, then title":
+            return as_query, titles[1]
+        case _:
+            return as_query, *titles[:2]
 
 
-async def _perform(question: Question, plan: _Plan, rng: random.Random, player: _Player) -> Trajectory | None:
-    """Play a plan; return None if the passages that come back do not support the answer."""
+async def _perform(
+    question: Question, queries: Sequence[str], rng: random.Random, player: _Player
+) -> Trajectory | None:
+    """Search for `queries` and answer; return None if the passages that come back do not support an accepted answer."""
     answer = question.golden_answers[0]
     turns = [
         f"<think> {_thought(n, query, question, rng)} </think>\n<search> {query} </search>"
-        for n, query in enumerate(plan.queries)
+        for n, query in enumerate(queries)
     ]
     last = rng.choice(("Now I can answer.", "The passages say it.", "This answers the question."))
-    thought = last if plan.queries else rng.choice(("I know this.", "I can answer this without searching."))
+    thought = last if queries else rng.choice(("I know this.", "I can answer this without searching."))
     # A rehearsal shows which of the accepted answers stands in the passages, so that the demonstration copies that one.
-    if plan.queries:
+    if queries:
         rehearsal = await player.play(question, [*turns, f"<answer> {answer} </answer>"])
         if not _sound(rehearsal):
             return None
