@@ -33,6 +33,22 @@ def episode_strata(
     return [next(capped) if counts else key for key, counts in zip(strata, counted, strict=True)]
 
 
+def group_strata(
+    groups: Sequence[Sequence[Trajectory]],
+    stratifier: Stratifier,
+    max_strata: int | None,
+    scope: Literal["prompt", "batch"],
+) -> list[Hashable]:
+    """Return the stratum of each episode, group after group, capped among the episodes that it is compared with.
+
+    Raises:
+        AdvantageError: if `max_strata` is below 2.
+    """
+    everyone = [trajectory for group in groups for trajectory in group]
+    compared = groups if scope == "prompt" else [everyone]
+    return [stratum for episodes in compared for stratum in episode_strata(episodes, stratifier, max_strata)]
+
+
 def episode_advantages(
     trajectories: Sequence[Trajectory],
     groups: Keys,

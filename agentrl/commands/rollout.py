@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agentrl.advantages import get_stratifier
-from agentrl.advantages.episodes import episode_advantages, episode_strata
+from agentrl.advantages.episodes import episode_advantages, group_strata
 from agentrl.advantages.schedule import Options
 from agentrl.commands.policy import prepare, started
 from agentrl.config import Config, ConfigError
@@ -106,7 +106,7 @@ def _strata(config: Config, groups: Sequence[Sequence[Trajectory]]) -> Table:
     return episode_advantages(
         everyone,
         [number for number, group in enumerate(groups) for _ in group],
-        episode_strata(everyone, get_stratifier(settings.stratum), settings.max_strata),
+        group_strata(groups, get_stratifier(settings.stratum), settings.max_strata, settings.scope),
         estimator=settings.estimator,
         scope=settings.scope,
         options=Options(settings.options).at(0.0),

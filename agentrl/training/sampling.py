@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from agentrl.advantages import Advantages, get_stratifier
-from agentrl.advantages.episodes import episode_advantages, episode_strata
+from agentrl.advantages.episodes import episode_advantages, group_strata
 from agentrl.advantages.schedule import Options
 from agentrl.config import Config
 from agentrl.data.stream import QuestionStream
@@ -193,13 +193,9 @@ class StepSampler:
 
     def _strata(self, groups: Sequence[TrajectoryGroup]) -> list[Hashable]:
         """Return the stratum of each episode, capped among those that it is compared with."""
-        alone = self._config.advantages.scope == "prompt"
-        compared = [group.trajectories for group in groups] if alone else [_members(groups)]
-        return [
-            stratum
-            for episodes in compared
-            for stratum in episode_strata(episodes, self._stratifier, self._config.advantages.max_strata)
-        ]
+        settings = self._config.advantages
+        trajectories = [group.trajectories for group in groups]
+        return group_strata(trajectories, self._stratifier, settings.max_strata, settings.scope)
 
     def _advantages(
         self, trajectories: Sequence[Trajectory], strata: Sequence[Hashable], options: Mapping[str, Any]

@@ -91,6 +91,21 @@ def test_failed_episodes_are_kept_and_reported(agentrl, sampled, settings, quest
     assert len(list(read_trajectories(out))) == 12
 
 
+def test_the_summary_caps_strata_among_the_episodes_that_training_would_compare(settings):
+    ends = [[End.ANSWERED, End.ANSWERED, End.TURN_LIMIT], [End.TRUNCATED, End.TRUNCATED, End.INVALID]]
+    groups = [
+        [make_episode(f"{end}{i}", end=end, reward=float(i)) for i, end in enumerate(members)] for members in ends
+    ]
+    overrides = ["advantages.stratum=end", "advantages.max_strata=2"]
+    shown = {scope: io.StringIO() for scope in ("prompt", "batch")}
+    for scope, file in shown.items():
+        config = load_config(str(settings), [*overrides, f"advantages.scope={scope}"])
+        Console(file=file, width=160).print(summary(config, groups))
+    assert "turn_limit  " in shown["prompt"].getvalue()
+    assert "6 rollouts (0 more excluded), 2 groups, 4 strata" in shown["prompt"].getvalue()
+    assert "2 strata" in shown["batch"].getvalue()
+
+
 def test_failures_and_graded_rewards_in_the_summary(settings):
     groups = [
         [make_episode("a", reward=0.5), make_episode("b", reward=1.0), make_episode("c", end=End.ENVIRONMENT_FAILURE)]
