@@ -1,6 +1,7 @@
 """An adapter is what the config says, plain LoRA, and made for the model; whatever is not is refused before anything starts."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -179,8 +180,10 @@ def test_an_adapter_of_another_model_is_refused_before_retriever_and_engines_sta
 
     from agentrl.rollout.cluster import cluster
 
-    monkeypatch.setattr(ray, "init", lambda **_: None)
+    context = SimpleNamespace(address_info={"session_dir": "/tmp/session"})
+    monkeypatch.setattr(ray, "init", lambda **_: context)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 9.0})
     folder = adapter_of(model, tmp_path)
     change_tensors(
         folder, lambda t: {name.replace("model.layers", "model.language_model.layers"): t[name] for name in t}
