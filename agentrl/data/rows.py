@@ -71,8 +71,9 @@ def _id(row: Row) -> str:
             return _name(row[column], column)
     extra = _object(row, "extra_info")
     if not extra:
+        column = "_id" if "_id" in row and "id" not in row else "id"
         raise RowError(
-            "`id` is missing; give each question an id (Search-R1, verl: `extra_info` with `split` and `index`)"
+            f"`{column}` is missing; give each question an id (Search-R1, verl: `extra_info` with `split` and `index`)"
         )
     return "_".join(_name(extra.get(part), f"extra_info.{part}") for part in ("split", "index"))
 
@@ -138,7 +139,11 @@ def _answer_column(row: Row) -> tuple[str, Any]:
             if isinstance(value, Mapping):
                 column, value = f"{column}.{part}", value.get(part)
         return column, value
-    return ("answer", row["answer"]) if row.get("answer") is not None else ("golden_answers", None)
+    if row.get("answer") is not None:
+        return "answer", row["answer"]
+    return next(
+        (column for column in ("golden_answers", "reward_model", "answer") if column in row), "golden_answers"
+    ), None
 
 
 def _answer(value: Any, column: str) -> str:
