@@ -8,16 +8,15 @@ from __future__ import annotations
 import asyncio
 import itertools
 import shutil
-import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 from agentrl.config import EngineConfig
 from agentrl.engines.base import Generation, Sampling
 from agentrl.engines.budget import TokenBudget
+from agentrl.engines.scratch import ScratchFolder
 from agentrl.types import EngineDied, EnvironmentFailure
 
 # The adapter ranks that vLLM can reserve space for.
@@ -117,7 +116,7 @@ class VllmEngine:
         # Under load vLLM throws requests out of a full cache and computes them again, some of them more than once.
         self._budget = TokenBudget(min(capacity, settings.token_budget or capacity))
         self._requests, self._loads = itertools.count(), itertools.count(1)
-        self._folder = Path(tempfile.mkdtemp(prefix="agentrl-adapters-"))
+        self._scratch = ScratchFolder()
         self._current = _Weights(0, None)
         self._old: list[_Weights] = []
         self._running: set[asyncio.Task[Any]] = set()
@@ -152,16 +151,18 @@ class VllmEngine:
         from vllm.lora.request import LoRARequest
 
         number = next(self._loads)
-        folder = self._folder / str(number)
+        folder = self._scratch.path / str(number)
         folder.mkdir()
         for name, content in files.items():
             (folder / name).write_bytes(content)
         # vLLM keys its prefix cache by an adapter's name and path. With new ones each time, no entry meets other weights.
         request = LoRARequest(f"policy-{number}", number, str(folder))
         async with self._changing:
-            with self._failures(f"cannot load adapter version {version}"):
+            with self._failures(f"cannot load adapter version {version}"), ExitStack() as refused:
+                refused.callback(shutil.rmtree, folder)
                 if not await self._llm.add_lora(request):
-                    raise EnvironmentFailure(f"vLLM refused adapter version {version} in {folder}")
+                    raise EnvironmentFailure(f"vLLM refused adapter version {version}")
+                refused.pop_all()
                 self._old.append(self._current)
                 self._current = _Weights(version, request)
                 await self._retire()
@@ -190,7 +191,7 @@ class VllmEngine:
         for task in self._running:
             task.cancel()
         self._llm.shutdown()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._scratch.close()
 
     async def _complete(self, prompt: list[int], parameters: Any, weights: _Weights) -> Any:
         """Return vLLM's CompletionOutput, or None if there is none. Raises EngineDied when `close` is called meanwhile."""
