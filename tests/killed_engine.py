@@ -1,6 +1,7 @@
-"""Samples through real engines and kills their processes meanwhile; writes what came of it as JSON.
+"""Samples through real engines, undisturbed and then with their processes killed meanwhile; writes what came of it as JSON.
 
-Run as `python killed_engine.py FILE EPISODES KILLS KEY=VALUE...`; the overrides are those of quickstart.yaml.
+Run as `python killed_engine.py FILE EPISODES KEY=VALUE...`; the overrides are those of quickstart.yaml. It kills an engine's
+core, then a rollout worker, whose core must not outlive it, and a core again.
 """
 
 import json
@@ -13,8 +14,16 @@ from agentrl.config import load_config
 from agentrl.data.inputs import evaluation_questions
 from agentrl.rollout.cluster import cluster
 
+KILLS = ("core", "worker", "core")
+# How long a core may take to end after its worker.
+CORE_SECONDS = 30
 
-def is_engine(process: psutil.Process) -> bool:
+
+def cores() -> list[psutil.Process]:
+    return [process for process in psutil.Process().children(recursive=True) if is_core(process)]
+
+
+def is_core(process: psutil.Process) -> bool:
     try:
         return "EngineCore" in " ".join(process.cmdline())
     # One that was killed before stays in the list until its parent has noticed.
@@ -23,30 +32,40 @@ def is_engine(process: psutil.Process) -> bool:
 
 
 def main() -> None:
-    episodes, kills = int(sys.argv[2]), int(sys.argv[3])
-    config = load_config("quickstart.yaml", sys.argv[4:])
-    questions = evaluation_questions(config.data)
-    names = [[f"{q.id}/{i}" for i in range(episodes)] for q in questions]
-    killed = []
+    episodes = int(sys.argv[2])
+    config = load_config("quickstart.yaml", sys.argv[3:])
+    requests = [(q, [f"{q.id}/{i}" for i in range(episodes)]) for q in evaluation_questions(config.data)]
+    killed, outlived = [], []
 
     def kill(done: int) -> None:
         # Spread over the run, the last one before its end.
-        if len(killed) < kills and done > (len(killed) + 0.5) * episodes * len(questions) / (kills + 1):
-            core = next(filter(is_engine, psutil.Process().children(recursive=True)), None)
-            if core is not None:
-                core.kill()
-                killed.append(core.pid)
+        due = len(killed) < len(KILLS) and done > (len(killed) + 0.5) * episodes * len(requests) / (len(KILLS) + 1)
+        core = next(iter(cores()), None) if due else None
+        if core is None:
+            return
+        what = KILLS[len(killed)]
+        if what == "core":
+            core.kill()
+        else:
+            core.parent().kill()
+            outlived.extend(process.pid for process in psutil.wait_procs([core], CORE_SECONDS)[1])
+        killed.append(what)
 
     with cluster(config) as running:
-        groups = running.pool.sample(list(zip(questions, names, strict=True)), 1.0, kill)
+        calm = running.pool.sample(requests, 1.0)
+        disturbed = running.pool.sample(requests, 1.0, kill)
         counters = running.pool.counters
     result = {
-        "killed": len(killed),
+        "killed": killed,
+        "outlived": outlived,
         "counters": counters,
-        "asked": names,
-        "got": [[t.id for t in group] for group in groups],
-        "failed": sum(not t.valid for group in groups for t in group),
-        "turns": [[[list(turn.token_ids) for turn in t.turns] for t in group] for group in groups],
+        "asked": [names for _, names in requests],
+        "got": [[t.id for t in group] for group in disturbed],
+        "failed": sum(not t.valid for group in disturbed for t in group),
+        "turns": [
+            [[[list(turn.token_ids) for turn in t.turns] for t in group] for group in groups]
+            for groups in (calm, disturbed)
+        ],
     }
     Path(sys.argv[1]).write_text(json.dumps(result))
 
