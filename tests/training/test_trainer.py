@@ -1,9 +1,10 @@
-"""The trainer against TRL's own pass: same loss, same gradients, and every private name that it relies on.
+"""The trainer against TRL's own pass: same loss, same gradients.
 
 Also what agentrl adds to it: advantages of turns, episodes that are not trained, LLDS and the metrics of a step.
 """
 
 import dataclasses
+import itertools
 import random
 
 import numpy as np
@@ -15,7 +16,7 @@ from trl import GRPOTrainer
 
 from agentrl.training.batch import batch_tensors, spread_over_tokens
 from agentrl.training.sampling import ScoredBatch
-from agentrl.training.trainer import StratifiedTrainer, grpo_config
+from agentrl.training.trainer import NotFiniteError, StratifiedTrainer, grpo_config
 from agentrl.types import Action, ActionKind, End, FailureCause, Question, Trajectory, Turn
 
 VOCABULARY = 300
@@ -23,11 +24,9 @@ LOSSES = ["grpo", "bnpo", "dr_grpo", "dapo"]
 LENGTH_LIMIT = 64
 
 
-def make_policy(dropout=0.0):
+def make_policy():
     model = tiny_llama(VOCABULARY, hidden=32, max_position_embeddings=512, tie_word_embeddings=True)
-    policy = get_peft_model(
-        model, LoraConfig(r=4, lora_alpha=8, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM")
-    )
+    policy = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"))
     for name, parameter in policy.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.05)
@@ -463,17 +462,96 @@ def test_llds_alone_makes_only_what_fell_likelier_again(tmp_path, tokenizer):
     assert change[tensors["turn_index"] == 0].sum() > 0
 
 
-@pytest.mark.parametrize("noise", [0.0, 5e-4])
-def test_llds_of_fresh_rollouts_is_zero(tmp_path, tokenizer, noise):
-    trajectories = displaced(tmp_path, tokenizer, [1.0, -1.0], random.Random(15), falls=[noise] * 3)
-    batch = ScoredBatch(trajectories, [1.0, -1.0], {})
+def decoded(policy, trajectory):
+    """The episode with the log-probabilities that an engine finds, which reads one token after the other from a cache."""
+    logps, cache = [], None
+    with torch.no_grad():
+        for token, following in itertools.pairwise((*trajectory.prompt_ids, *trajectory.completion_ids)):
+            out = policy(input_ids=torch.tensor([[token]]), past_key_values=cache, use_cache=True)
+            cache = out.past_key_values
+            logps.append(out.logits[0, -1].log_softmax(-1)[following].item())
+    logps, turns = logps[len(trajectory.prompt_ids) - 1 :], []
+    for turn in trajectory.turns:
+        turns.append(dataclasses.replace(turn, logprobs=tuple(logps[: len(turn.token_ids)])))
+        logps = logps[len(turn.token_ids) + len(turn.observation_ids) :]
+    return dataclasses.replace(trajectory, turns=tuple(turns))
+
+
+def test_llds_of_rollouts_that_an_engine_has_just_sampled_is_zero(tmp_path, tokenizer):
+    """Engine and trainer compute the same log-probabilities in another order: the noise is there, far below the tolerance."""
+    policy = make_policy()
+    trajectories = [decoded(policy, trajectory) for trajectory in make_trajectories(4, random.Random(15))]
+    batch = ScoredBatch(trajectories, [1.0, -1.0, 0.0, 1.0], {})
     results = []
     for weight in (0.0, 1.0):
-        trainer = make_trainer(tmp_path, tokenizer, batch, 2, llds_weight=weight)
-        results.append(loss_and_gradients(trainer, score(trainer, 2), trainer._compute_loss))
+        trainer = make_trainer(tmp_path, tokenizer, batch, 4, policy, llds_weight=weight)
+        results.append(loss_and_gradients(trainer, score(trainer, 4), trainer._compute_loss))
     assert trainer._metrics["train"]["llds/loss"] == [0.0]
     assert results[0][0] == results[1][0]
     assert torch.equal(results[0][1], results[1][1])
+    logs = {}
+    trainer.log(logs)
+    assert 0 < logs["logprobs/difference_max"] < trainer._llds_tolerance / 10
+
+
+def test_a_fall_within_the_tolerance_is_none_for_llds(tmp_path, tokenizer):
+    trajectories = displaced(tmp_path, tokenizer, [1.0, -1.0], random.Random(15), falls=[5e-4] * 3)
+    for tolerance, falls in ((1e-3, False), (2e-4, True)):
+        batch = ScoredBatch(trajectories, [1.0, -1.0], {})
+        trainer = make_trainer(tmp_path, tokenizer, batch, 2, llds_weight=1.0, llds_tolerance=tolerance)
+        loss_and_gradients(trainer, score(trainer, 2), trainer._compute_loss)
+        assert (trainer._metrics["train"]["llds/loss"][0] > 0) == falls
+
+
+@pytest.mark.parametrize("loss_type", LOSSES)
+@pytest.mark.parametrize("micro_batch", [1, 2, 4])
+def test_the_mean_that_llds_takes_is_that_of_trls_loss(tmp_path, tokenizer, loss_type, micro_batch):
+    """With a ratio of 1 and no divergence from a reference, TRL's loss of a token is its negative advantage."""
+    rng = random.Random(23)
+    batch = ScoredBatch(make_trajectories(4, rng), [0.0] * 4, {}, trained=[True, True, False, True])
+    trainer = make_trainer(
+        tmp_path, tokenizer, batch, 4, micro_batch=micro_batch, loss_type=loss_type, max_completion_length=LENGTH_LIMIT
+    )
+    tensors = score(trainer, 4)
+    trainer.current_gradient_accumulation_steps = 4 // micro_batch
+    values = torch.rand(tensors["tool_mask"].shape, generator=torch.Generator().manual_seed(0)) * tensors["tool_mask"]
+    for start in range(0, 4, micro_batch):
+        rows = slice(start, start + micro_batch)
+        inputs = {name: tensor[rows] if tensor.dim() else tensor for name, tensor in tensors.items()}
+        own = inputs["tool_mask"].bool()
+        found = trainer._mean_over_tokens(values[rows], own, inputs)
+        trainer._scored_mask = inputs["tool_mask"]
+        expected = GRPOTrainer._compute_loss(trainer, trainer.model, {**inputs, "advantages": -values[rows]})
+        assert found.item() == pytest.approx(expected.item(), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("poison", "message"),
+    [
+        ("advantage", r"step 1: an advantage is nan; the optimizer did not .*: check the estimator and its rewards"),
+        ("loss", r"step 1: the loss is -?inf; .* lower training.learning_rate or training.max_grad_norm"),
+        ("gradient", r"step 1: the gradient norm is nan; .* lower training.learning_rate"),
+    ],
+)
+def test_a_number_that_is_not_finite_stops_the_training_before_any_weight_changes(
+    tmp_path, tokenizer, monkeypatch, poison, message
+):
+    advantages = [1.0, float("nan") if poison == "advantage" else -1.0]
+    batch = ScoredBatch(make_trajectories(2, random.Random(24)), advantages, {})
+    trainer = make_trainer(tmp_path, tokenizer, batch, 2, micro_batch=1, learning_rate=1e-2)
+    if poison == "loss":
+        compute_loss = GRPOTrainer._compute_loss
+        monkeypatch.setattr(
+            GRPOTrainer, "_compute_loss", lambda self, *arguments: compute_loss(self, *arguments) * float("inf")
+        )
+    if poison == "gradient":
+        trained = [p for p in trainer.model.parameters() if p.requires_grad]
+        trained[-1].register_hook(lambda gradient: gradient * float("nan"))
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    with pytest.raises(NotFiniteError, match=message):
+        trainer.train()
+    assert trainer.state.global_step == 0
+    assert all(p.equal(before[name]) for name, p in trainer.model.named_parameters())
 
 
 def test_llds_of_weight_0_computes_nothing_and_leaves_trls_loss_as_it_is(tmp_path, tokenizer, monkeypatch):
