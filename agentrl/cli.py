@@ -256,9 +256,9 @@ def index_build(
 @index.command("inspect")
 def index_inspect(folder: Annotated[Path, typer.Argument(help="The index folder.")]) -> None:
     """Check an index folder and say what it was built from and with."""
-    from agentrl.commands.retrieval import inspection
+    from agentrl.commands.retrieval import print_index
 
-    console.print(inspection(folder))
+    print_index(folder, console)
 
 
 @index.command("search")
@@ -272,7 +272,7 @@ def index_search(
     """Search an index and print the hits; several are fused by reciprocal rank."""
     from agentrl.commands.retrieval import parse_options, search
 
-    console.print(search(folders, queries, k, parse_options(option or []), rerank))
+    search(folders, queries, k, parse_options(option or []), rerank, console)
 
 
 @app.command("serve-retriever")

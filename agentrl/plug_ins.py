@@ -16,6 +16,7 @@ from agentrl.types import End, FailureCause, Question, Trajectory
 from retrievers.base import RetrieverError
 from retrievers.clients.wire import load_format
 from retrievers.names import describe_exception
+from retrievers.secrets import check_no_literal_key
 
 
 def check_plug_ins(config: Config) -> None:
@@ -35,6 +36,11 @@ def check_plug_ins(config: Config) -> None:
 
 
 def _check_retriever(settings: RetrieverConfig) -> None:
+    try:
+        check_no_literal_key(settings.options, "retriever.options")
+        check_no_literal_key(settings.url or "", "retriever.url")
+    except RetrieverError as error:
+        raise ConfigError(str(error)) from error
     if settings.target is not None:
         target = look_up(settings.target, {}, "retriever", _at("retriever.target"))
         _check_call("retriever.options", settings.target, target, **settings.options)

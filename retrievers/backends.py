@@ -183,6 +183,23 @@ def identify_index(source: str, options: Mapping[str, Any]) -> dict[str, object]
     }
 
 
+def identify_search(
+    indexes: Sequence[tuple[str, Mapping[str, Any]]], rerank: str | None = None, depth: int = 50
+) -> dict[str, object]:
+    """All that decides what `open_stages` finds.
+
+    Args:
+        indexes: each with its options.
+        rerank, depth: as of `open_stages`.
+
+    Raises:
+        RetrieverError: if an index or the cross-encoder is missing or damaged, or two indexes are of different corpora.
+    """
+    check_one_corpus([source for source, _ in indexes])
+    parts: dict[str, object] = {"indexes": [identify_index(source, options) for source, options in indexes]}
+    return parts if rerank is None else parts | {"rerank": identify_reranker(rerank, depth)}
+
+
 def identify_reranker(model: str, depth: int = 50) -> dict[str, object]:
     """All that decides how a cross-encoder ranks hits anew, for the same purpose; see `retrievers.models.model_folder`.
 

@@ -13,6 +13,10 @@ MAX_QUERY_CHARACTERS = 4000
 """What follows in a longer query is not searched; Lucene bounds a query's terms, and a character can be a term."""
 
 
+ID_KEYS = ("id", "docid", "_id")
+"""What corpora and servers call a passage's id; the first that is there counts."""
+
+
 class RetrieverError(Exception):
     """Retrieval could not be done; the message says what failed, where, and what to do."""
 

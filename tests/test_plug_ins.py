@@ -152,3 +152,20 @@ def test_every_command_checks_them_before_anything_else(agentrl, tmp_path, comma
     assert (status, out) == (1, "")
     assert err.startswith("error: advantages.stratum: unknown stratifier 'serches'")
     assert err.rstrip().endswith("did you mean searches?")
+
+
+@pytest.mark.parametrize(
+    ("section", "where"),
+    [
+        (
+            {"kind": "object", "options": {"url": "http://x", "limit": 1, "headers": {"Authorization": "sk-1234"}}},
+            "options",
+        ),
+        ({"kind": "http", "url": "http://x.test/?api_key=sk-1234"}, "url"),
+    ],
+)
+def test_a_key_that_stands_in_a_config_is_refused_and_not_printed(mine, section, where):
+    target = {"target": "plug_ins_of_mine:Retriever"} if section["kind"] == "object" else {}
+    with pytest.raises(ConfigError, match=rf"`retriever\.{where}.* holds a key.*headers_env") as raised:
+        check_plug_ins(config(retriever=section | target))
+    assert "sk-1234" not in str(raised.value)

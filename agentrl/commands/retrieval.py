@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
-import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console, Group
+from rich.console import Console
 from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -24,15 +24,17 @@ from retrievers.backends import (
     check_one_corpus,
     check_options,
     describe_index,
-    identify_index,
-    identify_reranker,
+    identify_search,
     index_folder,
     open_stages,
 )
 from retrievers.base import Hit
 from retrievers.index.manifest import Manifest
+from retrievers.secrets import from_environment
 
 _SHOWN_CHARACTERS = 400
+# Hits that a request may ask for, unless more is the default.
+_MAX_K = 100
 
 
 def parse_options(given: Sequence[str]) -> dict[str, Any]:
@@ -71,54 +73,85 @@ def build(corpus: Path, out: Path, kind: str, console: Console, **options: Any) 
         return build_index(corpus, out, kind, on_progress=on_progress, **options)
 
 
-def inspection(folder: Path) -> Table:
-    """Describe an index as a table.
+def print_index(folder: Path, console: Console) -> None:
+    """Describe an index: in a terminal as a table that folds what is too long, else one uncut line for each value.
 
     Raises:
         RetrieverError: if the folder is no sound index.
     """
-    rows = Table.grid(padding=(0, 2))
-    rows.add_column(style="bold")
-    for name, value in describe_index(folder).items():
-        rows.add_row(name, Text(f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)))
-    return rows
+    described = {
+        name: f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+        for name, value in describe_index(folder).items()
+    }
+    if console.is_terminal:
+        rows = Table.grid(padding=(0, 2))
+        rows.add_column(style="bold", overflow="fold")
+        rows.add_column(overflow="fold")
+        for name, value in described.items():
+            rows.add_row(name, Text(value))
+        console.print(rows)
+        return
+    width = max(map(len, described))
+    for name, value in described.items():
+        _print_line(console, Text(f"{name.ljust(width)}  {value}"))
 
 
-def sources(indexes: Sequence[str], options: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the arguments of `open_stages`: the options go to the first index.
+def stage_options(indexes: Sequence[str], options: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return each index with its options: those that were given are the first one's.
 
     Raises:
         RetrieverError: if an index is missing or damaged, does not take the options, or is of another corpus than others.
     """
-    for number, index in enumerate(indexes):
-        check_options(index_folder(index), {} if number else options)
+    given = [(index, {} if number else options) for number, index in enumerate(indexes)]
+    for index, its_options in given:
+        check_options(index_folder(index), its_options)
     check_one_corpus(indexes)
-    return [{"source": index, **({} if number else options)} for number, index in enumerate(indexes)]
+    return given
+
+
+def _stages(given: Sequence[tuple[str, Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """The first argument of `open_stages`."""
+    return [{"source": index, **options} for index, options in given]
 
 
 def search(
-    indexes: Sequence[str], queries: Sequence[str], k: int, options: Mapping[str, Any], rerank: str | None
-) -> Group:
-    """Search and return the hits as a person reads them.
+    indexes: Sequence[str],
+    queries: Sequence[str],
+    k: int,
+    options: Mapping[str, Any],
+    rerank: str | None,
+    console: Console,
+) -> None:
+    """Search and print the hits: in a terminal the beginning of each passage, else all of it on one line.
 
     Raises:
         RetrieverError: if an index cannot be opened or searched.
     """
-    retriever = open_stages(sources(indexes, options), rerank)
+    retriever = open_stages(_stages(stage_options(indexes, options)), rerank)
     rows = asyncio.run(retriever.search(queries, k))
     retriever.close()
-    parts: list[Any] = []
     for query, hits in zip(queries, rows, strict=True):
-        parts += [Text(query, style="bold"), *(_hit(rank, hit) for rank, hit in enumerate(hits, 1))]
+        _print_line(console, Text(query, style="bold"))
         if not hits:
-            parts.append(Text("  nothing was found", style="dim"))
-    return Group(*parts)
+            _print_line(console, Text("  nothing was found", style="dim"))
+        for rank, hit in enumerate(hits, 1):
+            _print_hit(console, rank, hit)
 
 
-def _hit(rank: int, hit: Hit) -> Padding:
-    head = Text.assemble((f"{rank}. ", "bold"), hit.title or hit.id, (f"  {hit.score:.4f}  {hit.id}", "dim"))
-    text = Text(textwrap.shorten(" ".join(hit.text.split()), _SHOWN_CHARACTERS, placeholder=" …"))
-    return Padding(Group(head, text), (0, 0, 0, 2))
+def _print_hit(console: Console, rank: int, hit: Hit) -> None:
+    head = Text.assemble((f"  {rank}. ", "bold"), hit.title or hit.id, (f"  {hit.score:.4f}  {hit.id}", "dim"))
+    text = " ".join(hit.text.split())
+    if console.is_terminal:
+        shown = textwrap.shorten(text, _SHOWN_CHARACTERS, placeholder=" …")
+        console.print(head, Padding(Text(shown, overflow="fold"), (0, 0, 0, 2)), sep="\n")
+    else:
+        _print_line(console, head)
+        _print_line(console, Text(f"  {text}"))
+
+
+def _print_line(console: Console, line: Text) -> None:
+    """Print a line that only a terminal itself may wrap."""
+    console.print(line, soft_wrap=True)
 
 
 def serve(
@@ -137,8 +170,7 @@ def serve(
     """Serve indexes over HTTP until interrupted. What searches has a process of its own, and comes back when it dies.
 
     Raises:
-        ConfigError: if the token is not in the environment.
-        RetrieverError: if an index cannot be opened, or nothing can listen there.
+        RetrieverError: if the token is not in the environment, an index cannot be opened, or nothing can listen there.
     """
     from retrievers.base import Retriever
     from retrievers.service.process import ProcessRetriever
@@ -146,19 +178,20 @@ def serve(
     from retrievers.service.server import serve as run
     from retrievers.stages.cache import CachedRetriever
 
-    token = None if token_env is None else os.environ.get(token_env)
-    if token_env is not None and not token:
-        raise ConfigError(f"--token-env {token_env}: the environment has no such variable; set it to the token")
-    about = [describe_index(index_folder(index)) for index in indexes]
-    plan = {"indexes": sources(indexes, options), "rerank": rerank}
-    retriever: Retriever = ProcessRetriever("retrievers.backends:open_stages", plan)
+    token = None if token_env is None else from_environment(token_env, "--token-env")
+    given = stage_options(indexes, options)
+    about = describe_index(index_folder(indexes[0]))
+    identity = json.dumps(identify_search(given, rerank), sort_keys=True)
+    retriever: Retriever = ProcessRetriever(
+        "retrievers.backends:open_stages", {"indexes": _stages(given), "rerank": rerank}
+    )
     if cache is not None:
-        parts = [identify_index(index, {} if number else options) for number, index in enumerate(indexes)]
-        ranked = None if rerank is None else identify_reranker(rerank)
-        retriever = CachedRetriever(retriever, cache, json.dumps([parts, ranked], sort_keys=True))
-    shown = {name: about[0][name] for name in ("documents", "corpus", "corpus_sha256")}
+        retriever = CachedRetriever(retriever, cache, identity)
+    shown = {name: about[name] for name in ("documents", "corpus", "corpus_sha256")}
+    # Clients that keep hits tell by it whether they still hold.
+    shown["search_sha256"] = hashlib.sha256(identity.encode()).hexdigest()
     run(
-        make_app(retriever, default_k=k, about=shown, token=token),
+        make_app(retriever, default_k=k, max_k=max(_MAX_K, k), about=shown, token=token),
         host=host,
         port=port,
         log_requests=log_requests,

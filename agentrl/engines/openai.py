@@ -18,7 +18,6 @@ import httpx
 from agentrl.config import ConfigError, EngineConfig
 from agentrl.engines.base import Generation, Sampling
 from agentrl.types import EngineDied, EnvironmentFailure
-from retrievers.base import RetrieverError
 from retrievers.clients.http import Answer, HttpCaller
 
 
@@ -60,24 +59,20 @@ class OpenAIEngine:
         self._endpoint = endpoint
         self._url = f"{endpoint.url.rstrip('/')}/completions"
         self._tokenizer = AutoTokenizer.from_pretrained(model)
+        self._closed = False
         self._caller = HttpCaller(
             self._url,
             endpoint.timeout_seconds,
             endpoint.retries,
             headers=headers,
             connections=settings.max_concurrent,
+            error=self._failure,
             transport=transport,
         )
-        self._closed = False
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
         """See `Engine.generate`. Log-probabilities are zeros unless the server answers with ids."""
-        try:
-            answer = await self._caller.call("POST", self._url, json=self._payload(list(prompt_ids), sampling))
-        except RetrieverError as error:
-            if self._closed:
-                raise EngineDied(f"the engine of {self._url} is closed") from error
-            raise EnvironmentFailure(str(error)) from error
+        answer = await self._caller.call("POST", self._url, json=self._payload(list(prompt_ids), sampling))
         if answer.status != 200:
             raise EnvironmentFailure(f"{self._url} refused the request: status {answer.status} {answer.text(500)}")
         return self._parse(answer, sampling)
@@ -94,6 +89,9 @@ class OpenAIEngine:
         """See `Engine.close`."""
         self._closed = True
         await self._caller.close()
+
+    def _failure(self, message: str) -> Exception:
+        return EngineDied(f"the engine of {self._url} is closed") if self._closed else EnvironmentFailure(message)
 
     def _payload(self, prompt: list[int], sampling: Sampling) -> dict[str, Any]:
         payload: dict[str, Any] = {

@@ -22,7 +22,7 @@ from agentrl.config import Config, ConfigError
 from agentrl.engines import environment
 from agentrl.models import resolve_model
 from agentrl.rollout.pool import RolloutPool
-from agentrl.rollout.retriever import index_actor, make_retriever, retriever_identity
+from agentrl.rollout.retriever import check_recording, index_actor, make_retriever, retriever_identity
 from agentrl.rollout.supervisor import Limits
 from agentrl.rollout.worker import RolloutWorker
 from agentrl.runs.logs import process_name, ray_environment
@@ -200,6 +200,7 @@ def _engines_need_gpus(config: Config) -> bool:
 
 def _start_indexes(config: Config) -> list[Any]:
     settings = config.retriever
+    check_recording(settings, ray.nodes())
     if settings.kind == "http" and settings.replay is None:
         asyncio.run(_probe(config))
     names = _index_names(config)

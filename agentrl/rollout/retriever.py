@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ray.exceptions import RayActorError
+import ray
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from agentrl.config import Config, ConfigError, DataConfig, IndexConfig, RetrieverConfig
 from agentrl.registry import look_up
 from agentrl.runs.logs import process_name
-from retrievers.backends import check_one_corpus, identify_index, identify_reranker, index_folder, retriever_class
+from retrievers.backends import identify_search, index_folder, retriever_class
 from retrievers.base import Hit, Retriever, RetrieverError
-from retrievers.clients.breaker import CircuitBreaker
 from retrievers.clients.remote import HttpRetriever
+from retrievers.clients.retrying import AttemptFailed, Retrying
 from retrievers.clients.wire import load_format
+from retrievers.secrets import from_environment, public_url
 from retrievers.stages.cache import CachedRetriever, RecordingRetriever, ReplayRetriever
 from retrievers.stages.hybrid import HybridRetriever
+
+_log = logging.getLogger(__name__)
 
 
 def index_actor(config: Config, index: IndexConfig, name: str) -> Any:
@@ -30,8 +32,6 @@ def index_actor(config: Config, index: IndexConfig, name: str) -> Any:
     Raises:
         RetrieverError: if the folder is no sound index.
     """
-    import ray
-
     folder = index_folder(config.data.resolve_index(index.index))
     return (
         ray.remote(retriever_class(folder))
@@ -76,93 +76,118 @@ def _source(settings: RetrieverConfig, actors: Sequence[Any]) -> Retriever:
     if settings.kind == "object":
         return look_up(settings.target, {}, "retriever.target", ConfigError)(**settings.options)
     if settings.kind == "http":
-        return HttpRetriever(
-            settings.url,
-            settings.timeout_seconds,
-            settings.retries,
-            token=_token(settings),
-            wire=None if settings.wire is None else load_format(settings.wire),
-        )
+        return _http_retriever(settings)
     parts = [ActorRetriever(actor, settings) for actor in actors]
     return parts[0] if len(parts) == 1 else HybridRetriever(parts)
 
 
-def _token(settings: RetrieverConfig) -> str | None:
-    if settings.token_env is None:
-        return None
-    token = os.environ.get(settings.token_env)
-    if not token:
-        raise ConfigError(f"retriever.token_env: the environment has no {settings.token_env}; set it to the token")
-    return token
+def _http_retriever(settings: RetrieverConfig) -> HttpRetriever:
+    return HttpRetriever(
+        settings.url,
+        settings.timeout_seconds,
+        settings.retries,
+        token=None if settings.token_env is None else from_environment(settings.token_env, "retriever.token_env"),
+        wire=None if settings.wire is None else load_format(settings.wire),
+    )
 
 
 def retriever_identity(settings: RetrieverConfig, data: DataConfig) -> str:
-    """Name all that decides what is found, as JSON: what is cached or recorded under one name is never given for another.
+    """Name all that decides what is found, as JSON, so that a cache or recording answers for nothing else.
+
+    Where a server's hits are kept, the server is asked what it searches, once. A server that does not tell is known by its
+    URL alone, and a warning says so.
 
     Raises:
-        RetrieverError: if an index or the reranker is missing or damaged, or indexes to be fused are of different corpora.
+        RetrieverError: if an index or the reranker is missing or damaged, indexes to be fused are of different corpora, or
+            the server does not answer.
     """
-    parts: dict[str, Any] = {}
-    sources = [data.resolve_index(index.index) for index in settings.indexes]
-    check_one_corpus(sources)
-    for number, (source, index) in enumerate(zip(sources, settings.indexes, strict=True)):
-        parts[f"index {number}"] = identify_index(source, index.options)
+    indexes = [(data.resolve_index(index.index), index.options) for index in settings.indexes]
+    rerank = settings.rerank
+    parts = identify_search(indexes, *(() if rerank is None else (rerank.model, rerank.depth)))
     if settings.kind != "index":
         parts |= {"url": settings.url, "wire": settings.wire, "target": settings.target, "options": settings.options}
-    if settings.rerank is not None:
-        parts["rerank"] = identify_reranker(settings.rerank.model, settings.rerank.depth)
+    if settings.kind == "http" and not (settings.cache is None and settings.record is None):
+        parts["server"] = asyncio.run(_describe_server(settings))
     return json.dumps(parts, sort_keys=True)
 
 
-@dataclass(frozen=True, slots=True)
-class _Problem:
-    """Why an attempt has no answer."""
+async def _describe_server(settings: RetrieverConfig) -> dict[str, str]:
+    server = _http_retriever(settings)
+    try:
+        told = await server.describe_index()
+    finally:
+        await server.close()
+    if not told:
+        _log.warning(
+            "%s does not say which corpus it searches, so hits are kept under its URL alone; "
+            "when it searches another corpus, remove what retriever.cache and retriever.record name",
+            public_url(settings.url),
+        )
+    return told
 
-    what: str
+
+def check_recording(settings: RetrieverConfig, nodes: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse to record on several machines, each of which would write a part of the recording to its own disk.
+
+    Args:
+        nodes: as `ray.nodes()` returns them.
+
+    Raises:
+        ConfigError: if there is a recording to be made and more than one machine.
+    """
+    alive = [node for node in nodes if node["Alive"]]
+    if settings.record is not None and len(alive) > 1:
+        names = ", ".join(sorted(node["NodeManagerHostname"] for node in alive))
+        raise ConfigError(
+            f"retriever.record: a recording is one file on one machine, and the Ray cluster has {len(alive)} ({names}), "
+            "whose engines would each write their own; record on one machine, or leave retriever.record out"
+        )
 
 
 class ActorRetriever:
-    """Calls `search` of a Ray actor, behind a circuit breaker. A dead actor, which Ray restarts, is found again."""
+    """Searches through a Ray actor; see `Retrying`. A search that nobody waits for any more is cancelled in the actor."""
 
     def __init__(self, actor: Any, settings: RetrieverConfig) -> None:
-        self._actor = actor
-        self._timeout = settings.timeout_seconds
-        self._attempts = settings.retries + 1
-        self._breaker = CircuitBreaker("the retriever")
+        self._actor, self._timeout_seconds = actor, settings.timeout_seconds
+        self._retrying = Retrying("the retriever", settings.retries)
 
     async def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
-        """See `Retriever.search`. Raises RetrieverError after the last attempt."""
-        return await self._try(lambda: self._actor.search.remote(list(queries), k))
+        """See `Retriever.search`. Raises RetrieverError if no attempt got an answer."""
+        return await self._call(lambda: self._actor.search.remote(list(queries), k))
 
     async def read(self, document_id: str) -> Hit | None:
-        """See `LuceneRetriever.read`. Raises RetrieverError after the last attempt."""
-        return await self._try(lambda: self._actor.read.remote(document_id))
+        """See `Reader.read`. Raises RetrieverError if no attempt got an answer."""
+        return await self._call(lambda: self._actor.read.remote(document_id))
 
-    async def _try(self, call: Callable[[], Any]) -> Any:
-        outcome: Any = None
-        for attempt in range(self._attempts):
-            if attempt:
-                await asyncio.sleep(min(5.0, 0.2 * 2**attempt) * random.uniform(0.5, 1.5))
-            outcome = await self._breaker.run(lambda: self._ask(call), lambda o: isinstance(o, _Problem))
-            if not isinstance(outcome, _Problem):
-                return outcome
-        raise RetrieverError(f"the retriever failed {self._attempts} times: {outcome.what}")
+    async def _call(self, start: Callable[[], Any]) -> Any:
+        return await self._retrying.call(lambda: self._attempt(start))
 
-    async def _ask(self, call: Callable[[], Any]) -> Any:
-        """Return the answer of one attempt, or why there is none."""
+    async def _attempt(self, start: Callable[[], Any]) -> Any:
+        """The answer of one attempt. Raises AttemptFailed if another one is worth it, else RetrieverError."""
+        reference = start()
         try:
-            return await asyncio.wait_for(call(), self._timeout)
-        except TimeoutError:
-            return _Problem(f"no answer within {self._timeout:g} s")
-        except RayActorError as error:
-            return _Problem(await self._restarted(error))
+            async with asyncio.timeout(self._timeout_seconds):
+                return await reference
         except RetrieverError as error:
-            return _Problem(str(error))
+            raise AttemptFailed(str(error)) from error
+        except RayActorError as error:
+            raise AttemptFailed(await self._await_restart(error)) from error
+        except RayTaskError as error:
+            raise RetrieverError(f"the retriever broke: {error.cause!r}") from error
+        except RayError as error:
+            raise AttemptFailed(f"{type(error).__name__} {error}") from error
+        except TimeoutError as error:
+            ray.cancel(reference)
+            raise AttemptFailed(f"no answer within {self._timeout_seconds:g} s") from error
+        except asyncio.CancelledError:
+            ray.cancel(reference)
+            raise
 
-    async def _restarted(self, error: RayActorError) -> str:
-        """Wait until Ray has made the actor anew, so that the next attempt is not spent on its start."""
+    async def _await_restart(self, error: RayActorError) -> str:
+        """Wait until Ray has made the actor anew, so that the next attempt is not spent on its start; say what happened."""
+        died = f"its process died ({type(error).__name__})"
         try:
-            await asyncio.wait_for(self._actor.ping.remote(), self._timeout)
-        except (TimeoutError, RayActorError, RetrieverError):
-            return f"its process died ({error.__class__.__name__}) and is not back"
-        return f"its process died ({error.__class__.__name__})"
+            await asyncio.wait_for(self._actor.ping.remote(), self._timeout_seconds)
+        except (TimeoutError, RayError, RetrieverError):
+            return f"{died} and is not back"
+        return died

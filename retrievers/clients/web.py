@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import httpx
@@ -14,6 +13,8 @@ import httpx
 from retrievers.base import Hit, RetrieverError, check_search, clean_text, titled
 from retrievers.clients.http import HttpCaller
 from retrievers.clients.remote import checked_url
+from retrievers.names import did_you_mean
+from retrievers.secrets import all_from_environment, from_environment, public_url, redacting
 
 _AT_ONCE = 8
 
@@ -56,9 +57,10 @@ class JsonApi:
         parameters: sent besides, with every search.
         results: the way to the list of results through the answer's objects, such as "web.results".
         title, text, link: the names in one result. The link is the hit's id.
-        key_variable: the environment variable that holds the user's key; None where none is needed.
-        key_header: the header that the key is sent in.
-        key_prefix: stands before the key there, such as "Bearer ".
+        token_env: the environment variable with the key that is sent as `Authorization: Bearer …`.
+        headers_env: headers whose values are keys, each with the environment variable that holds it, such as
+            `{"X-Subscription-Token": "BRAVE_KEY"}`.
+        parameters_env: parameters whose values are keys, likewise, such as `{"api_key": "SERPAPI_KEY"}`.
     """
 
     url: str
@@ -70,9 +72,9 @@ class JsonApi:
     title: str = "title"
     text: str = "description"
     link: str = "url"
-    key_variable: str | None = None
-    key_header: str = "Authorization"
-    key_prefix: str = "Bearer "
+    token_env: str | None = None
+    headers_env: Mapping[str, str] = field(default_factory=dict)
+    parameters_env: Mapping[str, str] = field(default_factory=dict)
 
 
 class JsonWebSearch(WebSearch):
@@ -86,41 +88,38 @@ class JsonWebSearch(WebSearch):
         *,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        """Read the user's key; nothing is sent yet. For `timeout_seconds` and `retries` see `HttpCaller`.
+        """Read the keys; nothing is sent yet. For `timeout_seconds` and `retries` see `HttpCaller`.
 
         Raises:
-            RetrieverError: if the key is not in its environment variable, or an argument is of no use.
+            RetrieverError: if a key is not in its environment variable, or an argument is invalid.
         """
         if isinstance(api, Mapping):
-            try:
-                api = JsonApi(**api)
-            except TypeError as error:
-                raise RetrieverError(f"the description of a web search is not one: {error}; see JsonApi") from error
-        headers = {}
-        if api.key_variable is not None:
-            key = os.environ.get(api.key_variable, "")
-            if not key:
-                raise RetrieverError(
-                    f"{api.url} needs a key; put yours into the environment variable {api.key_variable}"
-                )
-            if not (key.isascii() and key.isprintable()):
-                raise RetrieverError(f"the key in {api.key_variable} must be printable ASCII; check it for line breaks")
-            headers[api.key_header] = api.key_prefix + key
-        self._api = api
-        self._caller = HttpCaller(checked_url(api.url), timeout_seconds, retries, headers=headers, transport=transport)
+            api = _described(api)
+        headers = all_from_environment(api.headers_env, "headers_env")
+        self._keys = all_from_environment(api.parameters_env, "parameters_env")
+        secrets = [*headers.values(), *self._keys.values()]
+        if api.token_env is not None:
+            secrets.append(from_environment(api.token_env, "token_env"))
+            headers["Authorization"] = f"Bearer {secrets[-1]}"
+        self._api, self._name, self._error = api, public_url(api.url), redacting(secrets)
+        self._caller = HttpCaller(
+            checked_url(api.url), timeout_seconds, retries, headers=headers, error=self._error, transport=transport
+        )
 
     async def search_one(self, query: str, k: int) -> list[Hit]:
         """See `WebSearch.search_one`."""
         api = self._api
-        parameters = {**api.parameters, api.query: query} | ({api.count: k} if api.count is not None else {})
+        parameters = {**api.parameters, **self._keys, api.query: query} | (
+            {api.count: k} if api.count is not None else {}
+        )
         sent = {"params": parameters} if api.method == "GET" else {"json": parameters}
         answer = await self._caller.call(api.method, api.url, **sent)
         if answer.status != 200:
-            raise RetrieverError(f"{api.url} refused the search: status {answer.status} {answer.text(500)}")
+            raise self._error(f"{self._name} refused the search: status {answer.status} {answer.text(500)}")
         try:
             return [self._hit(item, rank) for rank, item in enumerate(self._results(answer.json())[:k], 1)]
         except ValueError as error:
-            raise RetrieverError(f"{api.url} does not answer as its JsonApi says: {error}") from error
+            raise self._error(f"{self._name} does not answer as its JsonApi says: {error}") from error
 
     async def close(self) -> None:
         """Close the connections."""
@@ -143,3 +142,15 @@ class JsonWebSearch(WebSearch):
             raise ValueError(f"a result has no {self._api.link!r}")
         title, text = (clean_text(str(item.get(name) or "")) for name in (self._api.title, self._api.text))
         return Hit(clean_text(item[self._api.link]), titled(title, text), 1.0 / rank)
+
+
+def _described(options: Mapping[str, Any]) -> JsonApi:
+    """The JsonApi that a config describes. Raises RetrieverError, without the values, if it describes none."""
+    known = [known.name for known in fields(JsonApi)]
+    for name in options:
+        if name not in known:
+            raise RetrieverError(f"a web search has no setting {name!r}{did_you_mean(str(name), known)}; see JsonApi")
+    missing = [name for name in ("url", "results") if name not in options]
+    if missing:
+        raise RetrieverError(f"the description of a web search lacks {' and '.join(missing)}; see JsonApi")
+    return JsonApi(**options)

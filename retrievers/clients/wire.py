@@ -1,7 +1,7 @@
 """What goes over HTTP: Search-R1's retrieval format, and how another server's format is put in its place.
 
 Request: `{"queries": ["..."], "topk": 3, "return_scores": true}`. Answer:
-`{"result": [[{"document": {"id": "...", "contents": "..."}, "score": 1.5}]]}`, a list of hits for each query.
+`{"result": [[{"document": {"id": "...", "contents": "..."}, "score": 1.5}]]}`, a list of hits for each query, best first.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from retrievers.base import Hit, RetrieverError, clean_text, contents_id
+from retrievers.base import ID_KEYS, Hit, RetrieverError, clean_text, contents_id, titled
 from retrievers.names import import_path
 
 
@@ -27,9 +27,11 @@ class WireFormat(Protocol):
 
 
 class SearchR1:
-    """The format of Search-R1's servers, of which the BM25 one gives its documents no ids.
+    """The format of Search-R1's servers, and of the many that speak it more or less.
 
-    Such a document's id is made of its contents.
+    The BM25 server gives its documents no ids, and those of web searches no scores. A missing id is made of the contents. A
+    missing score is one over the rank. Whole numbers are taken as ids, `title` and `text` for contents, and documents that
+    stand alone for hits. Hits beyond the `k` that were asked for are left out.
     """
 
     def request(self, queries: Sequence[str], k: int) -> Any:
@@ -41,10 +43,9 @@ class SearchR1:
         rows = payload.get("result") if isinstance(payload, dict) else None
         if not isinstance(rows, list) or len(rows) != count:
             raise ValueError(f"'result' must be a list with one entry for each of the {count} queries")
-        for row in rows:
-            if not isinstance(row, list) or len(row) > k:
-                raise ValueError(f"each entry of 'result' must be a list of at most {k} hits")
-        return [[_hit(item) for item in row] for row in rows]
+        if not all(isinstance(row, list) for row in rows):
+            raise ValueError("each entry of 'result' must be a list of hits")
+        return [[_hit(item, rank) for rank, item in enumerate(row[:k], 1)] for row in rows]
 
 
 def document_hit(document: Any, score: Any = 0.0) -> Hit:
@@ -52,11 +53,15 @@ def document_hit(document: Any, score: Any = 0.0) -> Hit:
     if not isinstance(document, dict):
         raise ValueError("a document must be an object with 'id' and 'contents'")
     contents = document.get("contents")
+    if contents is None and isinstance(document.get("text"), str):
+        contents = titled(str(document.get("title") or ""), document["text"])
     if not isinstance(contents, str):
-        raise ValueError("a document must have the string 'contents'")
-    name = document["id"] if "id" in document else contents_id(contents)
+        raise ValueError("a document must have the string 'contents', or 'title' and 'text'")
+    name = next((document[key] for key in ID_KEYS if document.get(key) is not None), contents_id(contents))
+    if type(name) is int:
+        name = str(name)
     if not isinstance(name, str):
-        raise ValueError(f"the id {name!r} of a document must be a string")
+        raise ValueError(f"the id {name!r:.50} of a document must be a string or a whole number")
     # JSON has integers that no float can hold.
     if not isinstance(score, int | float) or isinstance(score, bool) or not abs(score) <= sys.float_info.max:
         raise ValueError(f"the score of document {name!r} is {score!r:.50} and must be a finite number")
@@ -82,7 +87,8 @@ def load_format(path: str) -> WireFormat:
     return made
 
 
-def _hit(item: Any) -> Hit:
-    if not isinstance(item, dict) or not isinstance(item.get("document"), dict):
+def _hit(item: Any, rank: int) -> Hit:
+    if not isinstance(item, dict):
         raise ValueError("a hit must be an object with 'document' and 'score'")
-    return document_hit(item["document"], item.get("score"))
+    score = item.get("score")
+    return document_hit(item.get("document", item), 1.0 / rank if score is None else score)

@@ -18,12 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
-from retrievers.base import RetrieverError, titled
+from retrievers.base import ID_KEYS, RetrieverError, titled
 
 MAX_LINE_BYTES = 16 << 20
 """A longer line is refused, so that a file without line breaks cannot fill the memory."""
-
-ID_KEYS = ("id", "docid", "_id")
 
 _UNPACKERS: dict[bytes, Callable[[Path], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
 _UNPACK_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError)
@@ -152,7 +150,7 @@ def _parse(line: bytes, where: str) -> tuple[Passage, bool]:
 def _id(record: dict[str, object], where: str) -> str:
     key = next((key for key in ID_KEYS if key in record), None)
     if key is None:
-        raise RetrieverError(f"{where}: 'id' is missing; give each passage an id, as {', '.join(ID_KEYS[:2])} or _id")
+        raise RetrieverError(f"{where}: 'id' is missing; give each passage an id, as {' or '.join(ID_KEYS)}")
     value = record[key]
     return str(value) if type(value) is int else _text(value, key, where)
 

@@ -58,8 +58,10 @@ def make_app(
         max_waiting: POST requests that may wait for their answers together.
 
     Raises:
-        RetrieverError: if the token is empty or cannot stand in a header.
+        RetrieverError: if the token is empty or cannot stand in a header, or `default_k` is beyond `max_k`.
     """
+    if not 1 <= default_k <= max_k:
+        raise RetrieverError(f"default_k is {default_k} and must be between 1 and max_k, {max_k}")
     if token is not None and not (token.isascii() and token.isprintable() and token.strip()):
         raise RetrieverError("the token must be printable ASCII and not empty; check it for line breaks")
     service = Service(retriever, timeout_seconds)

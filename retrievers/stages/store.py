@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sqlite3
@@ -18,7 +19,7 @@ from retrievers.base import Hit, RetrieverError
 READ = 0
 """Stands in the place of `k` for a whole document, whose list of hits has one entry or none."""
 
-_FORMAT = 1
+_FORMAT = 2
 _BUSY_SECONDS = 30.0
 # Far below the number of variables that SQLite takes in one statement.
 _CHUNK = 500
@@ -47,8 +48,8 @@ class HitStore:
 
         Args:
             path: on a local disk, not on a network file system: processes share its write-ahead log through memory.
-            identity: of the index and its parameters; only what was found with the same is seen. None, with `read_only`,
-                takes the only one that the file holds.
+            identity: of the index and its parameters, of which the file keeps a digest; only what was found with the same
+                is seen. None, with `read_only`, takes the only one that the file holds.
             size_limit: bytes of the file; beyond them what was stored longest ago is thrown away. None keeps everything.
             read_only: refuse a file that is not there, and never write to it.
             exclusive: refuse a file that holds another identity.
@@ -56,7 +57,9 @@ class HitStore:
         Raises:
             RetrieverError: if the file cannot be opened, is of another kind, or holds what `exclusive` refuses.
         """
-        self._path, self._identity, self._size_limit = path, identity, size_limit
+        self._path, self._size_limit = path, size_limit
+        # A digest: what names an index may hold what nobody should read in a file.
+        self._identity = None if identity is None else hashlib.sha256(identity.encode()).hexdigest()
         self._lock = threading.Lock()
         if read_only and not path.is_file():
             raise RetrieverError(f"{path} is not a file; record a run first, or give the path of its recording")
@@ -131,7 +134,8 @@ class HitStore:
         tables = self._writer.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         self._writer.execute("COMMIT")
         if version not in (0, _FORMAT) or (version == 0 and (tables or read_only)):
-            raise RetrieverError(f"{self._path} holds something else than stored hits; give another path")
+            what = f"hits in form {version} and not {_FORMAT}" if version else "something else than stored hits"
+            raise RetrieverError(f"{self._path} holds {what}; remove it or give another path")
         if not read_only:
             self._use_write_ahead_log()
             # Enough for a process that dies; a machine that dies may lose the last entries and nothing else.
@@ -176,8 +180,8 @@ class HitStore:
             self._identity = names[0]
         row = self._writer.execute("SELECT name FROM identities WHERE name != ?", (self._identity,)).fetchone()
         if row is not None:
-            what = f"{self._path} records {row[0]!r} and not {self._identity!r}"
-            raise RetrieverError(f"{what}; use that index with those parameters, or give another file")
+            what = f"{self._path} records another retriever or other options (identity {row[0][:12]}…, not "
+            raise RetrieverError(f"{what}{str(self._identity)[:12]}…); use those that it records, or give another file")
 
     def _shrink(self) -> None:
         """Throw away the oldest tenth until the rest fits."""

@@ -10,12 +10,12 @@ from agentrl.config import ConfigError, EndpointConfig, EngineConfig
 from agentrl.engines.base import Sampling
 from agentrl.engines.openai import OpenAIEngine
 from agentrl.types import EngineDied, EnvironmentFailure
-from retrievers.clients import http as calling
+from retrievers.clients import retrying
 
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch):
-    monkeypatch.setattr(calling, "_BACKOFF_SECONDS", 0.0)
+    monkeypatch.setattr(retrying, "_PAUSE_SECONDS", 0.0)
 
 
 def ask(model, answer, sampling=None, prompt=(300, 301), **endpoint):

@@ -71,14 +71,15 @@ def test_texts_become_hits_over_both_transports(url):
     assert len({hit.id for row in rows for hit in row}) == 6
 
 
-def test_the_tool_and_its_arguments_have_the_names_that_are_given():
+def test_the_tool_and_its_arguments_have_the_names_that_are_given(monkeypatch):
+    monkeypatch.setenv("TEST_KEY", "mine")
     rows = search(
         STDIO,
         ["x"],
         4,
         count_argument="count",
         arguments={"language": "de"},
-        environment={"TEST_KEY": "mine"},
+        environment=["TEST_KEY"],
     )
     assert [hit.contents for hit in rows[0]] == [f'"x"\nde mine {i}' for i in range(4)]
 

@@ -8,7 +8,7 @@ import pytest
 from fake_retriever import FakeRetriever, OddRetriever, ReadingRetriever
 
 from retrievers.base import CannotReadError, Hit, RetrieverError
-from retrievers.clients import http as calling
+from retrievers.clients import http, retrying
 from retrievers.clients.remote import HttpRetriever
 from retrievers.clients.wire import load_format
 from retrievers.service.server import make_app
@@ -19,7 +19,7 @@ GOOD = {"result": [[{"document": {"id": "a", "contents": "c"}, "score": 2}]]}
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch):
-    monkeypatch.setattr(calling, "_BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr(retrying, "_PAUSE_SECONDS", 0.001)
 
 
 def using(handler, use, **options):
@@ -138,15 +138,16 @@ def test_a_caller_that_gives_up_is_not_kept():
         b'{"result": [[], []]}',
         b'{"result": ["a"]}',
         b'{"result": [["a"]]}',
-        b'{"result": [[{"id": "a", "contents": "c"}]]}',
-        b'{"result": [[{"document": {"id": 7, "contents": "c"}, "score": 1}]]}',
+        b'{"result": [[{"id": "a"}]]}',
+        b'{"result": [[{"document": {"id": 7.5, "contents": "c"}, "score": 1}]]}',
+        b'{"result": [[{"document": {"id": true, "contents": "c"}, "score": 1}]]}',
+        b'{"result": [[{"document": {"id": "a", "title": "c"}, "score": 1}]]}',
+        b'{"result": [[{"document": null, "contents": "c"}]]}',
+        b'{"result": [{"document": {"id": "a", "contents": "c"}, "score": 1}]}',
         b'{"result": [[{"document": {"id": "a", "contents": null}, "score": 1}]]}',
         b'{"result": [[{"document": {"id": "a", "contents": "c"}, "score": "1"}]]}',
         b'{"result": [[{"document": {"id": "a", "contents": "c"}, "score": NaN}]]}',
         b'{"result": [[{"document": {"id": "a", "contents": "c"}, "score": 1' + b"0" * 400 + b"}]]}",
-        b'{"result": [[{"document": {"id": "a", "contents": "c"}}]]}',
-        b'{"result": [[{"document": {"id": "a", "contents": "c"}, "score": 1},'
-        b' {"document": {"id": "b", "contents": "c"}, "score": 1}]]}',
     ],
 )
 def test_an_answer_in_another_format_is_an_error_and_not_tried_again(payload):
@@ -175,6 +176,34 @@ def test_search_r1s_bm25_server_gives_no_ids_and_equal_passages_get_equal_ones()
     assert one.contents == '"A"\nb'
     assert one.id.startswith("sha256-")
     assert one.id != other.id
+
+
+TAY = '"River Tay"\nThe Tay is a river.'
+
+
+@pytest.mark.parametrize(
+    ("item", "expected"),
+    [
+        ({"document": {"contents": TAY}}, (None, 1.0)),
+        ({"document": {"id": None, "contents": TAY}, "score": None}, (None, 1.0)),
+        ({"document": {"id": 3, "contents": TAY}, "score": 1.5}, ("3", 1.5)),
+        ({"document": {"docid": "3", "contents": TAY}, "score": 1.5}, ("3", 1.5)),
+        ({"document": {"id": "3", "title": "River Tay", "text": "The Tay is a river."}, "score": 1.5}, ("3", 1.5)),
+        ({"id": "3", "contents": TAY}, ("3", 1.0)),
+        ({"_id": 3, "title": "River Tay", "text": "The Tay is a river.", "score": 7}, ("3", 7.0)),
+    ],
+)
+def test_a_server_that_nearly_speaks_the_format_is_understood(item, expected):
+    (hit,) = ask(lambda _: httpx.Response(200, json={"result": [[item]]}))[0]
+    assert hit.contents == TAY
+    assert (None if hit.id.startswith("sha256-") else hit.id, hit.score) == expected
+
+
+def test_hits_beyond_those_that_were_asked_for_are_left_out_and_ranks_score_where_scores_are_missing():
+    row = [{"document": {"contents": f'"Page {i}"\nText {i}.'}} for i in range(7)]
+    (hits,) = ask(lambda _: httpx.Response(200, json={"result": [row]}), k=3)
+    assert [hit.title for hit in hits] == ["Page 0", "Page 1", "Page 2"]
+    assert [hit.score for hit in hits] == [1.0, 1 / 2, 1 / 3]
 
 
 def test_the_token_opens_the_server_and_its_refusal_is_not_tried_again():
@@ -254,7 +283,7 @@ def test_busy_servers_do_not_open_the_breaker():
 
 
 def test_an_answer_without_end_is_an_error(monkeypatch):
-    monkeypatch.setattr(calling, "MAX_ANSWER_BYTES", 1000)
+    monkeypatch.setattr(http, "MAX_ANSWER_BYTES", 1000)
 
     async def endless():
         while True:

@@ -76,3 +76,12 @@ def test_a_recording_is_replayed_while_another_process_adds_to_it(folder):
     assert replay.get(3, ["r"]) == {"r": "[1]"}
     replay.close()
     store.close()
+
+
+def test_an_identity_is_kept_as_a_digest_and_told_in_no_message(folder):
+    for _ in range(2):
+        HitStore(folder / "seen", "key=sk-planted", exclusive=True).close()
+    with pytest.raises(RetrieverError, match="records another retriever or other options") as raised:
+        HitStore(folder / "seen", "key=sk-planted-too", exclusive=True)
+    assert "planted" not in str(raised.value)
+    assert not any(b"planted" in path.read_bytes() for path in folder.iterdir())

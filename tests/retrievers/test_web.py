@@ -7,19 +7,17 @@ import httpx
 import pytest
 
 from retrievers.base import Hit, RetrieverError
-from retrievers.clients import http as calling
+from retrievers.clients import retrying
 from retrievers.clients.web import JsonApi, JsonWebSearch, WebSearch
 
-GET = JsonApi("https://search.test/v1", results="web.results", count="n", key_variable="TEST_KEY", key_header="X-Key")
-POST = JsonApi(
-    "https://search.test/", results="organic", method="POST", text="snippet", link="link", count=None, key_variable=None
-)
+GET = JsonApi("https://search.test/v1", results="web.results", count="n", headers_env={"X-Key": "TEST_KEY"})
+POST = JsonApi("https://search.test/", results="organic", method="POST", text="snippet", link="link", count=None)
 
 
 @pytest.fixture(autouse=True)
 def _key_and_no_pauses(monkeypatch):
     monkeypatch.setenv("TEST_KEY", "mine")
-    monkeypatch.setattr(calling, "_BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr(retrying, "_PAUSE_SECONDS", 0.001)
 
 
 def ask(api, handler, queries=("x",), k=2, **options):
@@ -35,7 +33,7 @@ def ask(api, handler, queries=("x",), k=2, **options):
 
 def test_a_get_service_gets_query_count_and_key_and_its_results_become_hits():
     def handler(request):
-        assert request.headers["x-key"] == "Bearer mine"
+        assert request.headers["x-key"] == "mine"
         assert dict(request.url.params) == {"q": "who is \ufffd?", "n": "2"}
         results = [
             {"title": 'A "b"\nc', "description": "text", "url": "https://a"},
@@ -61,9 +59,10 @@ def test_a_service_may_be_described_in_a_config_file():
     described = {"url": "https://search.test/", "results": "organic", "link": "link", "text": "snippet"}
     answer = {"organic": [{"title": "A", "snippet": "b", "link": "u"}]}
     assert ask(described, lambda request: httpx.Response(200, json=answer)) == [[Hit("u", '"A"\nb', 1.0)]]
-    for wrong in ({"url": "https://search.test/"}, described | {"key": "secret"}):
-        with pytest.raises(RetrieverError, match="the description of a web search is not one"):
-            JsonWebSearch(wrong)
+    with pytest.raises(RetrieverError, match="the description of a web search lacks results"):
+        JsonWebSearch({"url": "https://search.test/"})
+    with pytest.raises(RetrieverError, match="a web search has no setting 'parameter'; did you mean parameters"):
+        JsonWebSearch(described | {"parameter": {"q": "secret"}})
 
 
 def test_several_queries_keep_their_order_and_one_that_finds_nothing_has_no_hits():
@@ -93,13 +92,42 @@ def test_an_answer_that_is_not_as_described_is_an_error(content):
         ask(POST, lambda request: httpx.Response(200, content=content))
 
 
+@pytest.mark.parametrize(
+    ("keys", "sent"),
+    [
+        ({"token_env": "TEST_KEY"}, lambda request: request.headers["authorization"] == "Bearer mine"),
+        ({"headers_env": {"X-Key": "TEST_KEY"}}, lambda request: request.headers["x-key"] == "mine"),
+        ({"parameters_env": {"api_key": "TEST_KEY"}}, lambda request: request.url.params["api_key"] == "mine"),
+    ],
+)
+def test_a_key_from_the_environment_is_sent_where_the_service_wants_it_and_never_shown(keys, sent, caplog):
+    caplog.set_level("DEBUG", "httpx")
+    api = JsonApi("https://search.test/v1", results="results", **keys)
+
+    statuses = [401, 500, 200]
+
+    def handler(request):
+        assert sent(request)
+        return httpx.Response(statuses.pop(), text="no such key: mine")
+
+    while statuses:
+        with pytest.raises(RetrieverError, match=r"no such key: \[key\]") as raised:
+            ask(api, handler, retries=0)
+        assert "mine" not in str(raised.value)
+    assert "GET https://search.test/v1" in caplog.text
+    assert "mine" not in caplog.text
+
+
 def test_a_key_that_is_missing_or_broken_is_named_by_its_variable(monkeypatch):
     monkeypatch.setenv("TEST_KEY", "a\nb")
-    with pytest.raises(RetrieverError, match="the key in TEST_KEY must be printable"):
+    with pytest.raises(RetrieverError, match=r"headers_env.X-Key: the key in TEST_KEY must be printable"):
         JsonWebSearch(GET)
     monkeypatch.delenv("TEST_KEY")
-    with pytest.raises(RetrieverError, match="put yours into the environment variable TEST_KEY"):
+    with pytest.raises(RetrieverError, match=r"headers_env.X-Key: the environment has no TEST_KEY"):
         JsonWebSearch(GET)
+    with pytest.raises(RetrieverError, match="token_env must be the name of the environment variable") as raised:
+        JsonWebSearch(JsonApi("https://search.test/", results="r", token_env="sk-123/456"))
+    assert "sk-123" not in str(raised.value)
 
 
 def test_ones_own_search_needs_one_function():

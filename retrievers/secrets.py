@@ -1,0 +1,147 @@
+"""Keys of services: they stay in environment variables, whose names options give, and are taken out of messages."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from retrievers.base import RetrieverError
+
+ENV_SUFFIX = "_env"
+"""Ends the name of an option whose values are names of environment variables."""
+
+_SECRET_WORDS = {
+    "authorization",
+    "bearer",
+    "cookie",
+    "credential",
+    "credentials",
+    "passwd",
+    "password",
+    "secret",
+    "token",
+}
+_KEY_OWNERS = {"access", "account", "api", "auth", "client", "private", "secret", "subscription"}
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_URL_PARAMETER = re.compile(r"[?&]([^=&#]+)=[^&#]")
+_URL_PASSWORD = re.compile(r"://[^/?#@]*:[^/?#@]+@")
+
+
+def from_environment(variable: str, option: str) -> str:
+    """The secret in an environment variable.
+
+    Args:
+        variable: its name.
+        option: that gave the name, for messages.
+
+    Raises:
+        RetrieverError: if the name is none, the variable is not set, or its value cannot stand in a header.
+    """
+    if not _VARIABLE.fullmatch(variable):
+        # What stands there may well be the secret itself.
+        raise RetrieverError(
+            f"{option} must be the name of the environment variable that holds the key, such as MY_KEY"
+        )
+    value = os.environ.get(variable, "")
+    if not value:
+        raise RetrieverError(f"{option}: the environment has no {variable}; put the key into it")
+    if not (value.isascii() and value.isprintable()):
+        raise RetrieverError(f"{option}: the key in {variable} must be printable ASCII; check it for line breaks")
+    return value
+
+
+def all_from_environment(variables: Mapping[str, str], option: str) -> dict[str, str]:
+    """The secrets in several variables, by the names that they are sent under. Raises RetrieverError as above."""
+    return {name: from_environment(variable, f"{option}.{name}") for name, variable in variables.items()}
+
+
+def redacting(secrets: Iterable[str]) -> Callable[[str], RetrieverError]:
+    """A maker of RetrieverErrors in whose messages each secret is replaced by `[key]`: servers repeat what they are sent."""
+    # Shorter ones are no keys, and hiding them would spoil the message.
+    hidden = [secret for secret in secrets if len(secret) >= 4]
+
+    def error(message: str) -> RetrieverError:
+        for secret in hidden:
+            message = message.replace(secret, "[key]")
+        return RetrieverError(message)
+
+    return error
+
+
+def public_url(url: str) -> str:
+    """A URL as a message may show it: without user and password, and without its parameters."""
+    rest = url.partition("?")[0]
+    scheme, separator, place = rest.partition("://")
+    authority, slash, path = place.partition("/")
+    return f"{scheme}{separator}{authority.rpartition('@')[2]}{slash}{path}" if separator else rest
+
+
+class PublicUrls(logging.Filter):
+    """Shortens the URLs that an HTTP library logs to their public part, since a key may stand in their parameters."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Change the record; it is always logged."""
+        if isinstance(record.args, tuple):
+            record.args = tuple(public_url(str(a)) if type(a).__name__ == "URL" else a for a in record.args)
+        return True
+
+
+def find_literal_key(options: Any, path: str = "") -> str | None:
+    """Where in nested options a key stands as it is, such as "headers.Authorization"; None if there is none.
+
+    By its name (authorization, token, password, api_key …) with a text as its value, in the parameters or the password of
+    a URL, as an argument of a command, or by the word Bearer before it. What stands under a name that ends in `_env` is the
+    name of a variable.
+    """
+    if isinstance(options, Mapping):
+        for name, value in options.items():
+            where = f"{path}.{name}" if path else str(name)
+            if str(name).lower().endswith(ENV_SUFFIX):
+                continue
+            if isinstance(value, str) and value and _is_secret_name(str(name)):
+                return where
+            if (found := find_literal_key(value, where)) is not None:
+                return found
+    elif isinstance(options, Sequence) and not isinstance(options, str | bytes):
+        for position, value in enumerate(options):
+            where = f"{path}.{position}"
+            if isinstance(value, str) and value.startswith("-") and _is_secret_name(value.partition("=")[0]):
+                return where
+            if (found := find_literal_key(value, where)) is not None:
+                return found
+    elif isinstance(options, str) and _holds_key(options):
+        return path
+    return None
+
+
+def check_no_literal_key(options: Any, name: str) -> None:
+    """Raise RetrieverError, without the key, if options that are written down hold a key as it is.
+
+    Args:
+        name: of the options, for the message.
+    """
+    found = find_literal_key(options)
+    if found is not None:
+        raise RetrieverError(
+            f"`{name}{'.' if found else ''}{found}` holds a key, and these settings are written into files; put the key into an "
+            f"environment variable and give the variable's name, in an option that ends in {ENV_SUFFIX}: "
+            "token_env: MY_KEY, headers_env: {X-Key: MY_KEY}, parameters_env: {api_key: MY_KEY} or environment: [MY_KEY]"
+        )
+
+
+def _holds_key(text: str) -> bool:
+    if text.lower().startswith("bearer ") or _URL_PASSWORD.search(text):
+        return True
+    return "://" in text and any(_is_secret_name(name) for name in _URL_PARAMETER.findall(text))
+
+
+def _is_secret_name(name: str) -> bool:
+    words = [word.lower() for word in _WORD.findall(name)]
+    if _SECRET_WORDS & set(words) or "apikey" in words or words == ["key"]:
+        return True
+    return any(before in _KEY_OWNERS and word == "key" for before, word in pairwise(words))
