@@ -200,7 +200,7 @@ def _engines_need_gpus(config: Config) -> bool:
 
 def _start_indexes(config: Config) -> list[Any]:
     settings = config.retriever
-    check_recording(settings, ray.nodes())
+    check_recording(settings)
     if settings.kind == "http" and settings.replay is None:
         asyncio.run(_probe(config))
     names = _index_names(config)

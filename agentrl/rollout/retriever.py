@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
@@ -126,17 +126,16 @@ async def _describe_server(settings: RetrieverConfig) -> dict[str, str]:
     return told
 
 
-def check_recording(settings: RetrieverConfig, nodes: Sequence[Mapping[str, Any]]) -> None:
+def check_recording(settings: RetrieverConfig) -> None:
     """Refuse to record on several machines, each of which would write a part of the recording to its own disk.
 
-    Args:
-        nodes: as `ray.nodes()` returns them.
-
     Raises:
-        ConfigError: if there is a recording to be made and more than one machine.
+        ConfigError: if there is a recording to be made, and the Ray cluster has more than one machine.
     """
-    alive = [node for node in nodes if node["Alive"]]
-    if settings.record is not None and len(alive) > 1:
+    if settings.record is None:
+        return
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    if len(alive) > 1:
         names = ", ".join(sorted(node["NodeManagerHostname"] for node in alive))
         raise ConfigError(
             f"retriever.record: a recording is one file on one machine, and the Ray cluster has {len(alive)} ({names}), "
