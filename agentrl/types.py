@@ -190,6 +190,16 @@ class Trajectory:
         ]
 
     @property
+    def model_tokens(self) -> int:
+        """The number of tokens that the model sampled."""
+        return sum(len(turn.token_ids) for turn in self.turns)
+
+    @property
+    def environment_tokens(self) -> int:
+        """The number of tokens in the observations."""
+        return sum(len(turn.observation_ids) for turn in self.turns)
+
+    @property
     def searches(self) -> tuple[SearchCall, ...]:
         """The searches that were executed, in order; a search tag that was only written does not count."""
         return tuple(turn.search for turn in self.turns if turn.search is not None)

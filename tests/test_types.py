@@ -44,6 +44,7 @@ def test_views_have_one_entry_per_token(parts):
     whole = episode("t", *parts)
     size = len(whole.completion_ids)
     assert len(whole.action_mask) == len(whole.logprobs) == len(whole.turn_index) == size
+    assert (whole.model_tokens, whole.model_tokens + whole.environment_tokens) == (sum(whole.action_mask), size)
 
 
 @given(turns)

@@ -83,7 +83,7 @@ def episode_advantages(
 
 def length(trajectory: Trajectory) -> int:
     """The number of tokens that the model sampled, or 1 if there is none: a length is a weight, which cannot be 0."""
-    return max(1, sum(len(turn.token_ids) for turn in trajectory.turns))
+    return max(1, trajectory.model_tokens)
 
 
 def anchors(trajectory: Trajectory) -> list[str]:

@@ -142,8 +142,7 @@ def _outcome(trajectory: Trajectory, failure: str) -> Text:
 
 
 def _tokens(trajectory: Trajectory) -> str:
-    own = sum(trajectory.action_mask)
-    around = len(trajectory.completion_ids) - own
+    own, around = trajectory.model_tokens, trajectory.environment_tokens
     return f"prompt {len(trajectory.prompt_ids)}, model {own}, environment {around}, in {trajectory.seconds:.1f} s"
 
 

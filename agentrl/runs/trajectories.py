@@ -116,9 +116,9 @@ def _decode(row: bytes, place: str) -> Trajectory:
             trajectory = _adapter().validate_python(json.loads(row.decode("utf-8", "surrogatepass")))
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
+        what = ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")]))
         raise RunError(
-            f"{place}: not a trajectory: {key}: {first['msg']}; give a file that `agentrl train`, rollout or eval wrote"
+            f"{place}: not a trajectory: {what}; give a file that `agentrl train`, rollout or eval wrote"
         ) from error
     except ValueError as error:
         raise RunError(f"{place}: not JSON: {error}") from error

@@ -24,16 +24,15 @@ def batch_metrics(
     count = len(trajectories)
     valid = [(t, s) for t, s in zip(trajectories, strata, strict=True) if t.valid]
     ends = Counter(trajectory.end.value for trajectory in trajectories)
-    masks = [trajectory.action_mask for trajectory in trajectories]
-    own = sum(sum(mask) for mask in masks)
+    own = sum(trajectory.model_tokens for trajectory in trajectories)
     metrics = {
         "episodes": float(count),
         "reward/mean": float(np.mean([t.reward for t, _ in valid])),
         "searches/mean": float(np.mean([len(t.searches) for t, _ in valid])),
         "tokens/model": float(own),
-        "tokens/environment": float(sum(map(len, masks)) - own),
+        "tokens/environment": float(sum(t.environment_tokens for t in trajectories)),
         "tokens/prompt": float(sum(len(t.prompt_ids) for t in trajectories)),
-        "logprobs/mean": sum(sum(t.logprobs) for t in trajectories) / max(1, own),
+        "logprobs/mean": sum(map(_sampled_logprob, trajectories)) / max(1, own),
         "seconds/search": sum(call.seconds for t in trajectories for call in t.searches)
         / max(1, sum(len(t.searches) for t in trajectories)),
     }
@@ -41,7 +40,7 @@ def batch_metrics(
     metrics |= {f"failures/{cause}": float(number) for cause, number in count_failures(trajectories).items()}
     correct = [t for t, _ in valid if t.reward == 1.0]
     if correct:
-        metrics["logprobs/correct_mean"] = sum(sum(t.logprobs) for t in correct) / sum(map(length, correct))
+        metrics["logprobs/correct_mean"] = sum(map(_sampled_logprob, correct)) / sum(map(length, correct))
     for key in sorted({s for _, s in valid}, key=str):
         rewards = [t.reward for t, s in valid if s == key]
         metrics[f"strata/{label(key)}/rollouts"] = float(len(rewards))
@@ -63,3 +62,7 @@ def stratum_rewards(metrics: Mapping[str, float]) -> dict[str, StratumRewards]:
         stratum: StratumRewards(values["rollouts"], values["reward"], values["reward_variance"])
         for stratum, values in by_stratum(metrics).items()
     }
+
+
+def _sampled_logprob(trajectory: Trajectory) -> float:
+    return sum(sum(turn.logprobs) for turn in trajectory.turns)

@@ -245,7 +245,9 @@ class StepSampler:
             "staleness/mean": float(np.mean(staleness)) if staleness else 0.0,
             "staleness/max": float(max(staleness, default=0)),
             "questions/used": float(self._used),
-            "tokens/trained": float(sum(len(t.prompt_ids) + len(t.completion_ids) for t in kept if t.valid)),
+            "tokens/trained": float(
+                sum(len(t.prompt_ids) + t.model_tokens + t.environment_tokens for t in kept if t.valid)
+            ),
         }
         return ScoredBatch(
             [*kept, *filling], values.tolist(), metrics, [t.valid for t in kept] + [False] * len(filling)
