@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
+from fastapi import Depends
+from fastapi.security import HTTPBearer
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 _REASONS = {
@@ -18,6 +18,9 @@ _REASONS = {
     503: "The retriever failed, or is starting and Retry-After says when to come back.",
     504: "The retriever took too long.",
 }
+
+# Says so in the description; the middleware checks the token, before it reads the body.
+_BEARER = [Depends(HTTPBearer(auto_error=False))]
 
 
 def _whole(value: object) -> object:
@@ -77,23 +80,23 @@ class Health(BaseModel):
     status: Literal["ok", "starting", "failing"]
 
 
-class Refused(BaseModel):
+class Failed(BaseModel):
     """Why a request was not served."""
 
     detail: str
 
 
-def retrieve_route(max_queries: int, max_k: int, token: bool) -> dict[str, Any]:
+def retrieve_route(max_queries: int, max_k: int, *, secured: bool) -> dict[str, Any]:
     """What FastAPI is told of `POST /retrieve`."""
     schema = Ask.model_json_schema()
     schema["properties"]["queries"]["anyOf"][1]["maxItems"] = max_queries
     schema["properties"]["topk"]["anyOf"][0] |= {"minimum": 1, "maximum": max_k}
-    return _post(schema, Found, [408, 413, 422, 429, 503, 504], token)
+    return _post(schema, Found, [408, 413, 422, 429, 503, 504], secured)
 
 
-def read_route(token: bool) -> dict[str, Any]:
+def read_route(*, secured: bool) -> dict[str, Any]:
     """What FastAPI is told of `POST /read`."""
-    return _post(ReadAsk.model_json_schema(), Read, [408, 413, 422, 429, 501, 503, 504], token)
+    return _post(ReadAsk.model_json_schema(), Read, [408, 413, 422, 429, 501, 503, 504], secured)
 
 
 def health_route() -> dict[str, Any]:
@@ -101,38 +104,22 @@ def health_route() -> dict[str, Any]:
     return {"responses": {200: {"model": Health}, 503: {"model": Health, "description": "No search works now."}}}
 
 
-def metrics_route(token: bool) -> dict[str, Any]:
+def metrics_route(*, secured: bool) -> dict[str, Any]:
     """What FastAPI is told of `GET /metrics`."""
     text = {"description": "Prometheus text format.", "content": {"text/plain": {"schema": {"type": "string"}}}}
-    return {"responses": {200: text} | _refusals([], token), "openapi_extra": _secured(token)}
+    return {"responses": {200: text} | _errors([], secured), "dependencies": _BEARER if secured else []}
 
 
-def describe(app: FastAPI, token: bool) -> None:
-    """Give `app` its OpenAPI document, made when it is first asked for."""
-
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            app.openapi_schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
-            if token:
-                bearer = {"bearer": {"type": "http", "scheme": "bearer"}}
-                app.openapi_schema.setdefault("components", {})["securitySchemes"] = bearer
-        return app.openapi_schema
-
-    app.openapi = openapi  # type: ignore[method-assign]
-
-
-def _post(schema: dict[str, Any], model: type[BaseModel], statuses: list[int], token: bool) -> dict[str, Any]:
+def _post(schema: dict[str, Any], model: type[BaseModel], statuses: list[int], secured: bool) -> dict[str, Any]:
+    # The endpoints read the body themselves: FastAPI would answer one that is not JSON with other statuses.
     body = {"required": True, "content": {"application/json": {"schema": schema}}}
     return {
-        "responses": {200: {"model": model}} | _refusals(statuses, token),
-        "openapi_extra": {"requestBody": body} | _secured(token),
+        "responses": {200: {"model": model}} | _errors(statuses, secured),
+        "openapi_extra": {"requestBody": body},
+        "dependencies": _BEARER if secured else [],
     }
 
 
-def _refusals(statuses: list[int], token: bool) -> dict[int | str, dict[str, Any]]:
-    listed = [401, *statuses] if token else statuses
-    return {status: {"model": Refused, "description": _REASONS[status]} for status in listed}
-
-
-def _secured(token: bool) -> dict[str, Any]:
-    return {"security": [{"bearer": []}]} if token else {}
+def _errors(statuses: list[int], secured: bool) -> dict[int | str, dict[str, Any]]:
+    listed = [401, *statuses] if secured else statuses
+    return {status: {"model": Failed, "description": _REASONS[status]} for status in listed}

@@ -1,4 +1,4 @@
-"""What a retrieval service demands of every request before it looks at it: a token, a small body sent soon, a free place."""
+"""Middleware that refuses a request with a wrong token, a large or slow body, or no free place, and counts and logs all."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -24,6 +25,8 @@ REQUEST_LOG = logging.getLogger("retrievers.requests")
 
 _RECORD = "retrievers.record"
 _CLIENT_GONE = 499
+# More of a refused body may be on its way.
+_CLOSE = {"Connection": "close"}
 
 
 @dataclass(slots=True)
@@ -37,24 +40,15 @@ class Record:
     k: int | None = None
 
 
-class Refusal(Exception):
-    """A request that is not served. `close` ends the connection, on which more of the body may be coming."""
-
-    def __init__(self, status: int, detail: str, headers: dict[str, str] | None = None, close: bool = False) -> None:
-        super().__init__(detail)
-        self.status, self.detail = status, detail
-        self.headers = (headers or {}) | ({"Connection": "close"} if close else {})
-
-
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """What a request must keep to.
+class RequestLimits:
+    """The bounds of a request.
 
     Attributes:
-        token: what `Authorization: Bearer` must say, everywhere but at the open paths; None asks for nothing.
+        token: what `Authorization: Bearer` must say, except at the open paths; None lets everybody in.
         max_body_bytes: largest body.
-        body_seconds: within which a body must have come, from the end of the headers.
-        max_waiting: POST requests that may wait for their answers together; more are told to come back (429).
+        body_seconds: for a body to arrive, counted from the end of the headers.
+        max_waiting: POST requests that may wait for their answers at the same time; more get status 429.
     """
 
     token: str | None = None
@@ -74,16 +68,16 @@ def answer_json(payload: Any, status: int = 200, headers: dict[str, str] | None 
     return Response(body, status, headers, "application/json")
 
 
-def answer_refusal(refusal: Refusal) -> Response:
-    """The answer to a request that is not served: `{"detail": why}`."""
-    return answer_json({"detail": clean_text(refusal.detail)}, refusal.status, refusal.headers)
+def answer_error(error: HTTPException) -> Response:
+    """The answer to a request that fails: `{"detail": why}`."""
+    return answer_json({"detail": clean_text(error.detail)}, error.status_code, dict(error.headers or {}))
 
 
-class Gate:
-    """ASGI middleware that holds `Limits`, counts and logs every request, and gives it an id (`X-Request-ID`)."""
+class RequestLimitsMiddleware:
+    """Enforces `RequestLimits`, counts and logs every request, and gives it an id (`X-Request-ID`)."""
 
     def __init__(
-        self, app: ASGIApp, limits: Limits, metrics: Metrics, paths: Collection[str], open_paths: Collection[str]
+        self, app: ASGIApp, limits: RequestLimits, metrics: Metrics, paths: Collection[str], open_paths: Collection[str]
     ) -> None:
         """`paths` are counted by name, all others together; `open_paths` need no token."""
         self._app, self._limits, self._metrics = app, limits, metrics
@@ -117,9 +111,9 @@ class Gate:
                 return
             if scope["method"] == "POST" and self._waiting >= self._limits.max_waiting:
                 what = f"{self._waiting} requests are waiting already; come back later"
-                raise Refusal(429, what, {"Retry-After": "1"})
-        except Refusal as refusal:
-            await answer_refusal(refusal)(scope, receive, send)
+                raise HTTPException(429, what, {"Retry-After": "1"})
+        except HTTPException as error:
+            await answer_error(error)(scope, receive, send)
             return
 
         sent = False
@@ -145,12 +139,12 @@ class Gate:
         scheme, _, given = authorization.partition(b" ")
         if scheme.lower() != b"bearer" or not hmac.compare_digest(given.strip(), self._limits.token.encode()):
             what = "send the service's token as `Authorization: Bearer …`"
-            raise Refusal(401, what, {"WWW-Authenticate": "Bearer"}, close=True)
+            raise HTTPException(401, what, {"WWW-Authenticate": "Bearer"} | _CLOSE)
 
     async def _read_body(self, announced: bytes, receive: Receive) -> bytes | None:
-        """The whole body, or None if the client went away. Raises Refusal."""
+        """The whole body, or None if the client went away. Raises HTTPException if it is too large or too slow."""
         most = self._limits.max_body_bytes
-        too_large = Refusal(413, f"the request's body is larger than {most} bytes", close=True)
+        too_large = HTTPException(413, f"the request's body is larger than {most} bytes", _CLOSE)
         if announced.isdigit() and int(announced[:20]) > most:
             raise too_large
         body = bytearray()
@@ -167,7 +161,7 @@ class Gate:
                         return bytes(body)
         except TimeoutError as error:
             what = f"the request's body did not come within {self._limits.body_seconds:g} s"
-            raise Refusal(408, what, close=True) from error
+            raise HTTPException(408, what, _CLOSE) from error
 
     def _note(self, scope: Scope, record: Record) -> None:
         seconds = time.monotonic() - record.began

@@ -13,14 +13,22 @@ from typing import Any, TypeVar
 import uvicorn
 from fastapi import FastAPI, Request
 from pydantic import BaseModel, ValidationError
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from retrievers.base import Hit, Reader, Retriever, RetrieverError, clean_text, read
 from retrievers.service import api
 from retrievers.service.connections import bounded
-from retrievers.service.limits import REQUEST_LOG, Gate, Limits, Refusal, answer_json, answer_refusal, record_of
+from retrievers.service.limits import (
+    REQUEST_LOG,
+    RequestLimits,
+    RequestLimitsMiddleware,
+    answer_error,
+    answer_json,
+    record_of,
+)
 from retrievers.service.prometheus import CONTENT_TYPE
-from retrievers.service.service import Service
+from retrievers.service.served import ServedRetriever
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -64,49 +72,50 @@ def make_app(
         raise RetrieverError(f"default_k is {default_k} and must be between 1 and max_k, {max_k}")
     if token is not None and not (token.isascii() and token.isprintable() and token.strip()):
         raise RetrieverError("the token must be printable ASCII and not empty; check it for line breaks")
-    service = Service(retriever, timeout_seconds)
+    served = ServedRetriever(retriever, timeout_seconds)
     app = FastAPI(title="Retrieval in Search-R1's format", docs_url=None, redoc_url=None)
     app.state.retriever = retriever
-    limits = Limits(token, max_body_bytes, body_seconds, max_waiting)
+    limits = RequestLimits(token, max_body_bytes, body_seconds, max_waiting)
     paths = {"/retrieve", "/read", "/health", "/metrics"}
-    app.add_middleware(Gate, limits=limits, metrics=service.metrics, paths=paths, open_paths={"/health"})
+    app.add_middleware(
+        RequestLimitsMiddleware, limits=limits, metrics=served.metrics, paths=paths, open_paths={"/health"}
+    )
     secured = token is not None
-    api.describe(app, secured)
 
-    @app.exception_handler(Refusal)
-    async def refuse(request: Request, refusal: Refusal) -> Response:
-        return answer_refusal(refusal)
+    @app.exception_handler(HTTPException)
+    async def fail(request: Request, error: HTTPException) -> Response:
+        return answer_error(error)
 
-    @app.post("/retrieve", **api.retrieve_route(max_queries, max_k, secured))
+    @app.post("/retrieve", **api.retrieve_route(max_queries, max_k, secured=secured))
     async def retrieve(request: Request) -> Response:
         ask = _parse(api.Ask, await request.body())
         queries = [ask.queries] if isinstance(ask.queries, str) else ask.queries
         k = default_k if ask.topk is None else ask.topk
         if len(queries) > max_queries:
-            raise Refusal(422, f"{len(queries)} queries; at most {max_queries} are taken in one request")
+            raise HTTPException(422, f"{len(queries)} queries; at most {max_queries} are taken in one request")
         if not 1 <= k <= max_k:
-            raise Refusal(422, f"topk is {k} and must be between 1 and {max_k}")
+            raise HTTPException(422, f"topk is {k} and must be between 1 and {max_k}")
         record = record_of(request.scope)
         record.queries, record.k = len(queries), k
-        rows = await service.search(queries, k) if queries else []
+        rows = await served.search(queries, k) if queries else []
         return _answer({"result": [[_wire(hit, ask.return_scores) for hit in row] for row in rows]})
 
     if isinstance(retriever, Reader):
 
-        @app.post("/read", **api.read_route(secured))
+        @app.post("/read", **api.read_route(secured=secured))
         async def read_document(request: Request) -> Response:
             ask = _parse(api.ReadAsk, await request.body())
-            found = await service.run(lambda: read(retriever, ask.id))
+            found = await served.run(lambda: read(retriever, ask.id))
             return _answer({"document": None if found is None else _wire(found, False)})
 
     @app.get("/health", **api.health_route())
     async def health() -> Response:
-        status, reason = await service.health()
+        status, reason = await served.health()
         return answer_json({**(about or {}), "status": status, **reason}, 200 if status == "ok" else 503)
 
-    @app.get("/metrics", **api.metrics_route(secured))
+    @app.get("/metrics", **api.metrics_route(secured=secured))
     async def metrics() -> Response:
-        return Response(service.metrics.render(), media_type=CONTENT_TYPE)
+        return Response(served.metrics.render(), media_type=CONTENT_TYPE)
 
     return app
 
@@ -188,21 +197,21 @@ def _listener(host: str, port: int) -> socket.socket:
 
 
 def _parse(model: type[_Model], body: bytes) -> _Model:
-    """Raises Refusal."""
+    """Read a body. Raises HTTPException of status 422 if it is invalid."""
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
         reasons = error.errors(include_url=False, include_context=False, include_input=False)
         lines = [f"{'.'.join(map(str, item['loc'])) or 'body'}: {item['msg']}" for item in reasons[:5]]
-        raise Refusal(422, "; ".join(lines)) from error
+        raise HTTPException(422, "; ".join(lines)) from error
 
 
 def _answer(payload: dict[str, Any]) -> Response:
-    """Raises Refusal."""
+    """Write an answer. Raises HTTPException of status 503 if a score cannot be written."""
     try:
         return answer_json(payload)
     except ValueError as error:
-        raise Refusal(503, "the retriever gave a score that is not a finite number") from error
+        raise HTTPException(503, "the retriever gave a score that is not a finite number") from error
 
 
 def _wire(hit: Hit, with_score: bool) -> dict[str, Any]:

@@ -32,9 +32,9 @@ def normalised(query: str) -> str:
 class StoredRetriever(RetrieverWrapper):
     """Looks in memory, then in a store, and asks `inner` for the rest; each query that several want is asked once.
 
-    `inner` gets the normalised query, so that what is stored does not depend on who asked first. A search that the
-    caller gives up goes on, and its hits are kept. A caller that shared a search of other queries too asks once more by
-    itself when that fails. Use it on one event loop only.
+    `inner` gets the normalised query, so that what is stored does not depend on who asked first. When a caller gives up,
+    its search goes on, and the hits are kept. A caller can share a search with another caller, whose other queries may make
+    that search fail; the first caller then repeats the search with its own queries alone. Use it on one event loop only.
 
     Attributes:
         counts: queries and documents answered from "memory", from "disk", by "asking", and by "waiting" for the same
@@ -73,9 +73,9 @@ class StoredRetriever(RetrieverWrapper):
         row = (await self._rows(READ, [clean_text(document_id)]))[0]
         return row[0] if row else None
 
-    async def probe(self) -> None:
-        """Prove that `inner` can search now; nothing is looked up or stored. Raises RetrieverError if it cannot."""
-        await probe(self.inner)
+    async def check_search_works(self) -> None:
+        """Raise RetrieverError unless `inner` can search now; nothing is looked up or stored."""
+        await check_search_works(self.inner)
 
     async def close(self) -> None:
         """Wait for what is being asked, and close the store; `inner` stays open."""
@@ -137,7 +137,7 @@ class StoredRetriever(RetrieverWrapper):
             for text in texts:
                 if self._asking.get((k, text)) is done:
                     del self._asking[k, text]
-            # Whoever waits gets the exception; where nobody is left, it is no news.
+            # Those who wait get the exception. Where nobody waits, asyncio would complain that nobody looked at it.
             if not done.cancelled():
                 done.exception()
 
@@ -215,15 +215,15 @@ class ReplayRetriever(StoredRetriever):
         store = HitStore(Path(file), identity, read_only=True, exclusive=True)
         super().__init__(_Unrecorded(Path(file)), store, memory_limit)
 
-    async def probe(self) -> None:
-        """Prove that the recording can be read. Raises RetrieverError if it cannot."""
+    async def check_search_works(self) -> None:
+        """Raise RetrieverError unless the recording can be read."""
         self._store.get(1, ["health"])
 
 
-async def probe(retriever: Retriever) -> None:
-    """Prove that `retriever` can search now, past all that is remembered. Raises RetrieverError if it cannot."""
+async def check_search_works(retriever: Retriever) -> None:
+    """Raise RetrieverError unless `retriever` can search now; what caches and recordings hold does not count."""
     if isinstance(retriever, StoredRetriever):
-        await retriever.probe()
+        await retriever.check_search_works()
     else:
         await retriever.search(["health"], 1)
 

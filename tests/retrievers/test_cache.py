@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrievers.base import CannotReadError, Hit, RetrieverError
-from retrievers.stages.cache import CachedRetriever, RecordingRetriever, ReplayRetriever, normalised, probe
+from retrievers.stages.cache import CachedRetriever, RecordingRetriever, ReplayRetriever, check_search_works, normalised
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=12)
 
@@ -464,11 +464,11 @@ def test_probing_reaches_the_retriever_and_leaves_nothing_behind(tmp_path):
     async def use(retriever):
         cached = CachedRetriever(retriever, tmp_path, "a")
         for _ in range(2):
-            await probe(cached)
+            await check_search_works(cached)
         await cached.close()
         inner.error = "gone"
         with pytest.raises(RetrieverError, match="gone"):
-            await probe(retriever)
+            await check_search_works(retriever)
 
     using(RecordingRetriever(inner, file, "a"), use)
     assert len(inner.calls) == 3
@@ -479,4 +479,4 @@ def test_probing_reaches_the_retriever_and_leaves_nothing_behind(tmp_path):
 
 def test_a_replay_passes_its_probe_without_a_retriever(tmp_path):
     search(RecordingRetriever(FakeRetriever(), tmp_path / "run.sqlite", "a"), ["x"])
-    using(ReplayRetriever(tmp_path / "run.sqlite"), probe)
+    using(ReplayRetriever(tmp_path / "run.sqlite"), check_search_works)
