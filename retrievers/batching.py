@@ -44,10 +44,10 @@ class _Ask(Generic[Question, Answer]):
 
 
 class MicroBatches(Generic[Question, Answer]):
-    """Every call hands its questions to a queue; the worker takes all that wait there, up to `largest`, at once.
+    """A queue of questions, of which the worker takes all at once, up to `largest`.
 
-    A lone question is never kept waiting for company, and what comes in while the worker is busy shares its next call.
-    Questions of callers that gave up are not answered.
+    An idle worker takes a question at once, also a single one. Questions that arrive while the worker is busy share its next
+    call. The worker drops the questions of callers that gave up.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class MicroBatches(Generic[Question, Answer]):
         try:
             self._resolve(batch)
         except BaseException as error:
-            # Whatever went wrong, nobody may wait for ever.
+            # Every caller must get an answer or an error, or it would wait for ever.
             for ask in batch:
                 ask.call.fail(RetrieverError(f"the search broke: {error!r}"))
             raise

@@ -1,4 +1,4 @@
-"""A retriever behind HTTP that speaks the wire format of Search-R1's retrieval server, or one of the user's own."""
+"""A retriever behind HTTP, in the wire format of Search-R1's retrieval server or in one that the user defines."""
 
 from __future__ import annotations
 

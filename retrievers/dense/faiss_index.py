@@ -78,7 +78,7 @@ def import_faiss(threads: int | None) -> Any:
     """The FAISS library, with FAISS and torch set to a number of threads, or left as they are.
 
     Raises:
-        RetrieverError: if it is missing, or the number is of no use.
+        RetrieverError: if it is missing, or the number is invalid.
     """
     if importlib.util.find_spec("faiss") is None:
         raise RetrieverError("faiss is not installed; pip install faiss-cpu")

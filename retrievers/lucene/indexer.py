@@ -24,7 +24,7 @@ _COUNTERS = ("indexed", "unindexable", "empty", "skipped", "errors")
 def main() -> None:
     """Run on the arguments of the command line; see the module's text."""
     work, heap, threads = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-    # Java prints to descriptor 1 what it likes; the parent shall get nothing but the status lines.
+    # Java prints to descriptor 1 too, and the parent must get the status lines alone.
     status = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     jvm.start(jvm.JvmOptions(heap, threads))

@@ -27,7 +27,7 @@ class HybridRetriever:
             constant: the larger, the less the first ranks count before the later ones; the paper's is 60.
 
         Raises:
-            RetrieverError: if there are fewer than two retrievers, or an argument is of no use.
+            RetrieverError: if there are fewer than two retrievers, or an argument is invalid.
         """
         if len(retrievers) < 2:
             raise RetrieverError(f"{len(retrievers)} retrievers cannot be fused; give two or more")
@@ -39,7 +39,7 @@ class HybridRetriever:
         """Return the `k` best hits of each query, best first, in the order of the queries.
 
         Raises:
-            RetrieverError: if an argument is of no use or one of the retrievers fails.
+            RetrieverError: if an argument is invalid or one of the retrievers fails.
         """
         check_search(queries, k)
         depth = max(self._depth, k)

@@ -94,7 +94,7 @@ class RerankingRetriever(RetrieverWrapper):
         """Remember both; the first retriever stays the caller's to close.
 
         Raises:
-            RetrieverError: if `depth` is of no use.
+            RetrieverError: if `depth` is invalid.
         """
         if depth < 1:
             raise RetrieverError(f"depth is {depth} and must be at least 1")
@@ -113,7 +113,7 @@ class RerankingRetriever(RetrieverWrapper):
         """Return the `k` best hits of each query, best first, in the order of the queries.
 
         Raises:
-            RetrieverError: if an argument is of no use, or the retriever or the model fails.
+            RetrieverError: if an argument is invalid, or the retriever or the model fails.
         """
         check_search(queries, k)
         found = await self.inner.search(queries, max(self._depth, k))

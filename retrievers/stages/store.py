@@ -138,7 +138,7 @@ class HitStore:
             raise RetrieverError(f"{self._path} holds {what}; remove it or give another path")
         if not read_only:
             self._use_write_ahead_log()
-            # Enough for a process that dies; a machine that dies may lose the last entries and nothing else.
+            # Nothing is lost when the process dies. When the machine dies, the last entries may be lost.
             self._writer.execute("PRAGMA synchronous = NORMAL")
             self._writer.execute(f"PRAGMA journal_size_limit = {16 << 20}")
             self._write(lambda: self._make_tables(exclusive))
