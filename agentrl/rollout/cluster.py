@@ -21,6 +21,7 @@ from agentrl.adapters import adapter_folder, check_tensors
 from agentrl.config import Config, ConfigError
 from agentrl.engines import environment
 from agentrl.models import resolve_model
+from agentrl.rollout.imports import LibrariesFirst
 from agentrl.rollout.pool import RolloutPool
 from agentrl.rollout.retriever import check_recording, index_actor, make_retriever, retriever_identity
 from agentrl.rollout.supervisor import Limits
@@ -112,7 +113,7 @@ def _connect(config: Config, logs: Path | None) -> Any:
     # Ray would run engine and trainer at the lowest priority, behind whatever else the machine does.
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112, this is how Ray spells it
     on_terminate = signal.getsignal(signal.SIGTERM)
-    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "job_config": LibrariesFirst()}
     if logs is not None:
         common["runtime_env"] = ray_environment(logs)
     address = config.ray.address
