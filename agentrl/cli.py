@@ -7,11 +7,12 @@ import signal
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
 
+from agentrl.extras import missing_extra
 from agentrl.types import AgentRLError
 from retrievers.base import RetrieverError
 
@@ -77,12 +78,12 @@ def train(
     ] = False,
 ) -> None:
     """Train an adapter, evaluating before and after."""
-    from agentrl.training.plan import plan
-
     settings = _load(config, overrides)
     settings.require("training", "retriever")
     if dry_run:
         print(settings.to_yaml())
+        from agentrl.training.plan import plan
+
         console.print(plan(settings))
         return
     from agentrl.display import RunDisplay, evaluation_table
@@ -241,9 +242,11 @@ def index_build(
     if kind is IndexKind.lucene:
         options: dict[str, object] = {"heap": heap}
     else:
+        from agentrl.config.paths import model_path
         from retrievers.dense.encoder import EncoderOptions
 
-        model = EncoderOptions(encoder, query_prefix=query_prefix, passage_prefix=passage_prefix)
+        # The index is opened in processes with working directories of their own.
+        model = EncoderOptions(model_path(encoder), query_prefix=query_prefix, passage_prefix=passage_prefix)
         options = {"encoder": model, "batch": batch}
     manifest = build(corpus, out, kind.value, console, threads=threads, **options)
     console.print(
@@ -318,11 +321,19 @@ def main() -> None:
     try:
         app()
     except (AgentRLError, RetrieverError, OSError) as error:
-        errors.print("[bold red]error:[/] ", end="")
         # A note says where more is to be found, such as the traceback.
-        message = "; ".join([str(error), *getattr(error, "__notes__", [])])
-        errors.print(message, highlight=False, markup=False, soft_wrap=True)
-        sys.exit(1)
+        _fail("; ".join([str(error), *getattr(error, "__notes__", [])]))
+    except ModuleNotFoundError as error:
+        message = missing_extra(error)
+        if message is None:
+            raise
+        _fail(message)
+
+
+def _fail(message: str) -> NoReturn:
+    errors.print("[bold red]error:[/] ", end="")
+    errors.print(message, highlight=False, markup=False, soft_wrap=True)
+    sys.exit(1)
 
 
 if __name__ == "__main__":

