@@ -9,7 +9,8 @@ READY := $(VENV)/ready
 # pip installs PyTorch's CPU build where it sees one; elsewhere PyTorch's own index of CPU wheels is added.
 TORCH := $(shell grep -E '^torch==' requirements/cpu.lock)
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
+# Twice quiet: errors are printed, and no warnings of what is not there to look in.
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps
 
 # Each quickstart is a run of its own, so that none overwrites another.
 RUN := quickstart-$(shell date +%m%d-%H%M%S)
@@ -44,12 +45,16 @@ lock:
 
 env: $(READY)
 
-$(READY): requirements/cpu.lock pyproject.toml
-	@echo "installing into $(VENV); this takes about five minutes and 4 GB"
-	$(PYTHON) -m venv --clear $(VENV)
-	@if $(PIP) --dry-run --no-index $(TORCH) >/dev/null 2>&1; then extra=""; else extra="--extra-index-url $(CPU_WHEELS)"; fi; \
-	$(PIP) $$extra -r requirements/cpu.lock
-	$(PIP) --no-build-isolation --editable .
+$(READY): requirements/cpu.lock pyproject.toml setup.py
+	@echo "installing into $(VENV), which takes about five minutes and 4 GB"
+	@echo "1/3 a Python environment"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@echo "2/3 the $$(grep -c == requirements/cpu.lock) packages of requirements/cpu.lock"
+	@start=$$(date +%s); \
+	if $(PIP) --dry-run --no-index $(TORCH) >/dev/null 2>&1; then extra=""; else extra="--extra-index-url $(CPU_WHEELS)"; fi; \
+	$(PIP) $$extra -r requirements/cpu.lock && echo "    in $$(($$(date +%s) - start)) s"
+	@echo "3/3 agentrl itself, as this folder"
+	@$(PIP) --no-build-isolation --editable .
 	@touch $(READY)
 
 clean:
