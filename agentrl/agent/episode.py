@@ -72,11 +72,11 @@ class Agent:
         self.tools = Toolbox(config.tools, retriever, k)
         self.protocol = get_protocol(config, codec)
         # What no question could mend is refused here, where it ends the run, and not in each episode.
-        shortest = len(codec.encode(self.protocol.prompt("")))
+        shortest = len(codec.encode(self.protocol.prompt("?")))
         if shortest + config.max_turn_tokens > config.max_episode_tokens:
             raise ConfigError(
-                f"agent.max_episode_tokens {config.max_episode_tokens}: the prompt takes {shortest} tokens without any "
-                f"question and leaves no room for a turn of {config.max_turn_tokens}; raise it"
+                f"agent.max_episode_tokens {config.max_episode_tokens}: the prompt takes {shortest} tokens for the "
+                f"question `?` and leaves no room for a turn of {config.max_turn_tokens}; raise it"
             )
         nothing = len(codec.encode(self.protocol.observation((), 0)))
         if nothing > config.max_observation_tokens:

@@ -196,7 +196,7 @@ class Unfit(SearchTags):
         self.fails = fail
 
     def prompt(self, question):
-        return self.fails() if self.method == "prompt" and question else super().prompt(question)
+        return self.fails() if self.method == "prompt" and question != "?" else super().prompt(question)
 
     def parse(self, text):
         return self.fails() if self.method == "parse" else super().parse(text)
@@ -427,7 +427,9 @@ def test_a_question_that_leaves_no_room_is_never_asked_and_is_no_failure_of_the_
 
 def test_limits_that_leave_no_question_any_room_are_refused_before_the_first(codec):
     config = settings(instruction="look it up " * 200, max_episode_tokens=256)
-    with pytest.raises(ConfigError, match=r"agent\.max_episode_tokens 256: the prompt takes \d+ tokens without any"):
+    with pytest.raises(
+        ConfigError, match=r"agent\.max_episode_tokens 256: the prompt takes \d+ tokens for the question `\?`"
+    ):
         play(codec, [], config=config)
 
 
