@@ -2,15 +2,10 @@
 
 import argparse
 import dataclasses
-import sys
-from pathlib import Path
 
 import pytest
-from fakes import make_episode
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-
 from driver import METHODS, check_equal, measure
+from fakes import make_episode
 
 from agentrl.runs import write_trajectories
 from agentrl.training.sampling import ScoredBatch

@@ -157,6 +157,18 @@ def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(unbroken, model,
     assert equal(final_weights(config), weights)
 
 
+def test_a_finished_run_that_is_given_more_steps_ends_as_a_run_that_had_them_from_the_start(model, tmp_path):
+    whole, first, second = Engines(), Engines(), Engines()
+    run(make_config(model, tmp_path / "whole"), whole)
+    run(make_config(model, tmp_path / "grown", steps=2), first)
+    run(make_config(model, tmp_path / "grown"), second, resume=True)
+    assert first.asked + second.asked == whole.asked
+    assert steps_recorded(make_config(model, tmp_path / "grown")) == [1, 2, 3, 4]
+    assert equal(
+        final_weights(make_config(model, tmp_path / "grown")), final_weights(make_config(model, tmp_path / "whole"))
+    )
+
+
 @pytest.mark.parametrize(
     "error",
     [
