@@ -201,7 +201,7 @@ def test_a_dead_retriever_ends_the_run_with_one_message_and_no_process(world, ti
 def test_a_run_that_is_stopped_keeps_its_state_and_takes_its_processes_along(world, tiny_model, tmp_path, name):
     more = ["training.steps=50", "training.checkpoint_every=50"]
     arguments = tiny_arguments(world, tiny_model, tmp_path, name, *more)
-    process = psutil.Popen([*AGENTRL, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = psutil.Popen([*AGENTRL, *arguments], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     folder = folder_of(tmp_path, name)
     deadline = time.monotonic() + 300
     while not folder.read_metrics():
@@ -214,7 +214,7 @@ def test_a_run_that_is_stopped_keeps_its_state_and_takes_its_processes_along(wor
     assert process.returncode != 0
     step = folder.read_metrics()[-1]["step"]
     assert folder.latest_checkpoint().name == f"checkpoint-{step}"
-    assert f"the training was stopped; --resume continues after step {step}" in process.stderr.read()
+    assert f"the training was stopped; --resume continues after step {step}" in process.stdout.read()
 
 
 @pytest.mark.parametrize(

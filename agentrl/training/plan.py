@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
+import math
 import shutil
 from pathlib import Path
 
 from rich.table import Table
+from safetensors import safe_open
 
-from agentrl.adapters import adapter_folder
+from agentrl.adapters import WEIGHTS, adapter_folder
 from agentrl.config import Config
 from agentrl.models import model_on_disk
+from agentrl.training.adapter import lora_config
 from agentrl.training.run import load_inputs
 
 _GIB = 2**30
@@ -29,7 +31,12 @@ def plan(config: Config) -> Table:
     gpus = f"{engines + indexes + 1:g} ({engines} for engines, {indexes:g} for indexes, 1 for the trainer)"
     adapter = adapter_bytes(config)
     # An optimizer keeps two moments in fp32 beside the weights of each checkpoint.
-    disk = None if adapter is None else (3 * training.keep_checkpoints + 1) * adapter
+    copies = 3 * training.keep_checkpoints + 1
+    disk = (
+        f"{copies} times the adapter, whose size is known once {config.model.path} is downloaded,"
+        if adapter is None
+        else _size(copies * adapter)
+    )
     table = Table("", "", title=f"plan of {config.name}", title_justify="left", show_header=False)
     table.add_row("run folder", str(config.folder))
     table.add_row("engines", f"{rollout.workers} x {config.engine.kind} on {config.device}")
@@ -41,24 +48,29 @@ def plan(config: Config) -> Table:
         "tokens a step", f"at most {episodes * agent.max_episode_tokens:,} ({episodes} x {agent.max_episode_tokens})"
     )
     table.add_row("questions", f"{len(inputs.questions)} to train on, {len(inputs.evaluation)} to evaluate")
-    table.add_row("disk", f"{_size(disk)} for checkpoints and adapter, {_size(free_bytes(config.folder))} free")
+    table.add_row("disk", f"{disk} for checkpoints and adapter, {_size(free_bytes(config.folder))} free")
     return table
 
 
 def adapter_bytes(config: Config) -> int | None:
-    """Return the size of the adapter in fp32, or None while the model is not on this disk and its shapes are unknown."""
+    """Return the size of the adapter in fp32, or None while a model of the hub is not on this disk."""
     start = adapter_folder(config)
     if start is not None:
-        return _parameters(start / "adapter_model.safetensors") * 4
+        with safe_open(start / WEIGHTS, framework="np") as opened:
+            return 4 * sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118, no dict
     folder = model_on_disk(config.model.path)
-    shards = sorted(folder.glob("*.safetensors")) if folder is not None else []
-    if not shards or config.model.lora.target_modules != "all-linear":
+    if folder is None:
         return None
-    layers = [
-        shape for shard in shards for name, shape in _shapes(shard).items() if ".layers." in name and len(shape) == 2
-    ]
-    # Where layers have other names, nothing is known of them.
-    return 4 * config.model.lora.rank * sum(rows + columns for rows, columns in layers) or None
+    import torch
+    from peft import get_peft_model
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    # Its config alone says how many weights a model has; on this device there are none.
+    with torch.device("meta"):
+        policy = get_peft_model(
+            AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)), lora_config(config)
+        )
+    return 4 * policy.get_nb_trainable_parameters()[0]
 
 
 def free_bytes(path: Path) -> int:
@@ -69,24 +81,5 @@ def free_bytes(path: Path) -> int:
     return shutil.disk_usage(path).free
 
 
-def _shapes(file: Path) -> dict[str, list[int]]:
-    # A safetensors file begins with the length of its JSON header, little-endian in eight bytes.
-    with file.open("rb") as stream:
-        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    return {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
-
-
-def _parameters(file: Path) -> int:
-    total = 0
-    for shape in _shapes(file).values():
-        count = 1
-        for side in shape:
-            count *= side
-        total += count
-    return total
-
-
-def _size(size: int | None) -> str:
-    if size is None:
-        return "unknown size"
+def _size(size: int) -> str:
     return f"{size / _GIB:.1f} GiB" if size >= _GIB else f"{size / 2**20:.0f} MiB"
