@@ -17,36 +17,25 @@ def load_policy(config: Config, model: str) -> Any:
         model: the folder of `model.path`, see `agentrl.models.resolve_model`.
     """
     import torch
-    from peft import PeftModel, get_peft_model
+    from peft import LoraConfig, PeftModel, get_peft_model
     from transformers import AutoModelForCausalLM
 
     base = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, config.model.dtype))
-    start = adapter_folder(config)
-    if start is None:
-        policy = get_peft_model(base, lora_config(config))
-    else:
+    start, lora = adapter_folder(config), config.model.lora
+    if start is not None:
         policy = PeftModel.from_pretrained(base, str(start), is_trainable=True)
-    name_base(policy, config)
-    return policy
-
-
-def lora_config(config: Config) -> Any:
-    """Return PEFT's LoraConfig of a fresh adapter as `model.lora` describes it."""
-    from peft import LoraConfig
-
-    lora = config.model.lora
-    return LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=lora.target_modules,
-        task_type="CAUSAL_LM",
-    )
-
-
-def name_base(policy: Any, config: Config) -> None:
-    """Let the adapter name `model.path` as its base: it travels, and PEFT's name is the folder of this machine."""
+    else:
+        settings = LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=lora.target_modules,
+            task_type="CAUSAL_LM",
+        )
+        policy = get_peft_model(base, settings)
+    # PEFT names the folder of this machine, and the adapter travels.
     policy.peft_config["default"].base_model_name_or_path = config.model.path
+    return policy
 
 
 def adapter_files(policy: Any) -> dict[str, bytes]:
