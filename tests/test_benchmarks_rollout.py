@@ -1,23 +1,29 @@
 """The benchmark of rollouts compares equal work: the same requests and ids with barriers and without."""
 
 import asyncio
-import dataclasses
 import random
-import time
 
 import pytest
+import rollout_pool
 from rollout import equal_turns, reuse
-from rollout_work import Barrier, Lab, Produced, WordRetriever, make_work, play, replay
+from rollout_pool import Bench, BenchWorker
+from rollout_rivals import Barrier, WordRetriever
+from rollout_work import Lab, Produced, make_work
+from virtual_ray import Actor, VirtualRay
 
-from agentrl.config import AgentConfig
+from agentrl.config import AgentConfig, parse_config
+from agentrl.rollout import pool, supervisor
+from agentrl.rollout.pool import RolloutPool
+from agentrl.rollout.supervisor import Limits
 from agentrl.types import Question
 from retrievers.base import Hit
 
 PASSAGES = [Hit(f"p{i}", f'"T{i}"\nwords of passage {i}', 1.0) for i in range(9)]
+PLACES = 5
 
 
 class FakeProducer:
-    """Takes a millisecond a token; its cache holds the prompts that it has seen whole."""
+    """Takes a millisecond a token, with a place for each request; its cache holds the prompts that it has seen whole."""
 
     def __init__(self):
         self.forgotten = self.most = self.now = 0
@@ -34,96 +40,121 @@ class FakeProducer:
         self.forgotten += 1
 
 
+class FakeBenchWorker(BenchWorker):
+    def __init__(self, config, codec):
+        super().__init__(config, PASSAGES)
+        self._codec = codec
+
+    def _make_engine(self, model):
+        self.producer = FakeProducer()
+        self._lab = Lab(self.producer, self._codec, self._config.agent, PASSAGES, PLACES)
+        return self.producer
+
+
 @pytest.fixture
-def lab(codec):
+def bench(codec, tokenizer, tmp_path, monkeypatch):
+    """The benchmark's worker without a model, in virtual time."""
+    ray = VirtualRay()
+    for module in (pool, supervisor, rollout_pool):
+        monkeypatch.setattr(module, "ray", ray)
+    for module in (pool, supervisor):
+        monkeypatch.setattr(module, "time", ray)
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
     agent = AgentConfig(
         instruction="", max_turns=3, max_turn_tokens=300, max_observation_tokens=80, max_episode_tokens=4000
     )
+    config = parse_config(
+        {
+            "name": "bench",
+            "model": {"path": str(tmp_path)},
+            "engine": {"max_concurrent": PLACES},
+            "retriever": {"kind": "object", "target": "rollout_pool:NoPassages"},
+            "agent": agent.model_dump(),
+        },
+        source="test",
+    )
+    actor = Actor(ray, lambda actor: FakeBenchWorker(config, codec))
+    workers = RolloutPool([actor], [ray.get(actor.prepare.remote())], Limits(PLACES, 1e6, 1e6))
     questions = [Question(f"q{i}", f"why {i}?", ("so",)) for i in range(3)]
-    return Lab(FakeProducer(), codec, agent, PASSAGES, questions, places=5)
+    yield Bench(actor, workers, codec, agent, PASSAGES, questions, PLACES, ray.monotonic)
+    ray.close()
 
 
-def test_both_methods_play_the_same_script_and_barriers_wait_longer(lab):
-    work = make_work(lab.questions, 12, (2, 20), seed=1)
+def producer(bench):
+    return bench.worker.instance.producer
 
-    async def both(lab):
-        return await play(lab, work, 0.01, barriers=False), await play(lab, work, 0.01, barriers=True)
 
-    lab = dataclasses.replace(lab, places=12)
-    free, held = asyncio.run(both(lab))
+def test_both_methods_play_the_same_script_and_barriers_wait_longer(bench):
+    work = make_work(bench.questions, 4 * PLACES, (2, 20), seed=1)
+    free, held = bench.play(work, 0.01), bench.hold(work, 0.01)
     assert equal_turns(free, held) == 1.0
-    assert lab.engine.forgotten == 2
-    assert [t.searches[0].query for t in free.trajectories] == [t.searches[0].query for t in held.trajectories]
+    assert producer(bench).forgotten == 2
     for seed, request in free.produced.items():
         assert len(request.ids) == work.steps[seed].tokens
     # A turn with barriers takes as long as its longest generation and its slowest search.
     turns = range(4)
-    slowest = sum(
+    slowest = [
         max((0.01 * s.latency for s in work.steps.values() if s.turn == t and s.query), default=0) for t in turns
-    )
-    longest = sum(max((s.tokens / 1000 for s in work.steps.values() if s.turn == t), default=0) for t in turns)
-    assert held.seconds >= slowest + longest
+    ]
+    longest = [max((s.tokens / 1000 for s in work.steps.values() if s.turn == t), default=0) for t in turns]
+    assert held.seconds == pytest.approx(sum(slowest) + sum(longest))
 
 
-def test_places_bound_the_episodes_without_barriers_only(lab):
-    work = make_work(lab.questions, 12, (2, 4), seed=2)
-    asyncio.run(play(lab, work, 0.0, barriers=False))
-    assert lab.engine.most == 5
-    asyncio.run(play(lab, work, 0.0, barriers=True))
-    assert lab.engine.most == 12
+def test_the_pool_fills_the_places_and_no_more_and_barriers_ask_for_all_at_once(bench):
+    work = make_work(bench.questions, 4 * PLACES, (2, 4), seed=2)
+    bench.play(work, 0.0)
+    assert producer(bench).most == PLACES
+    bench.hold(work, 0.0)
+    assert producer(bench).most == 4 * PLACES
 
 
 @pytest.mark.parametrize("chained", [True, False])
-def test_a_replay_sends_the_same_requests(lab, chained):
-    work = make_work(lab.questions, 6, (2, 9), seed=3)
-
-    async def again():
-        played = await play(lab, work, 0.001, barriers=False)
-        lab.engine.most = 0
-        return played, await replay(lab, work, played, chained=chained)
-
-    played, repeated = asyncio.run(again())
+def test_a_replay_sends_the_same_requests(bench, chained):
+    work = make_work(bench.questions, 8, (2, 9), seed=3)
+    played = bench.play(work, 0.001)
+    producer(bench).most = 0
+    repeated = bench.replay(work, played, chained=chained)
     assert equal_turns(played, repeated) == 1.0
-    assert lab.engine.most == (5 if chained else len(work.steps))
+    assert producer(bench).most == (PLACES if chained else len(work.steps))
 
 
-def test_reuse_counts_episodes_by_their_turns(lab):
-    work = make_work(lab.questions, 8, (2, 9), seed=4)
-    played = asyncio.run(play(lab, work, 0.0, barriers=False))
+def test_reuse_counts_episodes_by_their_turns(bench):
+    work = make_work(bench.questions, 8, (2, 9), seed=4)
+    played = bench.play(work, 0.0)
     rows = reuse([(work, played)])
     assert sum(row["sent"] for row in rows) == sum(len(r.prompt_ids) for r in played.produced.values())
     assert sum(row["sent"] - row["computed"] for row in rows) == 4 * len(work.steps)
     assert {row["turns"] for row in rows} <= {2, 3, 4}
 
 
-def test_latencies_have_mean_one_and_a_long_tail(lab):
-    latencies = [s.latency for s in make_work(lab.questions, 4000, (2, 9), seed=5).steps.values()]
+def test_latencies_have_mean_one_and_a_long_tail():
+    latencies = [s.latency for s in make_work([Question("q", "why?", ("so",))], 4000, (2, 9), seed=5).steps.values()]
     assert sum(latencies) / len(latencies) == pytest.approx(1.0, abs=0.1)
     assert max(latencies) > 10
 
 
 def test_a_barrier_opens_when_all_who_stay_are_there():
+    order = []
+
     async def pass_through():
         barrier = Barrier(3)
-        order = []
 
-        async def stay(name, seconds):
-            await asyncio.sleep(seconds)
+        async def stay(name):
             order.append(f"{name} came")
             await barrier.wait()
             order.append(f"{name} passed")
 
-        async def leave():
-            await asyncio.sleep(0.03)
-            barrier.leave()
+        stays = [asyncio.create_task(stay(name)) for name in "ab"]
+        # Both wait by then, and the third is not there.
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        order.append("c left")
+        barrier.leave()
+        await asyncio.gather(*stays)
 
-        started = time.perf_counter()
-        await asyncio.gather(stay("a", 0), stay("b", 0.01), leave())
-        return order, time.perf_counter() - started
-
-    order, seconds = asyncio.run(pass_through())
-    assert order == ["a came", "b came", "a passed", "b passed"]
-    assert seconds >= 0.03
+    asyncio.run(pass_through())
+    assert order == ["a came", "b came", "c left", "a passed", "b passed"]
 
 
 def test_words_find_their_passage():

@@ -96,11 +96,12 @@ class RolloutPool:
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """A request that a worker was handed, and the process that the worker had then."""
+    """A request that a worker was handed, the process that the worker had then, and whether it runs nothing else."""
 
     index: int
     worker: Worker
     process: str
+    alone: bool
 
 
 class RolloutStream(Iterator[tuple[int, list[Trajectory]]]):
@@ -108,12 +109,12 @@ class RolloutStream(Iterator[tuple[int, list[Trajectory]]]):
 
     Requests may be added until the stream is closed, also while it is being read: it ends when it has yielded a group for
     each. All episodes of a request run on one engine, whose prefix cache they share. The worker with the fewest episodes
-    gets the next request, until every worker has twice as many episodes as places: a group that waits for its longest
-    episode then leaves no place empty, since the worker runs the next group's episodes meanwhile.
+    gets the next request, until every worker has twice as many episodes as places, or a whole group more than places: while
+    a group waits for its longest episode, the worker runs episodes of the next, and no place stays empty.
 
-    Where a worker dies or hangs, it is made anew and its groups run again, whole, so that no episode counts twice. Where
-    its code raises, the group's episodes count as failed. `next` raises EnvironmentFailure if workers died or hung too
-    often.
+    Where a worker dies or hangs, it is made anew and its groups run again, whole, so that no episode counts twice; the last
+    time alone, so that a group fails for what it does itself. Where a worker's code raises, the group's episodes count as
+    failed. `next` raises EnvironmentFailure if workers died or hung too often.
     """
 
     def __init__(
@@ -124,6 +125,8 @@ class RolloutStream(Iterator[tuple[int, list[Trajectory]]]):
         self._requests: list[Request] = []
         self._tries: list[int] = []
         self._queue: deque[int] = deque()
+        # Requests before their last try. Who shares a worker with one that kills it must not fail with it.
+        self._suspects: deque[int] = deque()
         self._calls: dict[Any, _Call] = {}
         self._held: list[_Call] = []
         self._last = self._told = time.monotonic()
@@ -138,7 +141,11 @@ class RolloutStream(Iterator[tuple[int, list[Trajectory]]]):
     @property
     def unfinished(self) -> int:
         """How many of the requests that were added have not been yielded."""
-        return len(self._queue) + len(self._calls) + len(self._held)
+        return self._waiting_groups + len(self._calls)
+
+    @property
+    def _waiting_groups(self) -> int:
+        return len(self._queue) + len(self._suspects) + len(self._held)
 
     def __next__(self) -> tuple[int, list[Trajectory]]:
         while self.unfinished:
@@ -164,22 +171,36 @@ class RolloutStream(Iterator[tuple[int, list[Trajectory]]]):
             call.worker.load -= len(self._requests[call.index][1])
         self._calls.clear()
         self._queue.clear()
+        self._suspects.clear()
         self._held.clear()
 
     def _hand_out(self) -> None:
+        """Give waiting requests to workers; suspects come last and have a worker for themselves."""
+        places = self._supervisor.limits.places
+        alone = [call.worker for call in self._calls.values() if call.alone]
         while self._queue:
-            most = 2 * self._supervisor.limits.places
-            free = [worker for worker in self._supervisor.ready() if worker.load < most]
+            most = places + max(places, len(self._requests[self._queue[0]][1]))
+            free = [worker for worker in self._supervisor.ready() if worker.load < most and worker not in alone]
             if not free:
                 return
-            worker = min(free, key=lambda w: w.load)
-            index = self._queue.popleft()
-            question, episode_ids = self._requests[index]
-            if not worker.load:
-                worker.last = time.monotonic()
-            worker.load += len(episode_ids)
-            call = worker.actor.rollout.remote(question, list(episode_ids), self._temperature)
-            self._calls[call] = _Call(index, worker, worker.process)
+            self._give(self._queue.popleft(), min(free, key=lambda w: w.load))
+        idle = [worker for worker in self._supervisor.ready() if not worker.load]
+        while self._suspects and idle:
+            self._give(self._suspects.popleft(), idle.pop(), alone=True)
+
+    def _give(self, index: int, worker: Worker, alone: bool = False) -> None:
+        question, episode_ids = self._requests[index]
+        if not worker.load:
+            worker.last = time.monotonic()
+        worker.load += len(episode_ids)
+        reference = worker.actor.rollout.remote(question, list(episode_ids), self._temperature)
+        self._calls[reference] = _Call(index, worker, worker.process, alone)
+
+    def _retry(self, index: int) -> None:
+        """Have a request wait for its next try."""
+        # Last, so that bad luck with one worker is not followed by more of it at once.
+        last = self._tries[index] == self._supervisor.limits.tries - 1
+        (self._suspects if last else self._queue).append(index)
 
     def _collect(self, reference: Any) -> tuple[int, list[Trajectory]] | None:
         """Return the index and the trajectories of a finished call, or None if its request has to run again."""
@@ -203,15 +224,14 @@ class RolloutStream(Iterator[tuple[int, list[Trajectory]]]):
         if result.running:
             self._held.append(call)
         else:
-            # Last, so that bad luck with one worker is not followed by more of it at once.
-            self._queue.append(call.index)
+            self._retry(call.index)
         return None
 
     def _release_held(self) -> None:
         """Queue the requests whose first process is gone for certain, so that no episode runs twice at once."""
         for call in [call for call in self._held if call.worker.process != call.process]:
             self._held.remove(call)
-            self._queue.append(call.index)
+            self._retry(call.index)
 
     def _waiting(self) -> str:
         """Say what each worker does."""
@@ -225,7 +245,7 @@ class RolloutStream(Iterator[tuple[int, list[Trajectory]]]):
             )
         return (
             f"nothing finished for {time.monotonic() - self._last:.0f} s: {'; '.join(states)}; "
-            f"{len(self._queue) + len(self._held)} group(s) wait for a place"
+            f"{self._waiting_groups} group(s) wait for a place"
         )
 
 

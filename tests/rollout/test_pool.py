@@ -38,12 +38,12 @@ def test_groups_come_back_in_order_and_every_worker_takes_part(rollouts):
     assert run.ray.monotonic() == pytest.approx(9.0)
 
 
-@pytest.mark.parametrize("size", [5, 8, 16])
+@pytest.mark.parametrize("size", [1, 5, 8, 16, 64])
 def test_places_stay_in_use_while_groups_wait_for_their_longest_episode(rollouts, size):
     """An episode is up to nine times as long as another; counted until every episode has begun."""
     run = rollouts(workers=1, places=32)
-    lengths = {f"{i}/{j}": 1 + (7 * i + 3 * j) % 9 for i in range(64) for j in range(size)}
-    asked = requests(4 * 32 // size, size)
+    lengths = {f"{i}/{j}": 1 + (7 * i + 3 * j) % 9 for i in range(128) for j in range(size)}
+    asked = requests(max(4, 4 * 32 // size), size)
     episodes = sum(len(names) for _, names in asked)
     begun, use = set(), SimpleNamespace(seconds=0.0, now=0, last=0.0, end=0.0)
 
