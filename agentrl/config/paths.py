@@ -37,7 +37,7 @@ def model_path(path: str) -> str:
 
 def _adapter(path: str) -> str:
     starter = packaged("starter")
-    return str(starter) if path == starter.name and not Path(path).is_dir() else absolute(path)
+    return str(starter) if path == starter.name and not Path(path).is_dir() else model_path(path)
 
 
 def _index(index: str) -> str:
@@ -57,22 +57,18 @@ ModelPath = Annotated[str, AfterValidator(model_path)]
 """A folder on this machine; where there is none, a hub name `owner/name`, or `wheel:PACKAGE`."""
 
 AdapterPath = Annotated[str, AfterValidator(_adapter)]
-"""A folder on this machine; `starter` is the packaged one where there is no such folder."""
+"""As ModelPath; `starter` is the packaged adapter where there is no such folder."""
 
 
 def missing_folders(config: Config) -> Iterator[str]:
     """Yield one message for each model or adapter that is meant to be a folder of this machine and is none."""
-    models = {"model.path": config.model.path}
+    named = {"model.path": config.model.path, "model.adapter": config.model.adapter}
     if config.retriever is not None:
         if config.retriever.rerank is not None:
-            models["retriever.rerank.model"] = config.retriever.rerank.model
+            named["retriever.rerank.model"] = config.retriever.rerank.model
         for number, index in enumerate(config.retriever.indexes):
-            if isinstance(encoder := index.options.get("model"), str):
-                key = "retriever" if number == 0 else f"retriever.fuse.{number - 1}"
-                models[f"{key}.options.model"] = encoder
-    for key, path in models.items():
-        if Path(path).is_absolute() and not Path(path).is_dir():
-            yield f"{key}: no folder {path}; give a model's folder, a hub name owner/name, or wheel:PACKAGE"
-    adapter = config.model.adapter
-    if adapter is not None and not Path(adapter).is_dir():
-        yield f"model.adapter: no folder {adapter}; give the folder of a PEFT adapter"
+            section = "retriever" if number == 0 else f"retriever.fuse.{number - 1}"
+            named[f"{section}.options.model"] = index.options.get("model")
+    for key, path in named.items():
+        if isinstance(path, str) and Path(path).is_absolute() and not Path(path).is_dir():
+            yield f"{key}: no folder {path}; give a folder, a hub name owner/name, or wheel:PACKAGE"

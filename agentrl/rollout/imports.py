@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from ray.job_config import JobConfig
 
@@ -17,9 +18,9 @@ class LibrariesFirst(JobConfig):
     """
 
     def __init__(self) -> None:
-        super().__init__(
-            runtime_env={"worker_process_setup_hook": _extend_path([os.path.abspath(p) for p in sys.path])}
-        )
+        # This package's own folder goes before a folder of its name in the working directory, such as a checkout beside it.
+        folders = [str(Path(__file__).parents[2]), *map(os.path.abspath, sys.path)]
+        super().__init__(runtime_env={"worker_process_setup_hook": _extend_path(folders)})
 
     def _runtime_env_has_working_dir(self) -> bool:
         # What Ray asks before it puts the folders in front.

@@ -28,7 +28,7 @@ class RunFolder:
     """The files of one run. It pickles, so that the trainer's process has one too."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path.absolute()
+        self.path = path
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.adapter = self.path / "adapter"

@@ -75,7 +75,6 @@ def adapter_bytes(config: Config) -> int | None:
 
 def free_bytes(path: Path) -> int:
     """Return the bytes free on the disk where `path` is or will be."""
-    path = path.absolute()
     while not path.exists():
         path = path.parent
     return shutil.disk_usage(path).free

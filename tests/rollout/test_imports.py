@@ -2,22 +2,20 @@
 
 import logging
 import sys
+from pathlib import Path
 
 import pytest
 import ray
 from ray.job_config import JobConfig
 
+import agentrl
 from agentrl.rollout.imports import LibrariesFirst
-
-pytestmark = pytest.mark.slow
 
 
 def where():
     """Import one module that is a library's name and one that only the user has."""
     import mine_alone
     import tokenizers
-
-    import agentrl.rollout.imports  # noqa: F401
 
     return tokenizers.__file__, mine_alone.__file__
 
@@ -31,8 +29,6 @@ class Actor:
 def working_directory(tmp_path, monkeypatch):
     (tmp_path / "tokenizers.py").write_text("raise RuntimeError('imported in place of the library')\n")
     (tmp_path / "mine_alone.py").write_text("")
-    # The checkout itself, where a command is run beside it.
-    (tmp_path / "agentrl").mkdir()
     monkeypatch.chdir(tmp_path)
     # As the command line does.
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
@@ -48,6 +44,7 @@ def working_directory(tmp_path, monkeypatch):
     ray.shutdown()
 
 
+@pytest.mark.slow
 def test_every_kind_of_worker_imports_libraries_first_and_finds_the_users_modules(working_directory, monkeypatch):
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -68,6 +65,15 @@ def test_every_kind_of_worker_imports_libraries_first_and_finds_the_users_module
     import tokenizers
 
     assert found == [(tokenizers.__file__, str(working_directory / "mine_alone.py"))] * 3
+
+
+def test_agentrl_itself_is_found_before_a_folder_of_its_name_in_the_working_directory(tmp_path, monkeypatch):
+    # Such as the folder of a checkout whose installation is editable, where a command is run beside it.
+    monkeypatch.setattr(sys, "path", ["/library", str(tmp_path)])
+    extend = LibrariesFirst().runtime_env["worker_process_setup_hook"]
+    monkeypatch.setattr(sys, "path", ["/library"])
+    extend()
+    assert sys.path == ["/library", str(Path(agentrl.__file__).parents[1]), str(tmp_path)]
 
 
 def test_ray_still_asks_what_the_settings_answer():
