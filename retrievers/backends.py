@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
@@ -119,7 +120,8 @@ def check_options(folder: Path, options: Mapping[str, Any]) -> None:
     """Check what `open_index` checks before it starts anything.
 
     Raises:
-        RetrieverError: if the folder is no sound index, or its retriever has no option of a name or takes another type.
+        RetrieverError: if the folder is no sound index, its retriever has no option of a name or takes another type, or a
+            number is infinite.
     """
     retriever = retriever_class(folder)
     # Not from the signature, whose annotations stay text once Ray has made the class an actor's.
@@ -131,6 +133,8 @@ def check_options(folder: Path, options: Mapping[str, Any]) -> None:
         if not _is_of(value, known[name]):
             wanted = inspect.formatannotation(known[name])
             raise RetrieverError(f"option {name!r} of {retriever.__name__} is {value!r} and must be of type {wanted}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise RetrieverError(f"option {name!r} of {retriever.__name__} is {value} and must be a finite number")
 
 
 def check_one_corpus(sources: Sequence[str]) -> None:

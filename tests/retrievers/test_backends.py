@@ -1,6 +1,7 @@
 import hashlib
 import io
 import json
+import math
 import multiprocessing
 import tarfile
 from concurrent.futures import ProcessPoolExecutor
@@ -70,6 +71,21 @@ def test_an_option_of_another_type_is_refused_by_its_name(folder, backend, optio
     ((name, value),) = options.items()
     with pytest.raises(RetrieverError, match=f"option '{name}' of .* is {value!r} and must be of type {wanted}"):
         open_index(str(folder), **options)
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_a_number_that_is_not_finite_is_refused(folder, value):
+    with pytest.raises(RetrieverError, match=rf"option 'k1' of LuceneRetriever is {value} and must be a finite number"):
+        check_options(folder, {"k1": value})
+
+
+def test_a_build_with_an_option_that_its_kind_has_not_is_refused(tmp_path):
+    with pytest.raises(RetrieverError, match="an index of kind lucene has no option 'head'; did you mean heap"):
+        build_index(tmp_path / "corpus.jsonl", tmp_path / "out", head="1g")
+    with pytest.raises(RetrieverError, match="an index of kind flat has no option 'heap'"):
+        build_index(tmp_path / "corpus.jsonl", tmp_path / "out", "flat", heap="1g")
+    with pytest.raises(RetrieverError, match="kind is 'annoy' and must be one of flat, hnsw, ivfpq"):
+        build_index(tmp_path / "corpus.jsonl", tmp_path / "out", "annoy")
 
 
 def test_options_of_the_right_types_are_taken(folder):
