@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -130,7 +129,7 @@ class CircuitBreaker:
         return await self._count(attempt)
 
     def _check_patience(self) -> None:
-        now = time.monotonic()
+        now = asyncio.get_running_loop().time()
         failing = now - self._first_failure
         if failing > self._patience_seconds and now - self._last_failure < self._pause_seconds:
             raise self._error(f"{self._name} has failed for {failing:.0f} s, {self._failures} times in a row")
@@ -142,7 +141,7 @@ class CircuitBreaker:
             if failure.busy:
                 self._failures = 0
             else:
-                self._last_failure = time.monotonic()
+                self._last_failure = asyncio.get_running_loop().time()
                 if not self._failures:
                     self._first_failure = self._last_failure
                 self._failures += 1
