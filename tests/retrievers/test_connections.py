@@ -1,6 +1,7 @@
 """The service over real sockets: clients that mean harm, stock clients, many clients."""
 
 import json
+import select
 import signal
 import socket
 import time
@@ -8,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 import requests
 from serving import served
@@ -37,6 +39,15 @@ def answer_of(connection):
     return data
 
 
+def ask_health(connection):
+    """Send a whole request over a connection and read its whole answer."""
+    connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+    answer = b""
+    while not answer.endswith(b"}"):
+        answer += connection.recv(1000)
+    assert answer.startswith(b"HTTP/1.1 200")
+
+
 def is_well(service):
     return httpx.get(service.base + "/health").json()["status"] == "ok"
 
@@ -54,31 +65,26 @@ def test_a_client_that_sends_its_headers_slowly_is_cut_off(service, sent):
     with service.connect() as connection:
         connection.sendall(sent)
         began = time.monotonic()
-        connection.settimeout(5)
-        try:
-            while time.monotonic() - began < 4:
+        connection.settimeout(0.1)
+        with suppress(ConnectionError):
+            while True:
                 connection.sendall(b"a" if sent else b"")
-                connection.settimeout(0.1)
-                try:
+                with suppress(TimeoutError):
                     if connection.recv(100) == b"":
                         break
-                except TimeoutError:
-                    continue
-        except ConnectionError:
-            pass
-        assert 0.4 < time.monotonic() - began < 2
+        assert time.monotonic() - began > 0.4
     assert is_well(service)
 
 
 def test_the_headers_of_a_later_request_on_a_connection_have_the_same_deadline(service):
     with service.connect(5) as connection:
-        connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
-        # Waiting between requests is no crime.
-        time.sleep(0.8)
+        ask_health(connection)
+        # A connection may be idle between two requests for longer than that.
+        assert select.select([connection], [], [], 0.8)[0] == []
         connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\nGET /hea")
         began = time.monotonic()
-        assert answer_of(connection).count(b"HTTP/1.1 200") == 2
-        assert 0.4 < time.monotonic() - began < 2
+        assert answer_of(connection).count(b"HTTP/1.1 200") == 1
+        assert time.monotonic() - began > 0.4
 
 
 def test_a_client_that_sends_its_body_slowly_is_told_and_cut_off(service):
@@ -87,7 +93,7 @@ def test_a_client_that_sends_its_body_slowly_is_told_and_cut_off(service):
         began = time.monotonic()
         answer = answer_of(connection)
         assert answer.startswith(b"HTTP/1.1 408")
-        assert 0.4 < time.monotonic() - began < 2
+        assert time.monotonic() - began > 0.4
     assert is_well(service)
 
 
@@ -138,17 +144,23 @@ def test_a_client_that_does_not_take_its_answer_is_cut_off(service):
         connection.connect(service.address)
         body = b'{"queries": "large"}'
         connection.sendall(ASK + b"Content-Length: %d\r\n\r\n" % len(body) + body)
-        time.sleep(2)
+        # The client sees it only when it reads on, so the server's side is watched.
+        port, server = connection.getsockname()[1], psutil.Process(service.process.pid)
+        for accepted in (True, False):
+            while any(other.raddr and other.raddr.port == port for other in server.net_connections()) != accepted:
+                time.sleep(0.02)
         assert len(answer_of(connection)) < 32 << 20
     assert is_well(service)
 
 
 def test_connections_beyond_the_bound_are_cut_off_and_places_come_free_again(service):
-    connections = [service.connect(3) for _ in range(40)]
-    time.sleep(0.2)
-    for connection in connections:
+    held = [service.connect() for _ in range(20)]
+    for connection in held:
+        ask_health(connection)
+    with service.connect() as beyond:
+        assert answer_of(beyond) == b""
+    for connection in held:
         connection.close()
-    time.sleep(0.2)
     assert is_well(service)
 
 
