@@ -17,25 +17,32 @@ def load_policy(config: Config, model: str) -> Any:
         model: the folder of `model.path`, see `agentrl.models.resolve_model`.
     """
     import torch
-    from peft import LoraConfig, PeftModel, get_peft_model
+    from peft import PeftModel, get_peft_model
     from transformers import AutoModelForCausalLM
 
     base = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, config.model.dtype))
-    start, lora = adapter_folder(config), config.model.lora
+    start = adapter_folder(config)
     if start is not None:
         policy = PeftModel.from_pretrained(base, str(start), is_trainable=True)
     else:
-        settings = LoraConfig(
-            r=lora.rank,
-            lora_alpha=lora.alpha,
-            lora_dropout=lora.dropout,
-            target_modules=lora.target_modules,
-            task_type="CAUSAL_LM",
-        )
-        policy = get_peft_model(base, settings)
+        policy = get_peft_model(base, lora_config(config))
     # PEFT names the folder of this machine, and the adapter travels.
     policy.peft_config["default"].base_model_name_or_path = config.model.path
     return policy
+
+
+def lora_config(config: Config) -> Any:
+    """Return PEFT's LoraConfig of a fresh adapter as `model.lora` describes it."""
+    from peft import LoraConfig
+
+    lora = config.model.lora
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        task_type="CAUSAL_LM",
+    )
 
 
 def adapter_files(policy: Any) -> dict[str, bytes]:
