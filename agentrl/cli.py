@@ -315,9 +315,13 @@ def main() -> None:
     """Run the command line; errors that agentrl knows become one message and exit status 1."""
     # Without this a terminated run would leave Ray, Java and vLLM behind.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    # A config may name the user's own estimator or stratifier, in a module where the command is run. Last, because a file
-    # there must not stand in for a library; Ray hands the path on to its workers.
+    # A config may name the user's own modules, which are looked for where the command is run: last, because a file there must
+    # not stand in for a library. agentrl.rollout.imports does the same in Ray's processes.
     sys.path.append(os.getcwd())
+    # Ray's processes inherit these and have working directories of their own.
+    for name in ("AGENTRL_CACHE", "RETRIEVERS_CACHE", "HF_HOME"):
+        if os.environ.get(name):
+            os.environ[name] = os.path.abspath(os.path.expanduser(os.environ[name]))
     try:
         app()
     except (AgentRLError, RetrieverError, OSError) as error:

@@ -125,3 +125,11 @@ def test_a_config_for_gpus_is_refused_without_them_and_names_the_one_for_cpus(mo
         pass
     # Without a run folder Ray keeps what its processes print.
     assert caught.value.__notes__ == ["what its processes printed: /tmp/session/logs"]
+
+
+def test_caches_mean_the_same_folder_in_every_process(agentrl, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for name in ("AGENTRL_CACHE", "RETRIEVERS_CACHE", "HF_HOME"):
+        monkeypatch.setenv(name, "cache")
+    agentrl("--help")
+    assert {os.environ[name] for name in ("AGENTRL_CACHE", "RETRIEVERS_CACHE", "HF_HOME")} == {str(tmp_path / "cache")}

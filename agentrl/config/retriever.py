@@ -44,8 +44,8 @@ class RetrieverConfig(Section):
     `kind: index` searches `index`; with `fuse`, further indexes of the same corpus by reciprocal rank fusion. `kind: http`
     asks the server at `url`, in Search-R1's format or the one of `wire` (`package.module:Class`, see retrievers.clients.wire).
     `kind: object` is what `target` (`package.module:attribute`) makes of `options`: a web search, tools behind MCP, your own.
-    `token_env` names the environment variable that holds the server's token. A search is tried again `retries` times; six
-    outlive the restart of a server's process.
+    `token_env` names the environment variable that holds the server's token. A search that fails is tried again `retries`
+    times; six retries last longer than the restart of a server's process.
 
     `cache` is a folder in which hits are kept, up to `cache_mib`. `record` is the new file that a run's searches are
     recorded in, and `replay` such a file, which then stands in for the retriever. Paths as in the section data.

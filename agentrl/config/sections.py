@@ -63,12 +63,12 @@ class DataConfig(Section):
 class AgentConfig(Section):
     """How an episode runs.
 
-    `protocol` is a name or `package.module:Class`. `max_turns` bounds the calls of tools that are executed; one more turn
-    remains to answer. `max_invalid` bounds the mistakes that are corrected, unless `mistakes_are_turns`: then they count
-    towards `max_turns`. Token limits count ids of the model's tokenizer; `max_episode_tokens` includes the prompt.
-    `instruction` replaces the protocol's own wording, and an empty one leaves only the question, for a model whose adapter
-    already knows the protocol. The question stands where it has `{question}`, else below it. `instruction_file` names a file
-    that holds the wording; the resolved configuration holds the wording itself.
+    `protocol` is a name or `package.module:Class`. An episode executes at most `max_turns` calls of tools and then has one
+    more turn to answer. The model is told of at most `max_invalid` mistakes; with `mistakes_are_turns` each mistake counts
+    towards `max_turns` instead. Token limits count ids of the model's tokenizer; `max_episode_tokens` includes the prompt.
+    `instruction` replaces the protocol's own wording; the question stands where the instruction has `{question}`, else below
+    it. An empty `instruction` leaves the question alone; it suits a model whose adapter knows the protocol already.
+    `instruction_file` names a file with the wording, which the resolved configuration holds as `instruction`.
     """
 
     protocol: str = "search_tags"
@@ -96,7 +96,7 @@ class AgentConfig(Section):
         try:
             text = Path(absolute(file)).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"instruction_file cannot be read: {error}") from error
+            raise ValueError(f"instruction_file {absolute(file)} cannot be read: {error}") from error
         # The file may change, or be missing on another machine; what a run was told stands in its resolved configuration.
         return tree | {"instruction": text, "instruction_file": None}
 
@@ -138,9 +138,9 @@ class EndpointConfig(Section):
 class EngineConfig(Section):
     """One engine per rollout worker: vLLM, transformers (where there is no vLLM), or an endpoint, for evaluation only.
 
-    `max_concurrent` bounds the episodes under way on an engine. `token_budget` bounds the tokens that its generations under
-    way may grow to; null is what vLLM's cache holds, beyond which it would compute them again.
-    Of vLLM's settings, `kv_cache_gib` counts on a CPU and `gpu_memory_utilization` on a GPU.
+    `max_concurrent` bounds the episodes under way on an engine. `token_budget` bounds the sum of the lengths that the
+    generations under way may reach. null takes what vLLM's cache holds; with more, vLLM would interrupt generations and
+    compute them again. vLLM reads `kv_cache_gib` on a CPU and `gpu_memory_utilization` on a GPU.
     """
 
     kind: Literal["vllm", "transformers", "openai"] = "vllm"
@@ -165,10 +165,10 @@ class EngineConfig(Section):
 class RolloutConfig(Section):
     """Groups of `group_size` episodes for each of `questions_per_step` questions, on `workers` engines.
 
-    A run stops when more than `max_failed_share` of a step's episodes end because engine or retriever failed, or when
-    engines die or hang more than `max_failures` times within `failure_window_seconds`; fewer are restarted and their
-    episodes run again. With `max_staleness` n, engines sample up to n steps ahead of the trainer; 0 is on-policy. An episode
-    with a turn of older weights than that counts as failed.
+    An engine that dies or hangs is started again, and its episodes are run again. A run stops when that happens more than
+    `max_failures` times within `failure_window_seconds`, or when the environment fails more than `max_failed_share` of a
+    step's episodes. With `max_staleness` n, engines sample up to n steps ahead of the trainer; 0 is on-policy. An episode with
+    a turn of weights older than that counts as failed.
     """
 
     workers: int = Field(1, ge=1)
@@ -188,12 +188,13 @@ class RewardConfig(Section):
 class SelectionConfig(Section):
     """Drops groups whose rewards make no difference to their advantages, and samples the next questions in their place.
 
-    The groups of a step are the first that remain, in the order of their questions, whichever get done first. An option
-    such as `balance` adds to advantages whatever the rewards are, so it is no reason to keep a group. A group is judged by
-    itself, so selection cannot be had with comparisons over the questions of a step.
+    A step trains on the first groups that remain, in the order of their questions, not in the order in which they get done.
+    Only rewards keep a group; what an option such as `balance` adds to advantages regardless of the rewards does not. Each
+    group is judged alone, so selection excludes estimators that compare over the questions of a step.
 
-    A step samples at most `max_extra` times `rollout.questions_per_step` more questions. With null it samples until it is
-    full, and the run stops after as many questions as the sets hold. Places that stay empty are not trained on.
+    A step samples at most `max_extra` times `rollout.questions_per_step` more questions and trains on the groups that it
+    then has. With `max_extra: null` a step samples until it is full, and the run stops once a step has sampled as many
+    questions as the sets hold.
     """
 
     enabled: bool = False
@@ -230,8 +231,8 @@ class AdvantagesConfig(Section):
 class LldsConfig(Section):
     """Keeps the likelihood of good actions from falling (arXiv 2512.04220): `weight` 0 leaves it out.
 
-    It acts on actions with an advantage of at least 0 whose mean log-probability fell by more than `tolerance` (nats)
-    since they were sampled, which the numerical difference between engine and trainer should not reach.
+    It acts on actions with an advantage of at least 0 whose mean log-probability fell by more than `tolerance` (nats) since
+    they were sampled. Set `tolerance` above the numerical difference between engine and trainer.
     """
 
     weight: float = Field(0.0, ge=0)
