@@ -67,6 +67,7 @@ class TrainingSession:
         self._micro_batches = 0
         # False while the optimizer changes the weights and until the step is recorded.
         self._whole = True
+        self._generators = _generators()
         # The weights of a fresh adapter are drawn after this.
         set_seed(config.seed)
         model = resolve_model(config.model.path)
@@ -157,6 +158,8 @@ class TrainingSession:
         metrics["tokens_per_second/train"] = metrics["tokens/trained"] / metrics["seconds/train"]
         self._folder.append_metrics(self.step, metrics)
         self._whole = True
+        # TRL draws the order of the next batch from them, and may be cut off after that.
+        self._generators = _generators()
         self._micro_batches = 0
         for name, value in metrics.items():
             self._tensorboard.add_scalar(name, value, self.step)
@@ -179,6 +182,7 @@ class TrainingSession:
             found.append("the step under way had begun to change the weights and is not kept")
         elif self.step > _step_of(self._folder.latest_checkpoint()):
             try:
+                _set_generators(self._generators)
                 self._trainer.save_checkpoint()
             except Exception as error:  # noqa: BLE001, what ended the training must not be lost behind it
                 found.append(f"the state after step {self.step} cannot be saved: {type(error).__name__}: {error}")
@@ -237,3 +241,14 @@ class StepCallback(TrainerCallback):
 
 def _step_of(checkpoint: Path | None) -> int:
     return checkpoint_step(checkpoint) if checkpoint else 0
+
+
+def _generators() -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Return the states of torch's random number generators, of the CPU and of each GPU."""
+    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+
+
+def _set_generators(states: tuple[torch.Tensor, list[torch.Tensor]]) -> None:
+    torch.set_rng_state(states[0])
+    if states[1]:
+        torch.cuda.set_rng_state_all(states[1])

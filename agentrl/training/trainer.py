@@ -40,9 +40,9 @@ class StratifiedTrainer(GRPOTrainer):
     Log-probabilities are computed episode by episode, without padding and with logits at the model's own tokens only.
     Loss and gradients equal those of TRL's padded pass (a test holds them to 1e-5) at a fraction of time and memory.
 
-    Advantages are one for each episode or, from estimators that rate turns, one for each turn's tokens. Episodes that are
-    not trained have no scored token; the model does not run for them. TRL's dapo loss then divides by the tokens of the
-    others; its grpo, bnpo and dr_grpo losses divide by the step's number of episodes or micro-batches, these included.
+    An advantage belongs to an episode or, from estimators that rate turns, to a turn. The model does not run for episodes
+    that are not trained. TRL's dapo loss divides by the tokens of the trained episodes alone; its grpo, bnpo and dr_grpo
+    losses divide by the number of all episodes or micro-batches of the step.
     """
 
     def __init__(
@@ -61,10 +61,10 @@ class StratifiedTrainer(GRPOTrainer):
             args: TRL's own.
             sample: returns the next batch, which has the given number of episodes.
             questions: how many questions the whole run takes, which is the length of TRL's own data.
-            llds_weight: the weight of the LLDS term (see agentrl.training.llds), which takes the mean over tokens that
-                the loss takes. The log-probabilities to preserve are the sampler's, so with one update for each batch of
-                fresh rollouts the term is 0; it acts on rollouts of an older adapter. 0 computes nothing.
-            llds_tolerance: in nats per token; an action whose mean log-probability fell by no more counts as unchanged.
+            llds_weight: the weight of the LLDS term (see agentrl.training.llds); 0 computes none. The term is a mean over
+                tokens, normalised as the loss is. It preserves the sampler's log-probabilities, so it is 0 for rollouts
+                that the present weights have sampled, and acts on those of an older adapter.
+            llds_tolerance: in nats per token; an action counts as unchanged if its mean log-probability fell by no more.
             importance: mode and cap of the weights that correct for rollouts of older weights, see
                 `importance_weights`; None weighs nothing.
             kwargs: TRL's own.
@@ -147,9 +147,8 @@ class StratifiedTrainer(GRPOTrainer):
 
         logprobs/difference_max, _mean: how far the sampler's log-probabilities are from the trainer's, in nats.
         ratio/positive_q01, _q50, _q99: quantiles of exp(trainer's - sampler's log-probability) over the model's tokens of
-            A >= 0. A = 0 counts, as it does for LLDS, whose work these quantiles show: such tokens are not trained, but
-            drift with those that are.
-        importance/mean, _cut_share: of the weights of rollouts of older weights, the mean and the share that was cut.
+            A >= 0. Tokens of A = 0 count: nothing trains them, but they drift with those that are trained.
+        importance/mean, _cut_share: the mean of the importance weights, and the share of them that was cut.
         llds/actions_fallen_share: the share of the actions of A >= 0 that fell, if LLDS is on.
         """
         if self._differences:

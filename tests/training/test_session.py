@@ -169,6 +169,23 @@ def test_a_finished_run_that_is_given_more_steps_ends_as_a_run_that_had_them_fro
     )
 
 
+@pytest.mark.parametrize("micro_batch", [1, 3])
+def test_a_run_that_was_cut_off_within_a_step_takes_that_step_again_as_an_unbroken_one(model, tmp_path, micro_batch):
+    config, whole = make_config(model, tmp_path, micro_batch=1), make_config(model, tmp_path / "whole", micro_batch=1)
+    run(whole, Engines())
+
+    class Events(queue.Queue):
+        def put(self, event):
+            super().put(event)
+            if (event.step, event.phase, event.done) == (2, "train", micro_batch):
+                raise ConnectionError("nobody listens")
+
+    with pytest.raises(TrainingFailed, match="nobody listens; --resume continues after step 2"):
+        run(config, Engines(), events=Events())
+    run(config, Engines(), resume=True)
+    assert equal(final_weights(config), final_weights(whole))
+
+
 @pytest.mark.parametrize(
     "error",
     [
