@@ -111,9 +111,10 @@ class RunFolder:
         """Drop what belongs to steps after `step`, and checkpoints that were cut off while they were written."""
         kept = [line for line in self.read_metrics() if line["step"] <= step]
         replace_text(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
-        for path in (self.path / "trajectories").glob("step-*.jsonl.zst"):
-            if int(path.name.split("-")[1].split(".")[0]) > step:
-                path.unlink()
+        for sub in ("trajectories", "evaluations"):
+            for path in (self.path / sub).glob("step-*.*"):
+                if int(path.name.split("-")[1].split(".")[0]) > step:
+                    path.unlink()
         for path in self.checkpoints.glob("checkpoint-*"):
             if checkpoint_step(path) > step:
                 shutil.rmtree(path)

@@ -70,6 +70,9 @@ def _bound_for_ever(path: Path) -> None:
         except FileNotFoundError:
             # Somebody removed the run folder.
             return
+        except OSError:
+            # A full disk may have room again later.
+            continue
 
 
 @contextmanager
