@@ -73,7 +73,7 @@ def describe_inputs(config: Config) -> dict[str, dict[str, Any]]:
     if retriever is not None and retriever.replay is not None:
         files["retriever.replay"] = retriever.replay
     described: dict[str, dict[str, Any]] = {
-        key: {"path": str(data.resolve(path)), "sha256": _sha256(data.resolve(path))} for key, path in files.items()
+        key: {"path": str(data.resolve(path)), "sha256": file_sha256(data.resolve(path))} for key, path in files.items()
     }
     for number, index in enumerate(retriever.indexes if retriever is not None else ()):
         source = data.resolve_index(index.index)
@@ -83,6 +83,7 @@ def describe_inputs(config: Config) -> dict[str, dict[str, Any]]:
     return described
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file as hex digits. Raises OSError if it cannot be read."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

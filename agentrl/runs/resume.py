@@ -19,6 +19,7 @@ MAY_CHANGE = (
     "data.root",
     "engine",
     "evaluation",
+    "model.adapter",
     "ray",
     "retriever.cache",
     "retriever.cache_mib",
@@ -38,7 +39,8 @@ MAY_CHANGE = (
     "training.threads",
 )
 """Settings, and sections of them, that a resumed run may have another value of. They decide where, how fast and how long
-it runs. `training.steps` may grow, unless something is scheduled over the whole of the run."""
+it runs. `training.steps` may grow, unless something is scheduled over the whole of the run. `model.adapter` may lie in
+another folder: its weights are among the inputs."""
 
 
 def changed_settings(recorded: Config, given: Config, place: str) -> list[str]:
@@ -72,8 +74,14 @@ def changed_settings(recorded: Config, given: Config, place: str) -> list[str]:
 
 
 def check_inputs(recorded: Inputs, given: Inputs) -> None:
-    """Raise RunError if a file that both name has other contents now; the message names it."""
-    for key in recorded.keys() & given.keys():
+    """Raise RunError if a file has other contents than when the run began; the message names it.
+
+    Nothing can be said of a run that took no note of its inputs.
+    """
+    for key in sorted(recorded.keys() | given.keys()) if recorded else ():
+        if key not in recorded or key not in given:
+            where = "began with none" if key in given else f"began with {recorded[key]['path']}, and none is given now"
+            raise RunError(f"{key}: the run {where}; resume with the same one, or start a new run under another name")
         before, now = recorded[key], given[key]
         for what in before.keys() - {"path"}:
             if before[what] != now.get(what):

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from ray.exceptions import RayError
 
-from agentrl.adapters import adapter_folder, read_adapter
+from agentrl.adapters import WEIGHTS, adapter_folder, read_adapter
 from agentrl.config import Config, ConfigError
-from agentrl.data.inputs import check_index, describe_inputs, evaluation_questions, read_set
+from agentrl.data.inputs import check_index, describe_inputs, evaluation_questions, file_sha256, read_set
 from agentrl.data.stream import QuestionStream
 from agentrl.engines import require_trainable
 from agentrl.evaluation.run import Evaluation, evaluate
@@ -98,6 +98,9 @@ def train(
     check_device(config)
     inputs = load_inputs(config)
     described = describe_inputs(config)
+    start = adapter_folder(config)
+    if start is not None:
+        described["model.adapter"] = {"path": str(start), "sha256": file_sha256(start / WEIGHTS)}
     folder, done = RunFolder.reopen(config, described) if resume else (RunFolder.create(config, described), 0)
     with logged(folder.path):
         before, after = _Run(config, folder, inputs, resume, done, _logging(on_progress)).go()

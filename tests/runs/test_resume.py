@@ -177,6 +177,27 @@ def test_an_index_of_another_corpus_or_of_other_words_is_refused(world, tmp_path
         RunFolder.reopen(made, described())
 
 
+@pytest.mark.parametrize(
+    ("now", "message"),
+    [
+        ({"path": "/b", "sha256": "1"}, None),
+        (
+            {"path": "/b", "sha256": "2"},
+            r"/b \(model\.adapter\) is not what the run began with: its sha256 was 1 and is 2",
+        ),
+        (None, r"model\.adapter: the run began with /a, and none is given now"),
+    ],
+)
+def test_an_adapter_may_lie_elsewhere_and_has_the_same_weights(tmp_path, now, message):
+    RunFolder.create(config(tmp_path, model__adapter="/a"), {"model.adapter": {"path": "/a", "sha256": "1"}})
+    moved = config(tmp_path, model__adapter=now and now["path"]), {"model.adapter": now} if now else {}
+    if message is None:
+        assert RunFolder.reopen(*moved)[0].changes == ["model.adapter: '/a' -> '/b'"]
+    else:
+        with pytest.raises(RunError, match=message):
+            RunFolder.reopen(*moved)
+
+
 def test_the_same_questions_may_lie_in_another_folder(world, tmp_path):
     made, described = world
     RunFolder.create(made, described())
