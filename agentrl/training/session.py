@@ -101,7 +101,10 @@ class TrainingSession:
             self._trainer.train(resume_from_checkpoint=str(self._checkpoint) if self._checkpoint else None)
             self.save_adapter()
         except Exception as error:
-            reason = str(error) if isinstance(error, AgentRLError) else f"{type(error).__name__}: {error}"
+            # A traceback may follow the first line; all of it stays in the chain of exceptions.
+            reason = str(error).strip().partition("\n")[0]
+            if not isinstance(error, AgentRLError):
+                reason = f"{type(error).__name__}: {reason}"
             raise TrainingFailed(f"{reason}; {self.keep_state()}") from error
         except BaseException as error:
             # Whoever ends the process this way reads no message.

@@ -209,6 +209,14 @@ def test_whatever_ends_the_run_the_state_of_the_last_whole_step_is_kept(model, t
     assert RunFolder(config.folder).latest_checkpoint().name == "checkpoint-2"
 
 
+def test_the_message_is_one_line_however_much_an_error_says(model, tmp_path):
+    error = RuntimeError("of a library\nTraceback:\n  and so on")
+    with pytest.raises(TrainingFailed) as caught:
+        run(make_config(model, tmp_path), Engines(before_sampling=fails_at(1, error)))
+    assert str(caught.value).startswith("RuntimeError: of a library; there is no checkpoint yet")
+    assert caught.value.__cause__ is error
+
+
 def test_a_run_that_fails_before_its_first_step_says_that_nothing_is_kept(model, tmp_path):
     with pytest.raises(
         TrainingFailed, match="ValueError: early; there is no checkpoint yet, and --resume begins at the"
