@@ -251,6 +251,8 @@ def slow_actor(started_ray):
             return self.answered
 
     actor = ray.remote(Slow).options(max_concurrency=100, num_cpus=0).remote()
+    # A search that is cancelled before the actor runs never reaches it.
+    ray.get(actor.waiting.remote())
     yield actor
     ray.kill(actor)
 
