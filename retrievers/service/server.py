@@ -80,12 +80,21 @@ def make_app(
     app.add_middleware(
         RequestLimitsMiddleware, limits=limits, metrics=served.metrics, paths=paths, open_paths={"/health"}
     )
-    secured = token is not None
+    app.exception_handler(HTTPException)(_fail)
+    _add_search(app, served, default_k, max_queries, max_k, secured=token is not None)
+    if isinstance(retriever, Reader):
+        _add_read(app, served, retriever, secured=token is not None)
+    _add_status(app, served, about or {}, secured=token is not None)
+    return app
 
-    @app.exception_handler(HTTPException)
-    async def fail(request: Request, error: HTTPException) -> Response:
-        return answer_error(error)
 
+async def _fail(request: Request, error: HTTPException) -> Response:
+    return answer_error(error)
+
+
+def _add_search(
+    app: FastAPI, served: ServedRetriever, default_k: int, max_queries: int, max_k: int, *, secured: bool
+) -> None:
     @app.post("/retrieve", **api.retrieve_route(max_queries, max_k, secured=secured))
     async def retrieve(request: Request) -> Response:
         ask = _parse(api.Ask, await request.body())
@@ -100,24 +109,24 @@ def make_app(
         rows = await served.search(queries, k) if queries else []
         return _answer({"result": [[_wire(hit, ask.return_scores) for hit in row] for row in rows]})
 
-    if isinstance(retriever, Reader):
 
-        @app.post("/read", **api.read_route(secured=secured))
-        async def read_document(request: Request) -> Response:
-            ask = _parse(api.ReadAsk, await request.body())
-            found = await served.run(lambda: read(retriever, ask.id))
-            return _answer({"document": None if found is None else _wire(found, False)})
+def _add_read(app: FastAPI, served: ServedRetriever, reader: Reader, *, secured: bool) -> None:
+    @app.post("/read", **api.read_route(secured=secured))
+    async def read_document(request: Request) -> Response:
+        ask = _parse(api.ReadAsk, await request.body())
+        found = await served.run(lambda: read(reader, ask.id))
+        return _answer({"document": None if found is None else _wire(found, False)})
 
+
+def _add_status(app: FastAPI, served: ServedRetriever, about: Mapping[str, object], *, secured: bool) -> None:
     @app.get("/health", **api.health_route())
     async def health() -> Response:
         status, reason = await served.health()
-        return answer_json({**(about or {}), "status": status, **reason}, 200 if status == "ok" else 503)
+        return answer_json({**about, "status": status, **reason}, 200 if status == "ok" else 503)
 
     @app.get("/metrics", **api.metrics_route(secured=secured))
     async def metrics() -> Response:
         return Response(served.metrics.render(), media_type=CONTENT_TYPE)
-
-    return app
 
 
 def serve(
