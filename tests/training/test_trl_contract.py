@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
-from test_trainer import VOCABULARY, make_policy, make_trainer, make_trajectories
 from tiny import tiny_llama
+from trainers import VOCABULARY, make_policy, make_trainer, make_trajectories
 from trl import GRPOConfig, GRPOTrainer
 
 import agentrl
