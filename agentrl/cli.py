@@ -224,7 +224,7 @@ def data_validate(files: Annotated[list[Path], typer.Argument(help="Question fil
 
 @index.command("build")
 def index_build(
-    corpus: Annotated[Path, typer.Option(help="JSON lines with id and contents.")],
+    corpus: Annotated[Path, typer.Option(help="JSON lines, or one JSON array, with id and contents.")],
     out: Annotated[Path, typer.Option(help="The index folder to make.")],
     kind: Annotated[IndexKind, typer.Option(help="lucene for BM25; the others hold vectors.")] = IndexKind.lucene,
     threads: Annotated[int, typer.Option(min=1)] = 2,

@@ -3,9 +3,13 @@ import gzip
 import hashlib
 import json
 import lzma
+import tempfile
 import tracemalloc
+from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from retrievers.base import Hit, RetrieverError
 from retrievers.index import corpus as corpus_module
@@ -85,6 +89,9 @@ RIVER = b'{"id": "0", "contents": "\\"River Tay\\"\\nThe Tay."}\n'
         gzip.compress(RIVER),
         bz2.compress(RIVER),
         lzma.compress(RIVER),
+        b"[" + RIVER.strip() + b"]",
+        b'\xef\xbb\xbf\n[\n  {\n    "_id": 0, "title": "River Tay",\n    "text": "The Tay."\n  }\n]\n',
+        gzip.compress(b" [" + RIVER + b"]\n\n"),
         gzip.compress(b'\xef\xbb\xbf{"_id": 0, "title": "River Tay", "text": "The Tay."}\n\n'),
     ],
 )
@@ -93,6 +100,63 @@ def test_a_common_variant_of_the_format_is_read_to_the_same_passage(tmp_path, co
     assert passages == [Passage("0", '"River Tay"\nThe Tay.')]
     assert not reader.plain
     assert read(tmp_path, RIVER)[0].plain
+
+
+PASSAGES = st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=1, max_size=6)
+
+
+@given(texts=PASSAGES, indent=st.sampled_from([None, 0, 2]), ascii_only=st.booleans(), chunk=st.integers(1, 40))
+def test_an_array_is_read_as_the_same_objects_on_lines_wherever_it_is_split(texts, indent, ascii_only, chunk):
+    objects = [
+        {"id": number, "contents": f'"[{text}"\n{text}\\', "more": [{}, [text], "]"]}
+        for number, text in enumerate(texts)
+    ]
+    lines = "\n".join(map(json.dumps, objects)).encode()
+    array = json.dumps(objects, indent=indent, ensure_ascii=ascii_only).encode()
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpus_module, "_CHUNK_BYTES", chunk)
+        reader, passages = read(Path(folder), array)
+        assert passages == read(Path(folder), lines)[1]
+    assert (reader.count, reader.sha256) == (len(texts), hashlib.sha256(array).hexdigest())
+
+
+@pytest.mark.parametrize(
+    ("elements", "reason"),
+    [
+        (b"7", "element 2: not a JSON object"),
+        (b'["b", "x"]', "element 2: not a JSON object"),
+        (b"", "element 2: not JSON"),
+        (b'{"id": "b", "contents": "\xff"}', "element 2: not UTF-8"),
+        (b'{"id": "b", "contents": "x"}}', "element 2: not JSON"),
+        (b'{"id": "b", "contents": "x"} {"id": "c", "contents": "y"}', "element 2: not JSON"),
+        (b'{"id": "b"}, 7', "element 2: 'contents' is missing"),
+        (
+            b'{"id": "b", "contents": "x"}, {"id": "a", "contents": "x"}',
+            "element 3: id 'a' stands in element 1 already",
+        ),
+        (b'{"id": "b", "contents": "x"', "element 2: the file ends here and its array does not"),
+        (b'{"id": "b", "contents": "x}', "element 2: the file ends here and its array does not"),
+    ],
+)
+def test_a_bad_element_of_an_array_is_named_by_its_position(tmp_path, elements, reason):
+    with pytest.raises(RetrieverError, match=rf"corpus\.jsonl: {reason}"):
+        read(tmp_path, b"[" + GOOD + b", " + elements + b"]")
+
+
+@pytest.mark.parametrize(("after", "element"), [(b", ", 2), (b"", 1)])
+def test_an_array_that_does_not_end_is_refused(tmp_path, after, element):
+    with pytest.raises(RetrieverError, match=f"element {element}: the file ends here"):
+        read(tmp_path, b"[" + GOOD + after)
+
+
+def test_what_follows_an_array_is_not_dropped(tmp_path):
+    with pytest.raises(RetrieverError, match="something follows the array, which ends with element 1"):
+        read(tmp_path, b"[" + GOOD + b"]" + b" " * (2 << 20) + b"[" + GOOD + b"]")
+
+
+def test_an_empty_array_is_an_empty_corpus(tmp_path):
+    with pytest.raises(RetrieverError, match="is empty"):
+        read(tmp_path, b"[ ]")
 
 
 def test_a_text_without_a_title_has_an_empty_one(tmp_path):
@@ -108,8 +172,6 @@ def test_a_packed_file_has_the_hash_of_what_is_in_it(tmp_path):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"[" + RIVER.strip() + b"]", "is a JSON array; write one object on each line"),
-        (gzip.compress(b" [\n" + RIVER.strip() + b"]"), "is a JSON array"),
         (RIVER.decode().encode("utf-16"), "is UTF-16; convert the file to UTF-8"),
         (b"PAR1\x15\x04", "is a Parquet file"),
         (b"PK\x03\x04\x14\x00", "is a zip archive"),
@@ -131,25 +193,46 @@ def test_a_missing_file_and_an_empty_one_are_errors(tmp_path):
         read(tmp_path, b"")
 
 
-def test_a_line_without_end_is_refused_before_it_fills_the_memory(tmp_path):
+@pytest.mark.parametrize(
+    ("begin", "place"), [(GOOD, "2"), (b"[" + GOOD + b",", " element 2"), (b'[{"id": "a', " element 1")]
+)
+def test_an_entry_without_end_is_refused_before_it_fills_the_memory(tmp_path, begin, place):
     path = tmp_path / "corpus.jsonl"
     with path.open("wb") as file:
-        file.write(GOOD)
+        file.write(begin)
         file.truncate(100 << 20)
     tracemalloc.start()
     try:
-        with pytest.raises(RetrieverError, match=r"corpus\.jsonl:2: longer than 16777216 bytes"):
+        with pytest.raises(RetrieverError, match=rf"corpus\.jsonl:{place}: longer than 16777216 bytes"):
             list(CorpusReader(path))
         assert tracemalloc.get_traced_memory()[1] < 4 * corpus_module.MAX_LINE_BYTES
     finally:
         tracemalloc.stop()
 
 
-def test_a_line_of_exactly_the_bound_is_read_and_one_byte_more_is_not(tmp_path, monkeypatch):
+def test_a_long_array_is_never_in_memory_whole(tmp_path):
+    path = tmp_path / "corpus.json"
+    text = "x" * 100_000
+    with path.open("w") as file:
+        file.write("[")
+        file.writelines(f'{"," * (number > 0)}{{"id": {number}, "contents": "{text}"}}' for number in range(1000))
+        file.write("]")
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in CorpusReader(path)) == 1000
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_entry_of_exactly_the_bound_is_read_and_one_byte_more_is_not(tmp_path, monkeypatch):
     monkeypatch.setattr(corpus_module, "MAX_LINE_BYTES", len(GOOD))
     assert read(tmp_path, GOOD)[0].count == 1
+    assert read(tmp_path, b"[" + GOOD + b"]")[0].count == 1
     with pytest.raises(RetrieverError, match=":1: longer"):
         read(tmp_path, b" " + GOOD)
+    with pytest.raises(RetrieverError, match="element 1: longer"):
+        read(tmp_path, b"[ " + GOOD + b"]")
 
 
 def test_a_hit_splits_title_and_text():
