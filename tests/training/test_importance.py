@@ -6,7 +6,7 @@ import random
 
 import pytest
 import torch
-from test_trainer import loss_and_gradients, make_policy, make_trajectories, score
+from trainers import loss_and_gradients, make_policy, make_trajectories, score
 from trl import GRPOTrainer
 
 from agentrl.training.importance import importance_weights
