@@ -139,6 +139,8 @@ def test_a_question_beside_the_prompt_goes_before_what_the_prompt_holds(tmp_path
         ("Question: who dug the canal\r\nYour final answer:", "who dug the canal"),
         ("Question: who dug the canal? Answer:", "who dug the canal?"),
         ('Question: who sings "where are you?" in the film', 'who sings "where are you?" in the film'),
+        ("Question: who made Are We There Yet? and Fame?", "who made Are We There Yet? and Fame?"),
+        ("Question: who dug the canal?  (two words)\nAnswer:", "who dug the canal?  (two words)"),
     ],
 )
 def test_a_prompt_gives_its_question_whole_and_nothing_else(tmp_path, prompt, question):
@@ -154,6 +156,8 @@ def test_a_prompt_gives_its_question_whole_and_nothing_else(tmp_path, prompt, qu
         ("Answer. Question: I like TV. Question: Time is good. Who hosts it?", "2 places"),
         ("Question: who dug the canal?\nAnswer in one word.", "but with 'Answer in one word.'"),
         ("Question: who dug the canal? Answer in one word.", "does not end with its question"),
+        ("Question: who dug the canal? let us think step by step.", "does not end with its question"),
+        ("Question: who dug the canal? /no_think", "does not end with its question"),
         ("Question: who dug the canal Answer:", "does not end with its question"),
         ("Question: who?<|im_end|>\n<|im_start|>assistant\n", "does not end with its question"),
         ("Question: who? [/INST]", "does not end with its question"),
@@ -175,6 +179,20 @@ def test_a_question_survives_its_prompt_unchanged_or_the_prompt_is_refused(quest
     except RowError:
         return
     assert found == question.strip()
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"extra_info": {"split": "train"}}, "`extra_info.index` is missing"),
+        ({"extra_info": {"split": None, "index": 3}}, "`extra_info.split` is null"),
+        ({"extra_info": {"split": "train", "index": 3.0}}, "`extra_info.index` is 3.0"),
+        ({"id": float("nan")}, "`id` is nan"),
+    ],
+)
+def test_what_is_no_id_is_named_as_it_stands_in_the_file(tmp_path, columns, message):
+    (problem,) = validate_questions(write_lines(tmp_path / "a.jsonl", verl("x") | columns))
+    assert message in problem
 
 
 def test_null_is_no_index_in_any_row(tmp_path):
@@ -221,7 +239,7 @@ BAD_ROWS = {
     "reward_model is null": (verl("x") | {"reward_model": None}, "`reward_model` is missing"),
     "_id is null": ({"_id": None, "question": "q?", "answer": "x"}, "`_id` is missing"),
     "_id is a list": ({"_id": [], "question": "q?", "answer": "x"}, "`_id` is a list"),
-    "split is missing": (verl("x") | {"extra_info": {"index": 3}}, "`extra_info.split` is null"),
+    "split is missing": (verl("x") | {"extra_info": {"index": 3}}, "`extra_info.split` is missing"),
     "question of extra_info is empty": (verl("x", question=" "), "`extra_info.question` is empty"),
     "prompt is a number": (verl("x") | {"prompt": 3}, "`prompt` is a number"),
     "a list": ([1], "holds a list where an object is needed"),

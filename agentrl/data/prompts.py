@@ -19,6 +19,9 @@ _SENTENCE_END = re.compile(r"""[.!][\"'”’)\]>]*\s+$""")
 _CUE = re.compile(r"(?:#+ )?(?:\w+ ){0,2}\w+(?<!Question):")
 _CUE_AFTER_SENTENCE = re.compile(rf"(?<=[.!?？])\s+{_CUE.pattern}$")
 _AFTER_QUESTION = re.compile(r"[?？][\"'”’)\]]*\s+(\S)")
+# A question mark without a quotation mark ends no title, so words after the last one are none of the question's. What stands
+# in brackets is a hint that belongs to it, such as "(two words)".
+_UNASKED = re.compile(r"[?？]\s+(?![\s(])[^?？]*\w[^?？]*$")
 _CONTROL = re.compile(r"<\|.*?\|>|</?\w+>|\[/?INST\]")
 
 
@@ -54,7 +57,7 @@ def _without_cue(text: str, column: str) -> str:
     question = _CUE_AFTER_SENTENCE.sub("", first)
     rest = [line for line in others if line and not _CUE.fullmatch(line)]
     goes_on = any(letter.isupper() for letter in _AFTER_QUESTION.findall(question))
-    if rest or goes_on or question.endswith(":") or _CONTROL.search(question):
+    if rest or goes_on or _UNASKED.search(question) or question.endswith(":") or _CONTROL.search(question):
         shown = rest[0] if rest else question
         raise RowError(f"`{column}` does not end with its question, but with {shown!r}; {_REMEDY}")
     return question

@@ -75,12 +75,16 @@ def _id(row: Row) -> str:
         raise RowError(
             f"`{column}` is missing; give each question an id (Search-R1, verl: `extra_info` with `split` and `index`)"
         )
-    return "_".join(_name(extra.get(part), f"extra_info.{part}") for part in ("split", "index"))
+    for part in ("split", "index"):
+        if part not in extra:
+            raise RowError(f"`extra_info.{part}` is missing; add it, or give each question an `id`")
+    return "_".join(_name(extra[part], f"extra_info.{part}") for part in ("split", "index"))
 
 
 def _name(value: Any, column: str) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise RowError(f"`{column}` is {kind(value)}; write text or a whole number, or give each question an `id`")
+        found = value if isinstance(value, float) else kind(value)
+        raise RowError(f"`{column}` is {found}; write text or a whole number, or give each question an `id`")
     if not str(value).strip():
         raise RowError(f"`{column}` is empty; give each question an id")
     return str(value)
