@@ -27,10 +27,14 @@ _BEYOND_LORA = (
     "trainable_token_indices",
     "alora_invocation_tokens",
     "use_qalora",
+    "use_bdlora",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
 )
 
 # Ways to start an adapter that also change W.
-_CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 def adapter_folder(config: Config) -> Path | None:

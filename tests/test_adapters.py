@@ -1,6 +1,7 @@
 """An adapter is what the config says, plain LoRA, and made for the model; whatever is not is refused before anything starts."""
 
 import json
+from dataclasses import fields
 from types import SimpleNamespace
 
 import pytest
@@ -54,11 +55,22 @@ def test_settings_that_the_adapter_does_not_have_are_refused(tmp_path, lora, mes
         (MADE | {"bias": "lora_only"}, "bias 'lora_only' is more than plain LoRA"),
         (MADE | {"alpha_pattern": {"q_proj": 16}}, "alpha_pattern .* is more than plain LoRA"),
         (MADE | {"init_lora_weights": "pissa_niter_4"}, "init_lora_weights pissa_niter_4 changes the base model"),
+        (MADE | {"init_lora_weights": "lora_ga"}, "init_lora_weights lora_ga changes the base model"),
     ],
 )
 def test_what_is_no_plain_lora_adapter_is_refused(tmp_path, made, message):
     with pytest.raises(ModelError, match=message):
         folder_of(tmp_path, made)
+
+
+def test_every_variant_of_lora_that_changes_what_a_layer_gives_is_refused(tmp_path):
+    from peft import LoraConfig
+
+    variants = {field.name for field in fields(LoraConfig) if field.metadata.get("is_lora_variant")}
+    # Its forward pass is plain LoRA's, only the backward one is not.
+    for name in sorted(variants - {"velora_config"}):
+        with pytest.raises(ModelError, match=f"{name} .* is more than plain LoRA"):
+            folder_of(tmp_path, MADE | {name: {"some": 1}})
 
 
 def test_settings_at_their_defaults_are_plain_lora(tmp_path):
