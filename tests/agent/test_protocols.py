@@ -73,8 +73,8 @@ def test_a_turn_with_one_closed_action_is_read(text, kind, argument):
         ("< search > a </ search >", "tags are written in lower case and without spaces, as <search>"),
         ("<Answer>Paris</Answer>", "tags are written in lower case and without spaces, as <answer>"),
         ("<answer>Paris</Answer>", "tags are written in lower case and without spaces, as <answer>"),
-        ("<think> <search> a </search> </think>", "no <search> or <answer> was closed"),
-        ("<THINK> <search> a </search> </ think >", "no <search> or <answer> was closed"),
+        ("<think> <search> a </search> </think>", "what stands inside <think> is no action"),
+        ("<THINK> <search> a </search> </ think >", "what stands inside <think> is no action"),
         ("<search> a </search> and more", "text follows </search>"),
         ("<search> a </search> <think> and <answer> more </answer> </think>", "text follows </search>"),
         ("<think> a </think> <search> b", "<search> was not closed"),
@@ -177,7 +177,9 @@ thoughts = foreign.filter(lambda text: not re.search(r"think\s*>", text, re.IGNO
 def test_whatever_a_closed_thought_names_is_no_action(thought, kind, said):
     action = PROTOCOL.parse(f"<think>{thought}</think>\n<{kind}>{said}</{kind}>")
     assert (action.kind, action.argument) == (kind, " ".join(said.split()))
-    assert PROTOCOL.parse(f"<think>{thought}</think>").argument == "no <search> or <answer> was closed"
+    alone = PROTOCOL.parse(f"<think>{thought}</think>")
+    assert alone.kind is ActionKind.INVALID
+    assert alone.argument in ("no <search> or <answer> was closed", "what stands inside <think> is no action")
 
 
 ALL = ["search_tags", "json_tools", "chat_tools", "search_r1"]

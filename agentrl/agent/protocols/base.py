@@ -218,6 +218,8 @@ class TextProtocol(Protocol):
             raise Mistake(f"only {self.author} <{self.frame_tag}>")
         tags = [tag for tag in tags if tag[2].lower() in self.action_tags]
         if not tags:
+            if any(tag[2].lower() in self.action_tags for tag in self._tag.finditer(text)):
+                raise Mistake("what stands inside <think> is no action")
             raise Mistake(f"no {' or '.join(f'<{name}>' for name in self.action_tags)} was closed")
         if len(tags) > 2:
             raise Mistake("more than one action in a turn")
