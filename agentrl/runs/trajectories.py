@@ -73,9 +73,11 @@ def _lines(path: Path) -> Iterator[bytes]:
     """Yield the lines of all frames; the last one may lack its line break."""
     rest = b""
     frame: Any = None
+    empty = True
     try:
         with path.open("rb") as file:
             while chunk := file.read(_CHUNK):
+                empty = False
                 while chunk:
                     frame = frame or zstandard.ZstdDecompressor().decompressobj()
                     # Not splitlines: a JSON text may hold Unicode's own line separators.
@@ -84,7 +86,7 @@ def _lines(path: Path) -> Iterator[bytes]:
                     chunk, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
     except zstandard.ZstdError as error:
         raise RunError(f"{path}: not a trajectory file, or a damaged one: {error}; get the file again") from error
-    if frame is not None:
+    if frame is not None or empty:
         _log.warning("%s: its end is missing, as after a kill; what stands before it was read", path)
     elif rest:
         yield rest

@@ -159,6 +159,16 @@ def test_a_kill_while_trajectories_are_added_loses_these_alone_wherever_it_cuts(
         assert [record.levelno for record in caplog.records] == [logging.WARNING] * (size > kept)
 
 
+def test_a_file_without_a_byte_is_one_whose_end_is_missing(tmp_path, caplog):
+    (tmp_path / "file").touch()
+    assert read(tmp_path / "file") == []
+    assert "its end is missing" in caplog.text
+    caplog.clear()
+    write_trajectories(tmp_path / "file", [])
+    assert read(tmp_path / "file") == []
+    assert caplog.records == []
+
+
 def test_a_trajectory_file_appears_whole_or_not_at_all(tmp_path):
     strange = make_episode("b", Question("q", "?", ("x",), metadata={"k": object()}))
     with pytest.raises(TypeError):
