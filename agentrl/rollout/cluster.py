@@ -8,13 +8,14 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import worker as ray_worker
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from agentrl.adapters import adapter_folder, check_tensors
@@ -28,6 +29,8 @@ from agentrl.rollout.supervisor import Limits
 from agentrl.rollout.worker import RolloutWorker
 from agentrl.runs.logs import process_name, ray_environment
 from agentrl.types import EnvironmentFailure
+
+_logger = logging.getLogger(__name__)
 
 # Ray counts CPUs to place actors, not to bind them; a laptop's two would not place retriever, engine and trainer.
 _LEAST_CPUS = 8
@@ -116,6 +119,8 @@ def _connect(config: Config, logs: Path | None) -> Any:
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "job_config": LibrariesFirst()}
     if logs is not None:
         common["runtime_env"] = ray_environment(logs)
+    # What Ray reports of processes that died goes to standard output otherwise, whatever `log_to_driver` says.
+    ray_worker.print_to_stdstream = _log_report
     address = config.ray.address
     if address is not None:
         _check_listening(address)
@@ -139,6 +144,11 @@ def _connect(config: Config, logs: Path | None) -> Any:
         # Ray puts a handler of its own in place that prints a stack trace and skips our clean-up.
         signal.signal(signal.SIGTERM, on_terminate)
     return context
+
+
+def _log_report(report: Mapping[str, Any], **options: Any) -> None:
+    for line in report["lines"]:
+        _logger.info("Ray's %s: %s", report["pid"], line)
 
 
 def _check_listening(address: str) -> None:

@@ -3,8 +3,6 @@
 import os
 import random
 import signal
-import threading
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -21,9 +19,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("started_ray")]
 GROUPS, SIZE = 50, 4
 
 
-def kill(actor, method):
+def kill(actor):
     try:
-        os.kill(ray.get(getattr(actor, method).remote(), timeout=20), signal.SIGKILL)
+        os.kill(ray.get(actor.pid.remote(), timeout=20), signal.SIGKILL)
     except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError, ProcessLookupError):
         return False
     return True
@@ -83,38 +81,30 @@ def test_a_closed_stream_cancels_the_real_episodes_that_it_began(running):
 
 def test_200_episodes_survive_killed_workers_killed_retrievers_and_delays(running):
     """Workers are killed five times, the retriever five times, and twenty searches outlast their deadline."""
-    pool, workers, retriever, orders = running.pool, running.workers, running.retriever, running.orders
-    requests = [(Question(f"q{i}", "where?", ("there",)), [f"{i}/{j}" for j in range(SIZE)]) for i in range(GROUPS)]
-    killed = {"workers": 0, "retriever": 0}
-    over = threading.Event()
+    rng = random.Random(0)
+    for _ in range(20):
+        (running.orders / f"delay-{rng.random()}").touch()
+    asked = [(Question(f"q{i}", "where?", ("there",)), [f"{i}/{j}" for j in range(SIZE)]) for i in range(GROUPS)]
+    left = ["worker", "retriever"] * 5
+    reached = []
 
-    def trouble():
-        rng = random.Random(0)
-        for _ in range(20):
-            (orders / f"delay-{rng.random()}").touch()
-        while not over.is_set() and min(killed.values()) < 5:
-            time.sleep(rng.uniform(0.5, 3.0))
-            if killed["workers"] < 5:
-                killed["workers"] += kill(rng.choice(workers), "pid")
-            if killed["retriever"] < 5:
-                killed["retriever"] += kill(retriever, "ping")
+    def trouble(done):
+        reached.append(done)
+        due = GROUPS * SIZE * (1 - len(left) / 11)
+        if left and done >= due:
+            actor = running.retriever if left[-1] == "retriever" else rng.choice(running.workers)
+            # One that is on its way back is left alone, and another is due with the next group.
+            if kill(actor):
+                left.pop()
 
-    agent_of_chaos = threading.Thread(target=trouble)
-    agent_of_chaos.start()
-    done, finished = [], []
-    try:
-        # In rounds until all the trouble has happened, each with ids of its own.
-        while not finished or agent_of_chaos.is_alive():
-            number = len(finished)
-            named = [(question, [f"{number}/{name}" for name in names]) for question, names in requests]
-            finished.append((named, pool.sample(named, 1.0, done.append)))
-    finally:
-        over.set()
-        agent_of_chaos.join()
-    assert killed == {"workers": 5, "retriever": 5}
-    assert not list(orders.iterdir())
-    for named, groups in finished:
+    rounds = []
+    while not rounds or left:
+        # Each round has ids of its own.
+        named = [(question, [f"{len(rounds)}/{name}" for name in names]) for question, names in asked]
+        rounds.append((named, running.pool.sample(named, 1.0, trouble)))
+    assert not list(running.orders.iterdir())
+    for named, groups in rounds:
         check(named, groups)
     # Kills that meet a worker on its way back are part of one restart.
-    assert 1 <= pool.counters["rollout/restarts"] <= 5
-    assert done[-1] == GROUPS * SIZE
+    assert 1 <= running.pool.counters["rollout/restarts"] <= 5
+    assert reached[-1] == GROUPS * SIZE
