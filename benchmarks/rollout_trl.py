@@ -101,6 +101,8 @@ class TrlLoop:
                 report_to=[],
             ),
         )
+        # The engine has loaded these weights by itself, and vLLM on a CPU has packed them, so that TRL cannot load them again.
+        self._trainer._last_loaded_step = self._trainer.state.global_step
         self._script(network)
 
     def play(self, work: Work, mean_latency: float) -> Looped:

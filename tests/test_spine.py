@@ -224,7 +224,7 @@ def test_a_run_that_is_stopped_keeps_its_state_and_takes_its_processes_along(wor
     [
         ("retriever.index=missing/index", "agentrl index build"),
         ("data.train.0.path=missing.jsonl", "missing.jsonl"),
-        ("model.adapter=missing", "adapter_config.json"),
+        ("model.adapter=missing", "model.adapter: no folder"),
         ("trainin.steps=3", "training"),
         ("advantages.options.alhpa=0.5", "alpha"),
     ],

@@ -106,7 +106,9 @@ class VirtualRay:
 
     def kill(self, actor, no_restart=True):
         assert not no_restart, "the pool has Ray make actors anew"
-        actor.die()
+        # It takes a moment, and hits the process that is known at this time.
+        process = actor.process
+        self.loop.call_later(0.1, lambda: actor.process is not process or actor.die())
 
     def cancel(self, reference):
         actor, number = reference.call
@@ -170,7 +172,7 @@ class Actor:
         if not reference.done():
             settle(reference)
 
-    def die(self):
+    def die(self, make_error=ActorDiedError):
         """End the process: what it ran is lost, and a new one takes its place."""
         calls, self._calls = self._calls, {}
         self.process.end()
@@ -181,13 +183,13 @@ class Actor:
             if retries:
                 self._submit(reference, name, arguments, retries - 1)
             else:
-                reference.set_exception(ActorDiedError())
+                reference.set_exception(make_error())
 
     def lose(self):
         """Lose the connection for a moment: callers get an error, and the process goes on."""
         for reference, *_ in self._calls.values():
             if not reference.done():
-                reference.set_exception(ActorUnavailableError("connection lost", b"0" * 16))
+                reference.set_exception(unavailable())
 
     def cancel(self, number):
         if number in self._calls:
@@ -195,6 +197,10 @@ class Actor:
             task.cancel()
             if not reference.done():
                 reference.set_exception(TaskCancelledError())
+
+
+def unavailable():
+    return ActorUnavailableError("connection lost", b"0" * 16)
 
 
 class _Method:

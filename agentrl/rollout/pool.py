@@ -216,7 +216,7 @@ class RolloutStream(Iterator[tuple[int, list[Trajectory]]]):
             return call.index, _failed(request, FailureCause.CODE, problem)
         if not isinstance(result, Failure):
             return call.index, result
-        self._supervisor.bring_back(call.worker, call.process, result)
+        self._supervisor.bring_back(call.worker, call.process, result.reason)
         self._tries[call.index] += 1
         if self._tries[call.index] == self._supervisor.limits.tries:
             return call.index, _failed(request, FailureCause.WORKER, f"its worker failed every time: {result.reason}")

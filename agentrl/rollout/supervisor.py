@@ -65,16 +65,9 @@ class Worker:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a worker cannot go on.
-
-    Attributes:
-        reason: what happened, for a message.
-        gone: the process has ended, and Ray makes it anew by itself.
-        running: the process may still work on what it was handed.
-    """
+    """Why a worker cannot go on, for a message, and whether its process may still work on what it was handed."""
 
     reason: str
-    gone: bool = False
     running: bool = False
 
 
@@ -126,7 +119,7 @@ class Supervisor:
                 worker, process = waiting.pop(reference)
                 answer = _prepared(reference)
                 if isinstance(answer, Failure):
-                    self.bring_back(worker, process, answer)
+                    self.bring_back(worker, process, answer.reason)
                     # This call waits until the worker is back.
                     waiting[self._prepare(worker)] = worker, worker.process
                 else:
@@ -137,8 +130,11 @@ class Supervisor:
                     f"worker(s) {late} did not load adapter version {version} within {self.limits.start_seconds:g} s"
                 )
 
-    def bring_back(self, worker: Worker, process: str, failure: Failure) -> None:
+    def bring_back(self, worker: Worker, process: str, reason: str) -> None:
         """Have a worker made anew, once for all the calls that ended with its process `process`.
+
+        The process ends itself if it can still be called. To kill the actor could hit the next process, where the first
+        has ended before.
 
         Raises:
             EnvironmentFailure: if workers died or hung too often.
@@ -146,10 +142,8 @@ class Supervisor:
         with self._lock:
             if worker.preparing is not None or worker.process != process:
                 return
-            self._count_death(worker, failure.reason)
+            self._count_death(worker, reason)
             worker.ended = process
-            if not failure.gone:
-                ray.kill(worker.actor, no_restart=False)
             worker.preparing, worker.since = self._prepare(worker), time.monotonic()
 
     def take(self, reference: Any) -> bool:
@@ -161,7 +155,7 @@ class Supervisor:
             worker.preparing = None
             answer = _prepared(reference)
             if isinstance(answer, Failure):
-                self.bring_back(worker, worker.process, answer)
+                self.bring_back(worker, worker.process, answer.reason)
             else:
                 worker.process, worker.last = answer, time.monotonic()
             return True
@@ -179,12 +173,15 @@ class Supervisor:
                 patience = math.ceil(worker.load / limits.places) * limits.episode_seconds + limits.grace_seconds
                 if worker.preparing is not None and now - worker.since > limits.start_seconds:
                     worker.preparing = None
-                    self.bring_back(
-                        worker, worker.process, Failure(f"it did not start within {limits.start_seconds:g} s")
-                    )
+                    self._kill(worker, f"it did not start within {limits.start_seconds:g} s")
                 elif worker.preparing is None and worker.load and now - worker.last > patience:
                     # The worker's calls end with its process and are handed out again.
-                    self.bring_back(worker, worker.process, Failure(f"it finished nothing for {patience:g} s"))
+                    self._kill(worker, f"it finished nothing for {patience:g} s")
+
+    def _kill(self, worker: Worker, reason: str) -> None:
+        """Bring back a worker that may not answer calls."""
+        ray.kill(worker.actor, no_restart=False)
+        self.bring_back(worker, worker.process, reason)
 
     def _prepare(self, worker: Worker) -> Any:
         # Ray refuses calls while it makes an actor anew; to try again is no new death of the worker.
@@ -224,11 +221,12 @@ def answer(reference: Any) -> Any:
         if isinstance(error, EngineDied):
             return Failure(str(error.cause))
         raise
+    # The connection broke, or the process died a moment ago: nobody knows yet.
     except ActorUnavailableError:
         return Failure("it could not be reached", running=True)
     # A result is lost with the machine that holds it.
     except (RayActorError, ObjectLostError) as error:
-        return Failure(f"its process died ({type(error).__name__})", gone=True)
+        return Failure(f"its process died ({type(error).__name__})")
 
 
 def _prepared(reference: Any) -> str | Failure:

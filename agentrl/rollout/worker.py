@@ -42,6 +42,7 @@ class RolloutWorker:
         self._preparing = asyncio.Lock()
         # A process id may come again on another machine.
         self._process = uuid.uuid4().hex
+        self._unfit = False
 
     async def prepare(
         self, version: int | None = None, files: Mapping[str, bytes] | None = None, ended: str = ""
@@ -49,33 +50,38 @@ class RolloutWorker:
         """Start the engine if it does not run, load the adapter if it is newer than the engine's, and name this process.
 
         Ray makes this actor anew when its process ends; the same call then brings it back to where it was. Without a
-        version the engine keeps what it has, at first the model alone. `ended` names a process that the pool has given up:
-        if it is this one, it ends now, and Ray repeats the call in the next.
+        version the engine keeps what it has, at first the model alone. `ended` names a process that the pool has given up.
+        If it is this one, or if this one could not start its engine before, the process ends now, and Ray repeats the call
+        in the next.
 
         Raises:
             EngineDied: if engine or retriever do not start.
             EnvironmentFailure: if the adapter cannot be loaded.
         """
-        if ended == self._process:
+        if ended == self._process or self._unfit:
             os._exit(1)
         async with self._preparing:
             if self._engine is None:
-                # Some retrievers hold a connection or a process for as long as they are used.
-                if isinstance(self._retriever, AbstractAsyncContextManager):
-                    try:
-                        await self._contexts.enter_async_context(self._retriever)
-                    except RetrieverError as error:
-                        # As for an engine that does not start, the pool tries again.
-                        raise EngineDied(f"its retriever does not start: {error}") from error
-                self._start()
+                try:
+                    await self._start()
+                except EngineDied:
+                    self._unfit = True
+                    raise
             # Ray may repeat an old call after a newer one was answered.
             if version is not None and (self._version is None or version > self._version):
                 await self._engine.load_adapter(version, files)
                 self._version = version
         return self._process
 
-    def _start(self) -> None:
+    async def _start(self) -> None:
         config = self._config
+        # Some retrievers hold a connection or a process for as long as they are used.
+        if isinstance(self._retriever, AbstractAsyncContextManager):
+            try:
+                await self._contexts.enter_async_context(self._retriever)
+            except RetrieverError as error:
+                # As for an engine that does not start, the pool tries again.
+                raise EngineDied(f"its retriever does not start: {error}") from error
         # Resolved here because each machine of a cluster has its own disk.
         model = resolve_model(config.model.path, weights=config.engine.kind != "openai")
         self._engine = _Watched(self._make_engine(model))

@@ -4,7 +4,7 @@ import asyncio
 import random
 from collections import Counter, defaultdict
 
-from virtual_ray import ProcessExit
+from virtual_ray import ProcessExit, unavailable
 
 from agentrl.agent.codec import Codec
 from agentrl.config import parse_config
@@ -67,7 +67,8 @@ class Script:
     Attributes:
         turn_seconds: how long a turn takes, or a function of a random generator that draws it.
         orders: by a question's text, what happens in its next turns, one entry a turn: "kill" ends the process, "die" the
-            engine, "hang" never answers, "lose" loses the connection, an exception is raised.
+            engine, "hang" never answers, "lose" loses the connection, "cut" ends the
+            process so that callers only see a lost connection, an exception is raised.
         no_start: whether processes end as soon as they are to be prepared.
         running: how many episodes of each question are in a turn right now.
         begun: the turns begun.
@@ -109,6 +110,8 @@ class Script:
             await asyncio.sleep(1e9)
         if order == "lose":
             actor.lose()
+        if order == "cut":
+            actor.die(unavailable)
         if isinstance(order, Exception):
             raise order
 

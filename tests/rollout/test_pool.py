@@ -1,5 +1,6 @@
 """Groups come back whole and once each, whatever happens to the workers that run them; in virtual time."""
 
+import asyncio
 from types import SimpleNamespace
 
 import pytest
@@ -70,7 +71,7 @@ def test_places_stay_in_use_while_groups_wait_for_their_longest_episode(rollouts
     assert use.seconds / (32 * use.end) >= 0.8
 
 
-@pytest.mark.parametrize("what", ["kill", "die", "hang"])
+@pytest.mark.parametrize("what", ["kill", "die", "hang", "cut"])
 def test_a_worker_that_fails_is_brought_back_with_its_adapter_and_its_groups_run_again(rollouts, what):
     run = rollouts(workers=1)
     run.pool.publish(7, {"adapter": b"weights"})
@@ -181,13 +182,17 @@ def test_a_worker_out_of_reach_is_ended_and_no_episode_runs_beside_its_second_ru
     assert run.pool.counters["rollout/restarts"] == 1
 
 
-def test_a_worker_out_of_reach_that_no_kill_reaches_ends_itself_when_it_is_called_again(rollouts, monkeypatch):
+def test_a_worker_whose_loop_is_stuck_is_killed(rollouts, monkeypatch):
     run = rollouts(workers=1)
-    monkeypatch.setattr(run.ray, "kill", lambda actor, no_restart: None)
-    run.script.orders["q0"] = ["lose"]
+    stuck = run.actors[0].instance
+
+    async def never(*arguments):
+        await asyncio.sleep(1e9)
+
+    # It answers no call at all.
+    stuck.rollout = stuck.prepare = never
     assert ids(run.pool.sample(requests(3), 1.0)) == ids_of(requests(3))
     assert run.actors[0].lives == 2
-    assert max(run.script.most_running.values()) == SIZE
 
 
 def test_an_older_adapter_than_the_newest_is_refused(rollouts):
@@ -271,7 +276,8 @@ def test_each_result_is_fetched_once(rollouts):
 
 
 trouble = st.lists(
-    st.tuples(st.integers(0, 11), st.sampled_from(["kill", "die", "hang", "lose", ValueError("odd")])), max_size=8
+    st.tuples(st.integers(0, 11), st.sampled_from(["kill", "die", "hang", "lose", "cut", ValueError("odd")])),
+    max_size=8,
 )
 
 

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 from scripted import make_config
+from virtual_ray import ProcessExit
 
-from agentrl.rollout import worker as module
 from agentrl.rollout.worker import RolloutWorker
 from agentrl.types import EngineDied, EnvironmentFailure, FailureCause, Question
 from retrievers.base import RetrieverError
@@ -181,16 +181,22 @@ def test_a_retriever_that_does_not_start_is_a_death_that_the_pool_can_count(tmp_
         asyncio.run(start())
 
 
-def test_a_process_that_was_given_up_ends_itself_when_it_is_asked_to_prepare(started, monkeypatch):
+def test_a_process_whose_engine_did_not_start_ends_itself_when_it_is_asked_again(started, monkeypatch):
+    _, run, wait = started
+    worker = run.script.make_worker(run.actors[0])
+
+    def fail(model):
+        raise EngineDied("no memory")
+
+    monkeypatch.setattr(worker, "_make_engine", fail)
+    with pytest.raises(EngineDied, match="no memory"):
+        wait(worker.prepare())
+    with pytest.raises(ProcessExit):
+        wait(worker.prepare())
+
+
+def test_a_process_that_was_given_up_ends_itself_when_it_is_asked_to_prepare(started):
     worker, _, wait = started
-    statuses = []
-
-    def leave(status):
-        statuses.append(status)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(module.os, "_exit", leave)
     process = wait(worker.prepare(1, {}, "another process"))
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(ProcessExit):
         wait(worker.prepare(1, {}, process))
-    assert statuses == [1]
