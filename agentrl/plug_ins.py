@@ -31,16 +31,21 @@ def check_plug_ins(config: Config) -> None:
     _check_advantages(config.advantages)
     _check_call("agent.protocol", config.agent.protocol, find_protocol(config.agent.protocol), config.agent, None)
     look_up(config.reward.kind, REWARDS, "reward", _at("reward.kind"))
+    _check_keys(config)
     if config.retriever is not None:
         _check_retriever(config.retriever)
 
 
-def _check_retriever(settings: RetrieverConfig) -> None:
+def _check_keys(config: Config) -> None:
+    """Refuse keys that stand in the config, which is written into run folders."""
     try:
-        check_no_literal_key(settings.options, "retriever.options")
-        check_no_literal_key(settings.url or "", "retriever.url")
+        for name, section in (("retriever", config.retriever), ("engine", config.engine)):
+            check_no_literal_key({} if section is None else section.model_dump(), name)
     except RetrieverError as error:
         raise ConfigError(str(error)) from error
+
+
+def _check_retriever(settings: RetrieverConfig) -> None:
     if settings.target is not None:
         target = look_up(settings.target, {}, "retriever", _at("retriever.target"))
         _check_call("retriever.options", settings.target, target, **settings.options)

@@ -60,17 +60,23 @@ def all_from_environment(variables: Mapping[str, str], option: str) -> dict[str,
     return {name: from_environment(variable, f"{option}.{name}") for name, variable in variables.items()}
 
 
-def redacting(secrets: Iterable[str]) -> Callable[[str], RetrieverError]:
-    """A maker of RetrieverErrors in whose messages each secret is replaced by `[key]`: servers repeat what they are sent."""
+def hiding(secrets: Iterable[str]) -> Callable[[str], str]:
+    """A function that replaces each secret in a text by `[key]`: servers repeat what they are sent.
+
+    A secret is also known as a URL or JSON writes it. Hide before a text is cut, since the cut may go through a secret.
+    """
     # Shorter ones are no keys, and hiding them would spoil the message.
-    hidden = [secret for secret in secrets if len(secret) >= 4]
+    hidden = sorted({secret for secret in secrets if len(secret) >= 4}, key=len, reverse=True)
+    if not hidden:
+        return str
+    pattern = re.compile("|".join("".join(map(_written, secret)) for secret in hidden))
+    return lambda text: pattern.sub("[key]", text)
 
-    def error(message: str) -> RetrieverError:
-        for secret in hidden:
-            message = message.replace(secret, "[key]")
-        return RetrieverError(message)
 
-    return error
+def redacting(secrets: Iterable[str], error: Callable[[str], Exception] = RetrieverError) -> Callable[[str], Exception]:
+    """A maker of what `error` makes of a message, in which each secret is hidden."""
+    hide = hiding(secrets)
+    return lambda message: error(hide(message))
 
 
 def public_url(url: str) -> str:
@@ -96,12 +102,14 @@ def find_literal_key(options: Any, path: str = "") -> str | None:
 
     By its name (authorization, token, password, api_key …) with a text as its value, in the parameters or the password of
     a URL, as an argument of a command, or by the word Bearer before it. What stands under a name that ends in `_env` is the
-    name of a variable.
+    name of a variable, and is a key if it cannot be one.
     """
     if isinstance(options, Mapping):
         for name, value in options.items():
             where = f"{path}.{name}" if path else str(name)
             if str(name).lower().endswith(ENV_SUFFIX):
+                if (found := _find_no_variable(value, where)) is not None:
+                    return found
                 continue
             if isinstance(value, str) and value and _is_secret_name(str(name)):
                 return where
@@ -110,8 +118,10 @@ def find_literal_key(options: Any, path: str = "") -> str | None:
     elif isinstance(options, Sequence) and not isinstance(options, str | bytes):
         for position, value in enumerate(options):
             where = f"{path}.{position}"
-            if isinstance(value, str) and value.startswith("-") and _is_secret_name(value.partition("=")[0]):
-                return where
+            if isinstance(value, str) and (value.startswith("-") or "=" in value):
+                argument = value.partition("=")[0]
+                if not argument.strip().count(" ") and _is_secret_name(argument):
+                    return where
             if (found := find_literal_key(value, where)) is not None:
                 return found
     elif isinstance(options, str) and _holds_key(options):
@@ -137,7 +147,21 @@ def check_no_literal_key(options: Any, name: str) -> None:
 def _holds_key(text: str) -> bool:
     if text.lower().startswith("bearer ") or _URL_PASSWORD.search(text):
         return True
-    return "://" in text and any(_is_secret_name(name) for name in _URL_PARAMETER.findall(text))
+    return any(_is_secret_name(name) for name in _URL_PARAMETER.findall(text))
+
+
+def _find_no_variable(value: Any, where: str) -> str | None:
+    if isinstance(value, Mapping):
+        named = ((_find_no_variable(inner, f"{where}.{name}")) for name, inner in value.items())
+        return next((found for found in named if found is not None), None)
+    return where if isinstance(value, str) and not _VARIABLE.fullmatch(value) else None
+
+
+def _written(character: str) -> str:
+    """A pattern of the ways in which URLs and JSON write an ASCII character."""
+    code = f"{ord(character):02x}"
+    in_url = rf"%(?i:{code})" + (r"|\+" if character == " " else "")
+    return rf"(?:\\*{re.escape(character)}|{in_url}|\\u00(?i:{code}))"
 
 
 def _is_secret_name(name: str) -> bool:

@@ -369,3 +369,20 @@ def test_text_in_a_file_that_yaml_takes_for_something_else_is_to_be_quoted(tmp_p
     path.write_text("name: 1127\nmodel: {path: true}\n")
     with pytest.raises(ConfigError, match=r"name: must be text; put 1127 in quotes\n.*put true in quotes"):
         load_config(str(path))
+
+
+@pytest.mark.parametrize(
+    ("section", "key"),
+    [
+        (
+            {"engine": {"kind": "openai", "endpoint": {"url": "x.test/v1?key=731731", "model": "m"}}},
+            "engine.endpoint.url",
+        ),
+        ({"retriever": {"kind": "http", "url": "http://x.test", "token_env": 731731}}, "retriever.token_env"),
+        ({"retriever": {"kind": "http", "url": "http://x.test", "token": "731731"}}, "retriever.token: unknown key"),
+    ],
+)
+def test_a_message_does_not_show_a_key_that_stands_in_a_config(section, key):
+    with pytest.raises(ConfigError, match=key) as raised:
+        parse_config({"name": "small", "model": {"path": "some/model"}} | section, source="test")
+    assert "731731" not in str(raised.value)

@@ -162,10 +162,20 @@ def test_every_command_checks_them_before_anything_else(agentrl, tmp_path, comma
             "options",
         ),
         ({"kind": "http", "url": "http://x.test/?api_key=sk-1234"}, "url"),
+        ({"kind": "http", "url": "http://x.test/", "token_env": "sk-1234"}, "token_env"),
     ],
 )
 def test_a_key_that_stands_in_a_config_is_refused_and_not_printed(mine, section, where):
     target = {"target": "plug_ins_of_mine:Retriever"} if section["kind"] == "object" else {}
     with pytest.raises(ConfigError, match=rf"`retriever\.{where}.* holds a key.*headers_env") as raised:
         check_plug_ins(config(retriever=section | target))
+    assert "sk-1234" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "endpoint", [{"url": "http://x.test/v1?key=sk-1234"}, {"url": "http://x.test/v1", "key_env": "sk-1234"}]
+)
+def test_a_key_that_stands_in_an_endpoint_is_refused_and_not_printed(endpoint):
+    with pytest.raises(ConfigError, match=r"`engine\.endpoint\.(url|key_env)` holds a key") as raised:
+        check_plug_ins(config(engine={"kind": "openai", "endpoint": endpoint | {"model": "m"}}))
     assert "sk-1234" not in str(raised.value)

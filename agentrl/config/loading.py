@@ -16,6 +16,7 @@ from agentrl.config.paths import missing_folders, packaged
 from agentrl.config.sections import Config
 from agentrl.config.yaml12 import parse_yaml
 from retrievers.names import did_you_mean
+from retrievers.secrets import find_literal_key
 
 
 def packaged_configs() -> dict[str, Path]:
@@ -120,8 +121,13 @@ def _describe(problem: Any) -> str:
         case "missing":
             return f"{key}: missing; set it"
         case "string_type" if isinstance(given, bool | int | float):
-            return f"{key}: must be text; put {str(given).lower()} in quotes"
+            return f"{key}: must be text; put {_shown(location, str(given).lower())} in quotes"
         case "bool_type":
             return f"{key}: must be true or false (got {given!r})"
     message = problem["msg"].removeprefix("Value error, ")
-    return f"{key}: {message}" + ("" if isinstance(given, dict) else f" (got {given!r})")
+    return f"{key}: {message}" + ("" if isinstance(given, dict) else f" (got {_shown(location, repr(given))})")
+
+
+def _shown(location: Sequence[Any], given: str) -> str:
+    """Return a value as a message may show it: a key that stands in a config by mistake is no part of it."""
+    return "a key" if find_literal_key({str(part): given for part in location}) else given

@@ -9,7 +9,6 @@ Log-probabilities are zeros.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -18,7 +17,9 @@ import httpx
 from agentrl.config import ConfigError, EngineConfig
 from agentrl.engines.base import Generation, Sampling
 from agentrl.types import EngineDied, EnvironmentFailure
+from retrievers.base import RetrieverError
 from retrievers.clients.http import Answer, HttpCaller
+from retrievers.secrets import from_environment, public_url, redacting
 
 
 def environment(settings: EngineConfig, device: str) -> dict[str, str]:
@@ -48,23 +49,23 @@ class OpenAIEngine:
         endpoint = settings.endpoint
         if endpoint is None:
             raise ConfigError("engine.kind openai needs the section engine.endpoint")
-        headers = {}
+        keys: list[str] = []
         if endpoint.key_env is not None:
-            if not os.environ.get(endpoint.key_env):
-                raise ConfigError(
-                    f"engine.endpoint.key_env: the environment variable {endpoint.key_env} is not set; "
-                    f"put the API key into it"
-                )
-            headers["Authorization"] = f"Bearer {os.environ[endpoint.key_env]}"
+            try:
+                keys.append(from_environment(endpoint.key_env, "engine.endpoint.key_env"))
+            except RetrieverError as error:
+                raise ConfigError(str(error)) from error
         self._endpoint = endpoint
         self._url = f"{endpoint.url.rstrip('/')}/completions"
+        self._name, self._error = public_url(self._url), redacting(keys, self._failure)
         self._tokenizer = AutoTokenizer.from_pretrained(model)
         self._closed = False
         self._caller = HttpCaller(
             self._url,
             endpoint.timeout_seconds,
             endpoint.retries,
-            headers=headers,
+            headers={"Authorization": f"Bearer {keys[0]}"} if keys else {},
+            secrets=keys,
             connections=settings.max_concurrent,
             error=self._failure,
             transport=transport,
@@ -74,16 +75,16 @@ class OpenAIEngine:
         """See `Engine.generate`. Log-probabilities are zeros unless the server answers with ids."""
         answer = await self._caller.call("POST", self._url, json=self._payload(list(prompt_ids), sampling))
         if answer.status != 200:
-            raise EnvironmentFailure(f"{self._url} refused the request: status {answer.status} {answer.text(500)}")
+            raise self._error(f"{self._name} refused the request: status {answer.status} {answer.text(500)}")
         return self._parse(answer, sampling)
 
     async def load_adapter(self, version: int, files: Mapping[str, bytes]) -> None:
         """Raise EnvironmentFailure: the server decides what it serves."""
-        raise EnvironmentFailure(f"{self._url}: an endpoint cannot load adapters; serve the merged model instead")
+        raise EnvironmentFailure(f"{self._name}: an endpoint cannot load adapters; serve the merged model instead")
 
     async def load_weights(self, version: int, folder: str) -> None:
         """Raise EnvironmentFailure: the server decides what it serves."""
-        raise EnvironmentFailure(f"{self._url}: an endpoint cannot load weights; serve that model instead")
+        raise EnvironmentFailure(f"{self._name}: an endpoint cannot load weights; serve that model instead")
 
     async def close(self) -> None:
         """See `Engine.close`."""
@@ -91,7 +92,7 @@ class OpenAIEngine:
         await self._caller.close()
 
     def _failure(self, message: str) -> Exception:
-        return EngineDied(f"the engine of {self._url} is closed") if self._closed else EnvironmentFailure(message)
+        return EngineDied(f"the engine of {self._name} is closed") if self._closed else EnvironmentFailure(message)
 
     def _payload(self, prompt: list[int], sampling: Sampling) -> dict[str, Any]:
         payload: dict[str, Any] = {
@@ -127,8 +128,8 @@ class OpenAIEngine:
                 raise ValueError(f"{len(ids)} ids and {len(logprobs)} log-probabilities")
             return Generation(tuple(ids), tuple(map(float, logprobs)), "length" if finish == "length" else "stop", 0)
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-            raise EnvironmentFailure(
-                f"{self._url} does not speak OpenAI's completions: {type(error).__name__} {error} in {answer.text(200)!r}"
+            raise self._error(
+                f"{self._name} does not speak OpenAI's completions: {type(error).__name__} {error} in {answer.text(200)!r}"
             ) from error
 
     def _from_text(self, text: str, finish: str, sampling: Sampling) -> Generation:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -16,7 +16,7 @@ import httpx
 from retrievers.base import RetrieverError
 from retrievers.clients.proxies import make_client, proxy_for, through
 from retrievers.clients.retrying import AttemptFailed, Retrying
-from retrievers.secrets import PublicUrls, public_url
+from retrievers.secrets import PublicUrls, hiding, public_url, redacting
 
 MAX_ANSWER_BYTES = 64 << 20
 """An answer may be this large."""
@@ -26,10 +26,11 @@ logging.getLogger("httpx").addFilter(PublicUrls())
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A complete answer. `status` is below 500, or 501: others are worth another attempt."""
+    """A complete answer. `status` is below 500, or 501: others are worth another attempt; `hide` takes keys out of texts."""
 
     status: int
     body: bytes
+    hide: Callable[[str], str] = str
 
     def json(self) -> Any:
         """The body as JSON. Raises ValueError if it is none."""
@@ -39,7 +40,8 @@ class Answer:
             raise ValueError(f"not JSON ({error}): {self.text(200)!r}") from error
 
     def text(self, characters: int) -> str:
-        return self.body[: 4 * characters].decode("utf-8", "replace")[:characters]
+        """The beginning of the body, for messages."""
+        return self.hide(self.body.decode("utf-8", "replace"))[:characters]
 
 
 class HttpCaller:
@@ -56,6 +58,7 @@ class HttpCaller:
         retries: int,
         *,
         headers: Mapping[str, str] | None = None,
+        secrets: Iterable[str] = (),
         connections: int = 16,
         error: Callable[[str], Exception] = RetrieverError,
         transport: httpx.AsyncBaseTransport | None = None,
@@ -67,6 +70,7 @@ class HttpCaller:
             timeout_seconds: deadline of one attempt, from connecting to the last byte of the answer.
             retries: attempts after the first.
             headers: sent with every call.
+            secrets: keys that are sent, which no message shows.
             connections: calls under way at once; others wait for their turn, outside their deadline.
             error: makes the exception of a message.
             transport: replaces the network, for tests.
@@ -76,6 +80,8 @@ class HttpCaller:
         """
         if timeout_seconds <= 0:
             raise error(f"{public_url(url)}: the timeout is {timeout_seconds} s and must be positive")
+        secrets = list(secrets)
+        self._hide, error = hiding(secrets), redacting(secrets, error)
         self._name, self._timeout_seconds, self._error = public_url(url), timeout_seconds, error
         self._retrying = Retrying(self._name, retries, error)
         self._proxy = None if transport is not None else proxy_for(url)
@@ -128,7 +134,7 @@ class HttpCaller:
             raise AttemptFailed(f"no answer within {self._timeout_seconds} s{through(self._proxy)}") from error
         except (httpx.TransportError, httpx.DecodingError) as error:
             raise AttemptFailed(f"{type(error).__name__} {error}{through(self._proxy)}") from error
-        answer = Answer(response.status_code, body)
+        answer = Answer(response.status_code, body, self._hide)
         if answer.status == 429 or (answer.status >= 500 and answer.status != 501):
             pause = _retry_after(response.headers.get("retry-after"))
             reason = f"status {answer.status} {answer.text(200)}{through(self._proxy)}"

@@ -15,7 +15,7 @@ import httpx
 from retrievers.base import Hit, RetrieverError, check_search, clean_text, contents_id
 from retrievers.clients.proxies import make_client, proxy_for, through
 from retrievers.clients.retrying import AttemptFailed, Retrying
-from retrievers.secrets import PublicUrls, all_from_environment, from_environment, public_url, redacting
+from retrievers.secrets import PublicUrls, all_from_environment, from_environment, hiding, public_url, redacting
 
 # The HTTP client of `mcp`.
 logging.getLogger("httpx2").addFilter(PublicUrls())
@@ -93,7 +93,7 @@ class McpRetriever:
             self._headers["Authorization"] = f"Bearer {keys[-1]}"
         self._proxy = proxy_for(server) if isinstance(server, str) else None
         self._timeout_seconds, self._connect_seconds = timeout_seconds, connect_seconds
-        self._error = redacting(keys)
+        self._hide, self._error = hiding(keys), redacting(keys)
         self._retrying = Retrying(f"MCP tool {tool!r} of {self._name!r}", retries, self._error)
         self._connection: _Connection | None = None
         self._connecting = asyncio.Lock()
@@ -169,7 +169,7 @@ class McpRetriever:
             raise self._error(f"the answer of MCP tool {self._tool!r} is not of the protocol: {error}") from error
         texts = [block.text for block in result.content if block.type == "text"]
         if result.is_error:
-            raise self._error(f"MCP tool {self._tool!r} failed: {' '.join(texts)[:500]}")
+            raise self._error(f"MCP tool {self._tool!r} failed: {self._hide(' '.join(texts))[:500]}")
         return texts
 
     async def _connected(self) -> _Connection:

@@ -61,8 +61,9 @@ class HttpRetriever:
             raise RetrieverError("the token must be printable ASCII; check it for line breaks")
         keys = all_from_environment(headers_env or {}, "headers_env")
         sent = dict(headers or {}) | keys | ({"Authorization": f"Bearer {token}"} if token is not None else {})
-        self._name, self._error = public_url(url), redacting([*keys.values(), token or ""])
-        self._caller = HttpCaller(url, timeout_seconds, retries, headers=sent, error=self._error, transport=transport)
+        secrets = [*keys.values(), token or ""]
+        self._name, self._error = public_url(url), redacting(secrets)
+        self._caller = HttpCaller(url, timeout_seconds, retries, headers=sent, secrets=secrets, transport=transport)
 
     async def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
         """Return the `k` best hits of each query, best first, in the order of the queries.

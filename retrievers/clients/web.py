@@ -103,7 +103,7 @@ class JsonWebSearch(WebSearch):
             headers["Authorization"] = f"Bearer {secrets[-1]}"
         self._api, self._name, self._error = api, public_url(api.url), redacting(secrets)
         self._caller = HttpCaller(
-            checked_url(api.url), timeout_seconds, retries, headers=headers, error=self._error, transport=transport
+            checked_url(api.url), timeout_seconds, retries, headers=headers, secrets=secrets, transport=transport
         )
 
     async def search_one(self, query: str, k: int) -> list[Hit]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import traceback
 
 import httpx
 import pytest
@@ -137,8 +138,21 @@ def test_the_key_comes_from_the_named_variable_and_must_be_there(tiny_model, mon
     _, requests = ask(tiny_model, text("x"))
     assert "authorization" not in requests[0].headers
     monkeypatch.delenv("SERVER_KEY")
-    with pytest.raises(ConfigError, match="SERVER_KEY is not set"):
+    with pytest.raises(ConfigError, match=r"engine\.endpoint\.key_env: the environment has no SERVER_KEY"):
         ask(tiny_model, text("x"), key_env="SERVER_KEY")
+
+
+@pytest.mark.parametrize("status", [200, 401, 500])
+@pytest.mark.parametrize("before", [0, 190, 490])
+def test_no_message_shows_a_key_that_the_server_repeats(tiny_model, monkeypatch, status, before):
+    monkeypatch.setenv("SERVER_KEY", "sk-planted-1234567890")
+
+    def repeat(request):
+        return httpx.Response(status, text="." * before + request.headers["authorization"])
+
+    with pytest.raises(EnvironmentFailure) as raised:
+        ask(tiny_model, repeat, key_env="SERVER_KEY", retries=0)
+    assert "sk-p" not in "".join(traceback.format_exception(raised.value))
 
 
 def test_an_endpoint_cannot_load_adapters(tiny_model):

@@ -1,5 +1,8 @@
 """Keys in options: what is one, what is said of it, and what is shown of URLs."""
 
+import json
+from urllib.parse import quote, quote_plus
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,6 +32,11 @@ KEY = "sk-planted-1234"
         ({"server": f"https://me:{KEY}@mcp.test/mcp"}, "server"),
         ({"server": ["npx", "search", "--api-key", KEY]}, "server.2"),
         ({"server": ["npx", "search", f"--token={KEY}"]}, "server.2"),
+        ({"server": ["env", f"BRAVE_API_KEY={KEY}", "npx"]}, "server.1"),
+        ({"environment": [f"BRAVE_API_KEY={KEY}"]}, "environment.0"),
+        ({"token_env": KEY}, "token_env"),
+        ({"api": {"headers_env": {"X-Key": KEY}}}, "api.headers_env.X-Key"),
+        ({"url": f"search.test/v1?api_key={KEY}"}, "url"),
         (f"http://x.test/?api_key={KEY}", ""),
     ],
 )
@@ -62,6 +70,24 @@ def test_a_url_is_shown_without_what_may_be_a_key():
     assert public_url("http://127.0.0.1:8000/retrieve") == "http://127.0.0.1:8000/retrieve"
 
 
-@given(st.text(max_size=30), st.text("abc123", min_size=4, max_size=9), st.text(max_size=30))
-def test_no_message_shows_a_key(before, key, after):
-    assert key not in str(redacting(["", key])(before + key + after))
+WRITINGS = [
+    str,
+    quote,
+    quote_plus,
+    lambda key: quote(key, safe="").lower() if key == key.lower() else quote(key, safe=""),
+    lambda key: json.dumps(key)[1:-1],
+    lambda key: json.dumps(key)[1:-1].replace("/", "\\/"),
+    lambda key: json.dumps(key)[1:-1].replace("&", "\\u0026").replace("<", "\\u003c"),
+]
+
+
+@given(
+    before=st.text(max_size=30),
+    key=st.text(st.characters(min_codepoint=32, max_codepoint=126), min_size=4, max_size=12),
+    after=st.text(max_size=30),
+    write=st.sampled_from(WRITINGS),
+)
+def test_no_message_shows_a_key_however_it_is_written(before, key, after, write):
+    shown = str(redacting(["", "other-key", key])(f"{before}\x00{write(key)}\x00{after}"))
+    assert shown.count("\x00") >= 2
+    assert any(part in ("[key]", "\\[key]") for part in shown.split("\x00"))

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import traceback
 
 import httpx
 import pytest
@@ -116,6 +117,20 @@ def test_a_key_from_the_environment_is_sent_where_the_service_wants_it_and_never
         assert "mine" not in str(raised.value)
     assert "GET https://search.test/v1" in caplog.text
     assert "mine" not in caplog.text
+
+
+@pytest.mark.parametrize("status", [200, 401, 500])
+@pytest.mark.parametrize("before", [0, 150, 450])
+def test_a_key_is_not_shown_where_the_server_repeats_a_url_or_a_message_cuts_through_it(monkeypatch, status, before):
+    monkeypatch.setenv("TEST_KEY", "sk+planted/+/0123456789+/+/0123456789")
+
+    def handler(request):
+        return httpx.Response(status, text="." * before + str(request.url))
+
+    api = JsonApi("https://search.test/v1", results="results", parameters_env={"api_key": "TEST_KEY"})
+    with pytest.raises(RetrieverError) as raised:
+        ask(api, handler, retries=0)
+    assert "planted" not in "".join(traceback.format_exception(raised.value))
 
 
 def test_a_key_that_is_missing_or_broken_is_named_by_its_variable(monkeypatch):
