@@ -27,7 +27,7 @@ from agentrl.rollout.pool import RolloutPool
 from agentrl.rollout.retriever import check_recording, index_actor, make_retriever, retriever_identity
 from agentrl.rollout.supervisor import Limits
 from agentrl.rollout.worker import RolloutWorker
-from agentrl.runs.logs import process_name, ray_environment
+from agentrl.runs.logs import process_name
 from agentrl.types import EnvironmentFailure
 
 _logger = logging.getLogger(__name__)
@@ -116,9 +116,11 @@ def _connect(config: Config, logs: Path | None) -> Any:
     # Ray would run engine and trainer at the lowest priority, behind whatever else the machine does.
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112, this is how Ray spells it
     on_terminate = signal.getsignal(signal.SIGTERM)
-    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "job_config": LibrariesFirst()}
-    if logs is not None:
-        common["runtime_env"] = ray_environment(logs)
+    common: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        "job_config": LibrariesFirst(logs),
+    }
     # What Ray reports of processes that died goes to standard output otherwise, whatever `log_to_driver` says.
     ray_worker.print_to_stdstream = _log_report
     address = config.ray.address

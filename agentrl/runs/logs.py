@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
-from typing import Any
 
 from agentrl.runs.files import replace_text
 
@@ -27,9 +26,9 @@ _LOOK_SECONDS = 5.0
 _FOLDER, _PROCESS = "AGENTRL_LOGS", "AGENTRL_PROCESS"
 
 
-def ray_environment(logs: Path) -> dict[str, Any]:
-    """Return the runtime environment of a Ray job whose processes write into the folder `logs`."""
-    return {"worker_process_setup_hook": f"{__name__}.{capture_output.__name__}", "env_vars": {_FOLDER: str(logs)}}
+def log_folder(logs: Path) -> dict[str, str]:
+    """Return the environment variables that tell `capture_output` to write into the folder `logs`."""
+    return {_FOLDER: str(logs)}
 
 
 def process_name(name: str) -> dict[str, str]:
@@ -38,7 +37,7 @@ def process_name(name: str) -> dict[str, str]:
 
 
 def capture_output() -> None:
-    """Send what this process and its children print to its file. Ray calls this in each process that it starts.
+    """Send what this process and its children print to its file. Each process that Ray starts calls this first.
 
     Where the folder is not there, on a machine that does not share it, Ray keeps the output among its own logs.
     """

@@ -1,4 +1,4 @@
-"""Files of the user's are found by every process of a run, and stand in for no library."""
+"""Files of the user's are found by every process of a run, whose output is kept, and stand in for no library."""
 
 import logging
 import sys
@@ -10,6 +10,7 @@ from ray.job_config import JobConfig
 
 import agentrl
 from agentrl.rollout.imports import LibrariesFirst
+from agentrl.runs import logs
 
 
 def where():
@@ -70,10 +71,22 @@ def test_every_kind_of_worker_imports_libraries_first_and_finds_the_users_module
 def test_agentrl_itself_is_found_before_a_folder_of_its_name_in_the_working_directory(tmp_path, monkeypatch):
     # Such as the folder of a checkout whose installation is editable, where a command is run beside it.
     monkeypatch.setattr(sys, "path", ["/library", str(tmp_path)])
-    extend = LibrariesFirst().runtime_env["worker_process_setup_hook"]
+    set_up = LibrariesFirst().runtime_env["worker_process_setup_hook"]
     monkeypatch.setattr(sys, "path", ["/library"])
-    extend()
+    set_up()
     assert sys.path == ["/library", str(Path(agentrl.__file__).parents[1]), str(tmp_path)]
+
+
+def test_a_worker_whose_output_is_kept_finds_the_users_modules_as_well(tmp_path, monkeypatch):
+    captured = []
+    monkeypatch.setattr(logs, "capture_output", lambda: captured.append(list(sys.path)))
+    monkeypatch.setattr(sys, "path", ["/library", str(tmp_path)])
+    environment = LibrariesFirst(tmp_path / "logs").runtime_env
+    monkeypatch.setattr(sys, "path", ["/library"])
+    environment["worker_process_setup_hook"]()
+    assert environment["env_vars"] == logs.log_folder(tmp_path / "logs")
+    # The path first, since a worker may find agentrl through it alone.
+    assert captured == [["/library", str(Path(agentrl.__file__).parents[1]), str(tmp_path)]]
 
 
 def test_ray_still_asks_what_the_settings_answer():

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from agentrl.runs.logs import bound, logged, process_name, ray_environment
+from agentrl.runs.logs import bound, log_folder, logged, process_name
 
 PROCESS = """
 import os, signal, subprocess
@@ -22,7 +22,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def spawn(logs, name):
-    environment = os.environ | ray_environment(logs)["env_vars"] | process_name(name)
+    environment = os.environ | log_folder(logs) | process_name(name)
     environment |= {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1"}
     return subprocess.run([sys.executable, "-c", PROCESS], capture_output=True, text=True, env=environment)
 
@@ -39,11 +39,6 @@ def test_all_that_a_process_and_its_children_print_outlives_its_being_killed(tmp
 def test_where_the_folder_is_not_shared_a_process_prints_as_ever(tmp_path):
     assert "from Python" in spawn(tmp_path / "elsewhere", "engine-0").stdout
     assert list(tmp_path.iterdir()) == []
-
-
-def test_ray_finds_what_it_is_to_call_in_each_process(tmp_path):
-    module, _, name = ray_environment(tmp_path)["worker_process_setup_hook"].rpartition(".")
-    assert callable(getattr(sys.modules[module], name))
 
 
 def test_a_log_keeps_its_newest_part_and_goes_on_where_it_is(tmp_path):

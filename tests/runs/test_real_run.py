@@ -79,8 +79,7 @@ def project(tmp_path, tokenizer, url):
 
 
 def test_a_failed_run_keeps_the_words_and_traceback_of_each_process_and_no_secret(project):
-    # Nobody but this run's processes is to find the estimator, and Ray hands the driver's path on to them.
-    environment = os.environ | {"RETRIEVER_TOKEN": SECRET, "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = os.environ | {"RETRIEVER_TOKEN": SECRET}
     command = [sys.executable, "-m", "agentrl.cli", "train", "--config", "config.yaml"]
     ended = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=500)
     folder = project / "runs" / "run"
