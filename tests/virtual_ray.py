@@ -84,7 +84,7 @@ class VirtualRay:
         reference.set_result(value)
         return reference
 
-    def wait(self, references, num_returns=1, timeout=None):
+    def wait(self, references, num_returns=1, timeout=None, fetch_local=True):
         assert num_returns == 1
         done = self.loop.run_until_complete(self._first(references, timeout))
         return done[:1], [r for r in references if r not in done[:1]]

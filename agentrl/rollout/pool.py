@@ -148,17 +148,24 @@ class RolloutStream(Iterator[tuple[int, list[Trajectory]]]):
         return len(self._queue) + len(self._suspects) + len(self._held)
 
     def __next__(self) -> tuple[int, list[Trajectory]]:
+        timeout = 0.0
         while self.unfinished:
             self._release_held()
             self._hand_out()
-            ready, _ = ray.wait([*self._calls, *self._supervisor.preparing()], num_returns=1, timeout=1.0)
-            done = None
+            # Ready is what is done on any machine, also where its result has yet to be fetched.
+            references = [*self._calls, *self._supervisor.preparing()]
+            ready, _ = ray.wait(references, num_returns=1, timeout=timeout, fetch_local=False)
             for reference in ready:
                 if not self._supervisor.take(reference) and reference in self._calls:
                     done = self._collect(reference)
+                    if done is not None:
+                        return done
+            if ready:
+                timeout = 0.0
+                continue
+            # Once nothing is left to take: a worker does not hang because nobody has read what it finished.
             self._supervisor.check()
-            if done is not None:
-                return done
+            timeout = 1.0
             if time.monotonic() - self._told > _STALL_SECONDS:
                 self._told = time.monotonic()
                 self._on_stall(self._waiting())

@@ -267,6 +267,35 @@ def test_a_closed_stream_gives_its_places_to_the_next(rollouts):
     assert run.pool.counters["rollout/restarts"] == 0
 
 
+def test_no_worker_seems_to_hang_because_a_stream_is_read_slowly(rollouts):
+    run = rollouts(workers=3)
+    stream, found = run.pool.stream(requests(6), temperature=1.0), []
+    for index, _ in stream:
+        found.append(index)
+        run.ray.wait([], timeout=10_000.0)
+    assert sorted(found) == list(range(6))
+    assert run.pool.counters["rollout/restarts"] == 0
+
+
+def test_workers_that_came_back_between_two_streams_are_taken_as_they_are(rollouts, monkeypatch):
+    run = rollouts(workers=3)
+    prepare = type(run.actors[0].instance).prepare
+
+    async def slowly(worker, *arguments):
+        await asyncio.sleep(20.0)
+        return await prepare(worker, *arguments)
+
+    monkeypatch.setattr(type(run.actors[0].instance), "prepare", slowly)
+    for killer in ("q0", "q1"):
+        run.script.orders[killer] = ["kill"]
+    stream = run.pool.stream(requests(3), temperature=1.0)
+    assert next(stream)[0] == 2
+    stream.close()
+    run.ray.wait([], timeout=10_000.0)
+    run.pool.sample(requests(9)[3:], 1.0)
+    assert run.pool.counters["rollout/restarts"] == 2
+
+
 def test_each_result_is_fetched_once(rollouts):
     run = rollouts()
     run.script.orders["q2"] = ["die"]
