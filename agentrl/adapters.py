@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -151,12 +152,13 @@ def _describe(folder: Path, model: str) -> tuple[dict[str, tuple[int, ...]], lis
         with torch.device("meta"):
             base = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model))
             settings.base_model_name_or_path = base.name_or_path
+            modules = [name for name, _ in base.named_modules()]
             policy = get_peft_model(base, settings)
-    except ValueError as error:
-        # PEFT's, if not one of the target modules is in the model.
+    # ValueError is PEFT's, if not one of the target modules is in the model; some targets are a regular expression.
+    except (ValueError, re.error) as error:
         raise ModelError(f"model.adapter {folder} does not fit {model}: {error}") from error
     state = get_peft_model_state_dict(policy, save_embedding_layers=False)
-    adapted = policy.targeted_module_names
+    # A target may be left out on purpose, by the config's exclude_modules or layers_to_transform.
     targets = settings.target_modules if isinstance(settings.target_modules, set | list) else ()
-    idle = [name for name in sorted(targets) if not any(f".{module}".endswith(f".{name}") for module in adapted)]
+    idle = [name for name in sorted(targets) if not any(f".{module}".endswith(f".{name}") for module in modules)]
     return {name: tuple(tensor.shape) for name, tensor in state.items()}, idle

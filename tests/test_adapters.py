@@ -124,6 +124,21 @@ def test_an_adapter_of_the_model_fits_it(model, tmp_path, targets):
     check_tensors(adapter_of(model, tmp_path, target_modules=targets), model)
 
 
+def test_an_adapter_that_leaves_out_some_of_its_targets_fits(model, tmp_path):
+    check_tensors(adapter_of(model, tmp_path / "names", exclude_modules=["q_proj"]), model)
+    check_tensors(
+        adapter_of(model, tmp_path / "layers", target_modules=["q_proj", "v_proj"], layers_to_transform=[1]), model
+    )
+
+
+def test_targets_that_are_no_regular_expression_are_named(model, tmp_path):
+    folder = adapter_of(model, tmp_path)
+    made = json.loads((folder / "adapter_config.json").read_text()) | {"target_modules": "(q_proj"}
+    (folder / "adapter_config.json").write_text(json.dumps(made))
+    with pytest.raises(ModelError, match="does not fit .*unterminated"):
+        check_tensors(folder, model)
+
+
 def test_tensors_that_find_no_module_are_named_with_modules_that_find_no_tensor(model, tmp_path):
     """So are adapters named that were trained on a model which another one wraps."""
     folder = adapter_of(model, tmp_path)
