@@ -63,3 +63,12 @@ def test_the_sets_of_the_config_are_limited_by_the_smaller_of_both_limits(agentr
     sets = f"data.eval=[{{path: {questions}, name: a, limit: 1}}, {{path: {questions}, name: b}}]"
     assert agentrl("eval", "--config", settings, "--limit", 2, sets)[0] == 0
     assert sampled["ids"] == [["eval/a:0"], ["eval/b:0"], ["eval/b:1"]]
+
+
+def test_a_pipe_gets_the_table_with_every_name_whole(agentrl, settings, questions, sampled):
+    folder = questions.parent / ("long" * 40)
+    folder.mkdir()
+    questions.rename(folder / questions.name)
+    status, out, _ = agentrl("eval", "--config", settings, "--questions", folder / questions.name)
+    assert status == 0
+    assert f"{'long' * 40}-questions" in out
