@@ -93,7 +93,9 @@ def train(
         folder, before, after = run(settings, resume=resume, on_progress=display.update)
     if after is not None:
         console.print(evaluation_table(f"{settings.name}: before and after", {"before": before, "after": after}))
-    console.print(f"run folder  {folder.path}\nadapter     {folder.adapter}", highlight=False, soft_wrap=True)
+    console.print(
+        f"run folder  {folder.path}\nadapter     {folder.adapter}", highlight=False, markup=False, soft_wrap=True
+    )
 
 
 @app.command("eval")
@@ -188,6 +190,7 @@ def warmstart(config: ConfigOption, overrides: Overrides = None) -> None:
     console.print(
         f"adapter of {result.demonstrations} demonstrations, loss {result.final_loss}: {settings.warmstart.out}",
         highlight=False,
+        markup=False,
         soft_wrap=True,
     )
 
@@ -205,6 +208,7 @@ def data_demo(
         f"wrote {summary.passages} passages and "
         f"{', '.join(f'{n} {split}' for split, n in summary.questions.items())} questions to {out}",
         highlight=False,
+        markup=False,
         soft_wrap=True,
     )
 
@@ -252,6 +256,7 @@ def index_build(
     console.print(
         f"indexed {manifest.documents} passages in {manifest.build_seconds:.1f} s: {out}",
         highlight=False,
+        markup=False,
         soft_wrap=True,
     )
 

@@ -13,6 +13,7 @@ from typing import Any, Self
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
@@ -48,7 +49,11 @@ class RunDisplay:
         self._step_times: list[float] = []
         self._last = 0.0
         self._bars = Bars(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
         )
         self._task = self._bars.add_task("starting", total=None)
         self._live = Live(self, console=console, refresh_per_second=4) if console.is_terminal else None
@@ -83,7 +88,9 @@ class RunDisplay:
             self._phase = phase
             self._bars.reset(self._task, description=phase, total=progress.total or None)
             if self._live is None:
-                self._console.print(f"{time.strftime('%H:%M:%S')}  {phase}", highlight=False, soft_wrap=True)
+                self._console.print(
+                    f"{time.strftime('%H:%M:%S')}  {phase}", highlight=False, markup=False, soft_wrap=True
+                )
             if phase.startswith("step") and not self._last:
                 self._last = time.monotonic()
         self._bars.update(self._task, completed=progress.done, total=progress.total or None)
@@ -115,13 +122,14 @@ class RunDisplay:
             self._console.print(
                 "  ".join(f"{name} {value}" for name, value in zip(_COLUMNS, self._rows[-1], strict=True)),
                 highlight=False,
+                markup=False,
                 soft_wrap=True,
             )
 
     def _table(self) -> Table:
         table = Table(*_COLUMNS.values(), box=None, header_style="bold", padding=(0, 1, 0, 0))
         for row in self._rows[-_ROWS:]:
-            table.add_row(*row)
+            table.add_row(*map(escape, row))
         return table
 
 
@@ -145,7 +153,7 @@ def evaluation_table(title: str, columns: Mapping[str, Evaluation | None]) -> Ta
         for name, evaluation in present.items():
             result = evaluation.sets[position]
             table.add_row(
-                first.dataset,
+                escape(first.dataset),
                 name,
                 str(result.n),
                 f"{result.em:.3f}",
@@ -157,5 +165,5 @@ def evaluation_table(title: str, columns: Mapping[str, Evaluation | None]) -> Ta
             if result.failed:
                 causes = ", ".join(f"{cause} {count}" for cause, count in result.causes.items())
                 failures.append(f"{first.dataset}, {name}: {result.n} (+{result.failed} failed): {causes}")
-    table.caption, table.caption_justify = "\n".join(failures) or None, "left"
+    table.caption, table.caption_justify = escape("\n".join(failures)) or None, "left"
     return table

@@ -82,10 +82,9 @@ def _check_advantages(settings: AdvantagesConfig) -> None:
                 scope=settings.scope,
                 **options,
             )
-        except Exception as error:  # The estimator may be the user's own.
-            cause = str(error) if isinstance(error, AdvantageError) else describe_exception(error)
+        except AdvantageError as error:
             raise ConfigError(
-                f"advantages.estimator: {settings.estimator} with advantages.options {options}: {cause}"
+                f"advantages.estimator: {settings.estimator} with advantages.options {options}: {error}"
             ) from error
 
 

@@ -150,3 +150,21 @@ def test_an_evaluation_that_was_not_made_is_left_out():
     assert not any("before" in line for line in lines)
     assert any("after" in line for line in lines)
     assert printed(evaluation_table("t", {"before": None, "after": None}))
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_names_with_brackets_are_shown_as_they_are(terminal):
+    stratum, phase = "[/search]", "continuing with data.root: '[/old]' -> '[red]'"
+    report = compute([0.0, 1.0, 1.0, 0.0], ["q"] * 4, [stratum] * 4).report
+    shares = {f"strata/{stratum}/share": 1.0}
+    metrics = {name: value for name, value in METRICS.items() if not name.startswith("strata/")} | shares
+    metrics |= {f"advantages/{name}": value for name, value in report.metrics().items()}
+    console = Console(file=io.StringIO(), width=160, force_terminal=terminal, no_color=True)
+    with RunDisplay(console, 1) as display:
+        display.update(Progress(0, phase, 0, 0))
+        display.update(Progress(1, "step", 1, 1, metrics))
+    assert phase in console.file.getvalue()
+    assert "[/search]:100" in console.file.getvalue()
+    failed = SetResult("nq[/dev]", 1, 1, 1.0, 0.2, 1.0, 1.0, 1.0, {}, {"engine": 1})
+    text = "\n".join(printed(evaluation_table("t", {"before": Evaluation((failed,), ())})))
+    assert text.count("nq[/dev]") == 2

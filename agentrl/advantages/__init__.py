@@ -20,6 +20,7 @@ from agentrl.advantages.base import AdvantageError, Batch, Floats, Turns
 from agentrl.advantages.diagnostics import Report, StratumReport, by_stratum, report_table, summarise
 from agentrl.advantages.estimators import ESTIMATORS, Estimator, check_options, get_estimator
 from agentrl.advantages.strata import STRATIFIERS, Stratifier, get_stratifier, label
+from retrievers.names import describe_exception
 
 __all__ = [
     "ESTIMATORS",
@@ -98,8 +99,9 @@ def compute(
     Raises:
         AdvantageError: if lengths differ, a group has another size than `group_size`, a reward is infinite or no number, a
             key is not hashable or is missing (None, NaN, pandas' NA), the estimator or an option is unknown, an option is
-            out of range, or the estimator needs what was not given. It is raised, too, where the estimator returns
-            something other than finite numbers, one for each rollout that counts or one for each of its turns.
+            out of range, or the estimator needs what was not given. It is raised, too, where the estimator raises
+            anything, or returns something other than finite numbers, one for each rollout that counts or one for each of
+            its turns.
     """
     function = get_estimator(estimator)
     check_options(estimator, function, options)
@@ -130,7 +132,13 @@ def compute(
         as_turns(turn_rewards, anchors, group_index, counts),
         tolerance,
     )
-    found = _checked(np.asarray(function(batch, **options), dtype=np.float64), batch, estimator)
+    try:
+        found = np.asarray(function(batch, **options), dtype=np.float64)
+    except AdvantageError:
+        raise
+    except Exception as error:  # The estimator may be the user's own.
+        raise AdvantageError(f"estimator {estimator!r} fails: {describe_exception(error)}") from error
+    _check(found, batch, estimator)
     values = np.zeros((len(all_rewards), *found.shape[1:]))
     values[counts] = found
     kind = like(rewards)
@@ -147,11 +155,10 @@ def _check_sizes(groups: Keys, size: int) -> None:
         )
 
 
-def _checked(found: Floats, batch: Batch, estimator: str) -> Floats:
+def _check(found: Floats, batch: Batch, estimator: str) -> None:
     count = len(batch.rewards)
     if found.ndim not in (1, 2) or len(found) != count or not np.isfinite(found).all():
         raise AdvantageError(
             f"estimator {estimator!r} must return {count} finite numbers, or {count} rows of them with one for each turn, "
             f"got shape {found.shape} with {int((~np.isfinite(found)).sum())} not finite"
         )
-    return found

@@ -100,6 +100,7 @@ def by_stratum(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
 
 def report_table(metrics: Mapping[str, float]) -> Table:
     """Return the table of a report from what `Report.metrics` gave, such as a line of a run's metrics file holds."""
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title="advantages by stratum", title_justify="left", caption_justify="left", box=None)
@@ -107,7 +108,7 @@ def report_table(metrics: Mapping[str, float]) -> Table:
         table.add_column(heading, justify="left" if heading == "stratum" else "right")
     for stratum, values in by_stratum(metrics).items():
         rollouts, reward, *rest = (values[f.name] for f in fields(StratumReport) if f.name != "key")
-        table.add_row(stratum, f"{rollouts:.0f}", f"{reward:.3f}", *(f"{value:.2f}" for value in rest))
+        table.add_row(escape(stratum), f"{rollouts:.0f}", f"{reward:.3f}", *(f"{value:.2f}" for value in rest))
     table.caption = (
         f"{metrics['rollouts']:.0f} rollouts ({metrics['excluded']:.0f} more excluded), {metrics['groups']:.0f} groups, "
         f"{metrics['strata']:.0f} strata\n"

@@ -10,9 +10,11 @@ import numpy as np
 
 from agentrl.advantages import Advantages, compute
 from agentrl.advantages.arrays import Keys
+from agentrl.advantages.base import AdvantageError
 from agentrl.advantages.strata import Stratifier, cap_strata
 from agentrl.scores import normalize_answer
 from agentrl.types import Trajectory
+from retrievers.names import describe_exception
 
 
 def episode_strata(
@@ -23,14 +25,24 @@ def episode_strata(
     The cap looks only at episodes whose environment did not fail; a failed episode keeps the stratum it has.
 
     Raises:
-        AdvantageError: if `max_strata` is below 2.
+        AdvantageError: if `max_strata` is below 2, or the stratifier raises anything.
     """
-    strata = [stratifier(trajectory) for trajectory in trajectories]
+    strata = [_stratum(trajectory, stratifier) for trajectory in trajectories]
     if max_strata is None:
         return strata
     counted = [trajectory.valid for trajectory in trajectories]
     capped = iter(cap_strata(list(compress(strata, counted)), max_strata))
     return [next(capped) if counts else key for key, counts in zip(strata, counted, strict=True)]
+
+
+def _stratum(trajectory: Trajectory, stratifier: Stratifier) -> Hashable:
+    try:
+        return stratifier(trajectory)
+    except Exception as error:  # The stratifier may be the user's own.
+        raise AdvantageError(
+            f"the stratifier fails for episode {trajectory.id} of question {trajectory.question.id}: "
+            f"{describe_exception(error)}"
+        ) from error
 
 
 def group_strata(
@@ -42,7 +54,7 @@ def group_strata(
     """Return the stratum of each episode, group after group, capped among the episodes that it is compared with.
 
     Raises:
-        AdvantageError: if `max_strata` is below 2.
+        AdvantageError: as `episode_strata`.
     """
     everyone = [trajectory for group in groups for trajectory in group]
     compared = groups if scope == "prompt" else [everyone]

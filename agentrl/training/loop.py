@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,17 +34,34 @@ class TrainSettings:
     stop: Any
 
 
+class TrainerError(Exception):
+    """What ended the training: `error`, and as this one's own text its whole traceback.
+
+    On the way to another process an exception loses its traceback and its cause, and Ray Train cuts what it keeps of them.
+    """
+
+    def __init__(self, error: BaseException, text: str) -> None:
+        super().__init__(error, text)
+        self.error, self._text = error, text
+
+    def __str__(self) -> str:
+        return self._text
+
+
 def train_loop(loop_config: dict[str, Any]) -> None:
     """Train as `loop_config["settings"]`, a TrainSettings, says.
 
     Raises:
-        RunError: if this node does not see the run folder.
-        TrainingFailed: if training ends before its last step, for whatever reason.
+        TrainerError: if training ends before its last step, for whatever reason: a RunError if this node does not see the
+            run folder, a TrainingFailed once the session runs.
     """
     settings: TrainSettings = loop_config["settings"]
-    # Ray Train starts the trainer on any node, and elsewhere the steps of days would be written where nobody looks.
-    settings.folder.check_shared()
-    # Here, because the driver imports this module and needs no torch.
-    from agentrl.training.session import TrainingSession
+    try:
+        # Ray Train starts the trainer on any node, and elsewhere the steps of days would be written where nobody looks.
+        settings.folder.check_shared()
+        # Here, because the driver imports this module and needs no torch.
+        from agentrl.training.session import TrainingSession
 
-    TrainingSession(settings).run()
+        TrainingSession(settings).run()
+    except BaseException as error:
+        raise TrainerError(error, traceback.format_exc()) from error

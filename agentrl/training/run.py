@@ -27,7 +27,7 @@ from agentrl.rollout.cluster import cluster
 from agentrl.rollout.pool import RolloutPool
 from agentrl.runs import RunFolder
 from agentrl.runs.logs import logged, process_name
-from agentrl.training.loop import TrainSettings, train_loop
+from agentrl.training.loop import TrainerError, TrainSettings, train_loop
 from agentrl.types import AgentRLError, Question
 
 if TYPE_CHECKING:
@@ -267,8 +267,8 @@ class _TrainerTraceback(Exception):
 def _cause(error: BaseException) -> BaseException:
     """Return the error that the training loop raised, out of what Ray Train wrapped around it."""
     for failure in _failures(error):
-        # Ray Train keeps what the loop raised beside its traceback; what ended the whole process comes as it is.
-        raised = getattr(failure, "_base_exc", failure)
+        # What ended the whole process comes as it is.
+        raised = failure.error if isinstance(failure, TrainerError) else failure
         if isinstance(raised, (AgentRLError, OSError)):
             return raised
         # Errors of libraries go on for many lines, which error.txt keeps.

@@ -11,12 +11,12 @@ from types import SimpleNamespace
 import pytest
 from fakes import make_episode
 from ray.exceptions import RayActorError
-from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.train.v2.api.exceptions import WorkerGroupError
 
 from agentrl.config import parse_config
 from agentrl.progress import Progress
 from agentrl.runs import RunError, RunFolder
+from agentrl.training.loop import TrainerError
 from agentrl.training.run import train
 from agentrl.types import AgentRLError, EnvironmentFailure
 
@@ -97,10 +97,10 @@ def trainer(monkeypatch):
             assert threading.current_thread() is not threading.main_thread()
             try:
                 self._loop(self._config)
-            except Exception as error:  # noqa: BLE001, as Ray Train does
-                text = traceback.format_exc()
-                sent = pickle.loads(pickle.dumps(UserExceptionWithTraceback(error, text)))
-                raise WorkerGroupError("of a worker", {0: sent}) from None
+            except Exception as error:  # noqa: BLE001, as train_loop does
+                told = TrainerError(error, traceback.format_exc())
+                # As Ray Train sends it.
+                raise WorkerGroupError("of a worker", {0: pickle.loads(pickle.dumps(told))}) from None
 
     monkeypatch.setattr("agentrl.training.run.cluster", cluster)
     monkeypatch.setattr("agentrl.training.run.train_loop", loop)

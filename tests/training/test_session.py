@@ -3,6 +3,7 @@ and that a resumed run goes on as if nothing had happened."""
 
 import errno
 import json
+import pickle
 import queue
 import random
 import socket
@@ -20,7 +21,7 @@ from agentrl.config import parse_config
 from agentrl.data.stream import QuestionStream
 from agentrl.runs import RunFolder
 from agentrl.training import session
-from agentrl.training.loop import TrainSettings, train_loop
+from agentrl.training.loop import TrainerError, TrainSettings, train_loop
 from agentrl.training.session import TrainingFailed
 from agentrl.training.trainer import StratifiedTrainer
 from agentrl.types import Action, ActionKind, End, EnvironmentFailure, Question, Trajectory, Turn
@@ -100,13 +101,16 @@ def make_config(model, run_dir, **training):
 def run(config, pool, resume=False, stop=None, events=None):
     folder = RunFolder.reopen(config)[0] if resume else RunFolder.create(config)
     questions = QuestionStream([([Question(f"q{i:02}", "t", ("a",)) for i in range(40)], 1.0)], 0)
-    train_loop(
-        {
-            "settings": TrainSettings(
-                config, folder, pool, questions, events or queue.Queue(), resume, stop or queue.Queue()
-            )
-        }
-    )
+    settings = TrainSettings(config, folder, pool, questions, events or queue.Queue(), resume, stop or queue.Queue())
+    ended = None
+    try:
+        train_loop({"settings": settings})
+    except TrainerError as error:
+        # The driver gets it so, and reads where it came from as text.
+        assert "session.py" in str(pickle.loads(pickle.dumps(error)))
+        ended = error.error
+    if ended is not None:
+        raise ended
 
 
 def steps_recorded(config):
