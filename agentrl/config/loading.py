@@ -122,6 +122,10 @@ def _describe(problem: Any) -> str:
             return f"{key}: missing; set it"
         case "string_type" if isinstance(given, bool | int | float):
             return f"{key}: must be text; put {_shown(location, str(given).lower())} in quotes"
+        case "model_type" | "dict_type":
+            return f"{key}: must be a section of settings, each as `name: value` (got {_shown(location, repr(given))})"
+        case "list_type":
+            return f"{key}: must be a list, such as [a, b] (got {_shown(location, repr(given))})"
         case "bool_type":
             return f"{key}: must be true or false (got {given!r})"
     message = problem["msg"].removeprefix("Value error, ")

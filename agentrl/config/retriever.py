@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -81,6 +82,13 @@ class RetrieverConfig(Section):
     @classmethod
     def _has_its_encoder_by_an_absolute_path(cls, options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
         return _with_encoder(options) if info.data.get("kind") == "index" else options
+
+    @field_validator("url")
+    @classmethod
+    def _is_of_http(cls, url: str | None) -> str | None:
+        if url is not None and re.match(r"https?://[^/?#]", url) is None:
+            raise ValueError("must be an HTTP URL, such as http://127.0.0.1:8000/retrieve")
+        return url
 
     @model_validator(mode="after")
     def _has_its_source(self) -> Self:

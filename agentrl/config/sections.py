@@ -317,7 +317,7 @@ class RayConfig(Section):
 class Config(Section):
     """Everything that a run depends on. `cpu_config` names the config to use instead where there is no GPU."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")
     seed: int = Field(0, ge=0, lt=2**32)
     run_dir: LocalPath = "runs"
     device: Literal["cpu", "cuda"] = "cpu"
