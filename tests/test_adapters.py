@@ -135,7 +135,7 @@ def test_targets_that_are_no_regular_expression_are_named(model, tmp_path):
     folder = adapter_of(model, tmp_path)
     made = json.loads((folder / "adapter_config.json").read_text()) | {"target_modules": "(q_proj"}
     (folder / "adapter_config.json").write_text(json.dumps(made))
-    with pytest.raises(ModelError, match="does not fit .*unterminated"):
+    with pytest.raises(ModelError, match=r"does not fit .*unterminated"):
         check_tensors(folder, model)
 
 

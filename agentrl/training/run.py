@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import closing
 from dataclasses import dataclass
 from queue import Empty
 from typing import TYPE_CHECKING, Any
@@ -102,7 +103,7 @@ def train(
     if start is not None:
         described["model.adapter"] = {"path": str(start), "sha256": file_sha256(start / WEIGHTS)}
     folder, done = RunFolder.reopen(config, described) if resume else (RunFolder.create(config, described), 0)
-    with logged(folder.path):
+    with closing(folder), logged(folder.path):
         before, after = _Run(config, folder, inputs, resume, done, _logging(on_progress)).go()
     return folder, before, after
 

@@ -1,8 +1,12 @@
 """A run folder gives back what was written, and is rewound to its last complete checkpoint before it is continued."""
 
 import json
+import os
 import pickle
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from fakes import make_episode
@@ -82,6 +86,8 @@ def test_an_evaluation_of_steps_that_are_taken_again_is_forgotten(tmp_path):
 
 def test_checkpoints_are_ordered_by_number(tmp_path):
     folder = run_of(tmp_path, steps=0, checkpoints=[9, 10])
+    # As somebody keeps one beside them.
+    shutil.copytree(folder.checkpoints / "checkpoint-9", folder.checkpoints / "checkpoint-9-best")
     assert folder.latest_checkpoint().name == "checkpoint-10"
 
 
@@ -99,6 +105,37 @@ def test_without_a_checkpoint_a_run_starts_again_at_its_first_step(tmp_path):
     folder, step = RunFolder.reopen(config(tmp_path))
     assert step == 0
     assert recorded(folder) == ([], [], [])
+
+
+@pytest.mark.parametrize("steps", [7, 3])
+def test_a_run_whose_checkpoints_are_gone_keeps_what_it_recorded(tmp_path, steps):
+    made = run_of(tmp_path, steps=steps, checkpoints=[])
+    if steps == 3:
+        # Of a finished run, before its first checkpoint was due.
+        made.adapter.mkdir()
+    with pytest.raises(RunError, match=f"its checkpoints are gone, and without one all {steps} recorded steps"):
+        RunFolder.reopen(config(tmp_path))
+    assert recorded(made) == ([*range(1, steps + 1)], [*range(1, steps + 1)], [])
+
+
+def test_a_run_whose_metrics_are_gone_does_not_begin_its_questions_again(tmp_path):
+    made = run_of(tmp_path, steps=5, checkpoints=[5])
+    made.metrics.unlink()
+    with pytest.raises(RunError, match=r"metrics\.jsonl ends with step 0 and the latest checkpoint is of step 5"):
+        RunFolder.reopen(config(tmp_path))
+
+
+def test_a_run_belongs_to_one_process_until_it_is_closed(tmp_path):
+    folder = run_of(tmp_path, steps=2, checkpoints=[2])
+    code = "import sys, test_folder as t; t.RunFolder.reopen(t.config(sys.argv[1])); print('open')"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    refused = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert "another process trains this run" in refused.stderr
+    # The trainer's copy does not hold it.
+    pickle.loads(pickle.dumps(folder)).close()
+    folder.close()
+    assert subprocess.run(command, capture_output=True, text=True, env=environment).stdout == "open\n"
 
 
 def test_resuming_twice_changes_nothing_more(tmp_path):

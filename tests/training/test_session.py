@@ -106,11 +106,11 @@ def run(config, pool, resume=False, stop=None, events=None):
     try:
         train_loop({"settings": settings})
     except TrainerError as error:
-        # The driver gets it so, and reads where it came from as text.
-        assert "session.py" in str(pickle.loads(pickle.dumps(error)))
-        ended = error.error
+        ended = error
     if ended is not None:
-        raise ended
+        # The driver gets it so, and reads where it came from as text.
+        assert "session.py" in str(pickle.loads(pickle.dumps(ended)))
+        raise ended.error
 
 
 def steps_recorded(config):
