@@ -68,14 +68,16 @@ def folder(tmp_path, tokenizer):
 
 
 def train(folder, *overrides):
-    command = [sys.executable, "-m", "agentrl.cli", "train", "--config", "mine.yaml", *overrides]
+    command = [sys.executable, "-P", "-m", "agentrl.cli", "train", "--config", "mine.yaml", *overrides]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=500)
 
 
-def test_a_run_uses_parts_that_stand_beside_its_config(folder):
+def test_a_run_uses_parts_that_stand_beside_its_config_and_no_namesakes_of_libraries(folder):
+    (folder / "tokenizers.py").write_text("raise RuntimeError('imported in place of the library')")
     done = train(folder)
     assert done.returncode == 0, done.stdout + done.stderr
     run = RunFolder(folder / "runs" / "mine")
+    assert {"driver.log", "engine-0.log"} <= {file.name for file in (run.path / "logs").iterdir()}
     episodes = list(read_trajectories(run.path / "trajectories" / "step-00001.jsonl.zst"))
     assert len(episodes) == 4
     for episode in episodes:
