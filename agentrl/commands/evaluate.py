@@ -31,6 +31,9 @@ def run_evaluation(
     if out is not None and out.exists():
         raise ConfigError(f"--out {out}: exists already; choose another folder")
     config, questions = prepare(config, adapter, files, limit, "evaluate")
+    if out is not None:
+        # A folder that cannot be made is found now and not when all episodes are done.
+        out.parent.mkdir(parents=True, exist_ok=True)
     with started(config, on_progress) as pool:
         total = len(questions)
         on_progress(Progress(0, "evaluation", 0, total))
@@ -42,7 +45,7 @@ def run_evaluation(
             on_stall=lambda message: on_progress(Progress(0, message, 0, 0)),
         )
     if out is not None:
-        out.mkdir(parents=True)
+        out.mkdir()
         (out / "scores.json").write_text(json.dumps(result.to_dict(), indent=2) + "\n")
         write_trajectories(out / "trajectories.jsonl.zst", result.trajectories)
     return result

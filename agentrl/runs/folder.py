@@ -111,7 +111,7 @@ class RunFolder:
             fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
             self.close()
-            raise RunError(f"{self.path}: another process trains this run; let it end, or stop it, before") from error
+            raise RunError(f"{self.path}: another process trains this run; stop it first, or let it end") from error
         except OSError as error:
             _log.warning("%s cannot be locked (%s); see to it that no other process trains this run", path, error)
 

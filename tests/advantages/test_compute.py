@@ -362,3 +362,12 @@ def test_importing_loads_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "[]"
+
+
+def test_an_estimator_that_fails_is_named_with_its_line(tmp_path, monkeypatch):
+    (tmp_path / "failing_estimator.py").write_text("def mine(batch):\n    return batch.rewards[99:100][0]\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(
+        AdvantageError, match=r"'failing_estimator:mine' fails: IndexError: .*failing_estimator\.py:2\)"
+    ):
+        compute([0.0, 1.0], ["q"] * 2, [0, 0], "failing_estimator:mine")

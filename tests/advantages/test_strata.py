@@ -180,3 +180,13 @@ def test_a_cap_is_drawn_by_the_episodes_that_count():
     placement = get_stratifier("placement")
     strata = episode_strata([*failed, *often], placement, 3)
     assert strata == [placement(one) for one in [*failed, *often]]
+
+
+def test_a_stratifier_that_fails_is_named_with_its_line_and_the_episode():
+    def broken(trajectory):
+        raise KeyError("boom")
+
+    with pytest.raises(
+        AdvantageError, match=rf"fails for episode e1 of question q1: KeyError: 'boom' \({__file__}:\d+\)"
+    ):
+        episode_strata([episode(ANSWER)], broken, None)

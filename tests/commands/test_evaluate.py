@@ -45,6 +45,17 @@ def test_mistakes_are_found_without_ray_and_torch(settings, questions, command):
     assert "model.adapter: no folder" in done.stderr
 
 
+def test_a_folder_that_cannot_be_made_is_named_before_anything_is_sampled(
+    agentrl, sampled, settings, questions, tmp_path
+):
+    (tmp_path / "file").write_text("")
+    out = tmp_path / "file" / "scores"
+    status, _, err = agentrl("eval", "--config", settings, "--questions", questions, "--out", out)
+    assert status == 1
+    assert str(tmp_path / "file") in err
+    assert sampled == {}
+
+
 def test_the_first_questions_of_each_file_are_scored_and_written(agentrl, sampled, settings, questions, tmp_path):
     other = tmp_path / "other" / "more.jsonl"
     other.parent.mkdir()
