@@ -42,7 +42,7 @@ def from_environment(variable: str, option: str) -> str:
     Raises:
         RetrieverError: if the name is none, the variable is not set, or its value cannot stand in a header.
     """
-    if not _VARIABLE.fullmatch(variable):
+    if not isinstance(variable, str) or not _VARIABLE.fullmatch(variable):
         # What stands there may well be the secret itself.
         raise RetrieverError(
             f"{option} must be the name of the environment variable that holds the key, such as MY_KEY"
@@ -57,6 +57,8 @@ def from_environment(variable: str, option: str) -> str:
 
 def all_from_environment(variables: Mapping[str, str], option: str) -> dict[str, str]:
     """The secrets in several variables, by the names that they are sent under. Raises RetrieverError as above."""
+    if not isinstance(variables, Mapping):
+        raise RetrieverError(f"{option} must give each name its environment variable, such as {{X-Key: MY_KEY}}")
     return {name: from_environment(variable, f"{option}.{name}") for name, variable in variables.items()}
 
 

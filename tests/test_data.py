@@ -1,5 +1,6 @@
 """Question files are read as they are meant, every bad row is named, and the stream's order is a law of its seed."""
 
+import gzip
 import json
 
 import pytest
@@ -309,6 +310,27 @@ def test_files_that_cannot_be_read_say_so(tmp_path, reader):
     (tmp_path / "a.parquet").write_bytes(b"PAR1 but not really PAR1")
     with pytest.raises(DataError, match="cannot be read as parquet"):
         reader(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (json.dumps([ROW, ROW]).encode(), "is one JSON array; write one object a line"),
+        (b"\xef\xbb\xbf\n" + json.dumps([ROW, ROW], indent=2).encode(), "is one JSON array; write one object a line"),
+        (gzip.compress(json.dumps(ROW).encode()), "is packed with gzip; unpack it"),
+        (json.dumps(ROW).encode("utf-16"), "is UTF-16; save the file as UTF-8"),
+        (b"PAR1", "is a Parquet file; rename it"),
+    ],
+)
+def test_a_file_of_another_form_is_called_by_its_name_once(tmp_path, content, message):
+    path = tmp_path / "train.json"
+    path.write_bytes(content)
+    [problem] = validate_files([path])
+    assert problem.startswith(f"{path}: {message}")
+
+
+def test_a_folder_is_not_called_missing(tmp_path):
+    assert validate_files([tmp_path]) == [f"{tmp_path}: is a folder; give the files in it"]
 
 
 def test_a_byte_order_mark_means_nothing(tmp_path):

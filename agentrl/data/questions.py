@@ -13,6 +13,18 @@ from agentrl.data.rows import Row, kind, to_question
 from agentrl.types import Question
 
 
+# What is called a file of JSON lines and is none, by its first bytes.
+_REFUSED = {
+    b"[": "is one JSON array; write one object a line, for instance with `jq -c '.[]'`",
+    b"\x1f\x8b": "is packed with gzip; unpack it",
+    b"\x28\xb5\x2f\xfd": "is packed with zstd; unpack it",
+    b"PK\x03\x04": "is a zip archive; unpack it",
+    b"PAR1": "is a Parquet file; rename it to .parquet",
+    codecs.BOM_UTF16_LE: "is UTF-16; save the file as UTF-8",
+    codecs.BOM_UTF16_BE: "is UTF-16; save the file as UTF-8",
+}
+
+
 def read_questions(path: Path, name: str | None = None, limit: int | None = None) -> list[Question]:
     """Read the questions of a file, or its first `limit`.
 
@@ -80,6 +92,8 @@ def _parsed(path: Path, name: str) -> Iterator[tuple[int, Question | RowError]]:
 
 def _rows(path: Path) -> Iterator[tuple[int, Row | bytes]]:
     """Yield the rows of a file with their numbers from 1; those of JSON lines as they stand in the file."""
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder; give the files in it")
     if not path.is_file():
         raise DataError(f"{path}: no such file; check the path")
     if path.suffix == ".parquet":
@@ -92,6 +106,10 @@ def _rows(path: Path) -> Iterator[tuple[int, Row | bytes]]:
 def _json_rows(path: Path) -> Iterator[tuple[int, bytes]]:
     try:
         with path.open("rb") as file:
+            head = file.peek().removeprefix(codecs.BOM_UTF8).lstrip()
+            for magic, what in _REFUSED.items():
+                if head.startswith(magic):
+                    raise DataError(f"{path}: {what}")
             for number, line in enumerate(file, start=1):
                 yield number, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
     except OSError as error:

@@ -140,6 +140,10 @@ def test_a_key_that_is_missing_or_broken_is_named_by_its_variable(monkeypatch):
     monkeypatch.delenv("TEST_KEY")
     with pytest.raises(RetrieverError, match=r"headers_env.X-Key: the environment has no TEST_KEY"):
         JsonWebSearch(GET)
+    with pytest.raises(RetrieverError, match=r"headers_env must give each name its environment variable"):
+        JsonWebSearch({"url": "https://search.test/", "results": "r", "headers_env": ["X-Key"]})
+    with pytest.raises(RetrieverError, match="token_env must be the name of the environment variable"):
+        JsonWebSearch({"url": "https://search.test/", "results": "r", "token_env": 7})
     with pytest.raises(RetrieverError, match="token_env must be the name of the environment variable") as raised:
         JsonWebSearch(JsonApi("https://search.test/", results="r", token_env="sk-123/456"))
     assert "sk-123" not in str(raised.value)
