@@ -12,7 +12,6 @@ from agentrl.data.errors import DataError, RowError
 from agentrl.data.rows import Row, kind, to_question
 from agentrl.types import Question
 
-
 # What is called a file of JSON lines and is none, by its first bytes.
 _REFUSED = {
     b"[": "is one JSON array; write one object a line, for instance with `jq -c '.[]'`",
