@@ -11,6 +11,7 @@ from agentrl.config import Config, ConfigError
 from agentrl.evaluation.run import Evaluation, evaluate
 from agentrl.progress import Progress
 from agentrl.runs import write_trajectories
+from agentrl.types import Trajectory
 
 
 def run_evaluation(
@@ -41,11 +42,15 @@ def run_evaluation(
             pool,
             questions,
             max_failed_share=config.rollout.max_failed_share,
+            on_episodes=lambda episodes: None if out is None else _write_episodes(out, episodes),
             on_done=lambda done: on_progress(Progress(0, "evaluation", done, total)),
             on_stall=lambda message: on_progress(Progress(0, message, 0, 0)),
         )
     if out is not None:
-        out.mkdir()
         (out / "scores.json").write_text(json.dumps(result.to_dict(), indent=2) + "\n")
-        write_trajectories(out / "trajectories.jsonl.zst", result.trajectories)
     return result
+
+
+def _write_episodes(out: Path, episodes: Sequence[Trajectory]) -> None:
+    out.mkdir()
+    write_trajectories(out / "trajectories.jsonl.zst", episodes)

@@ -62,16 +62,20 @@ def evaluate(
     questions: Sequence[Question],
     *,
     max_failed_share: float,
+    on_episodes: Callable[[Sequence[Trajectory]], None] = lambda trajectories: None,
     on_done: Callable[[int], None] = lambda done: None,
     on_stall: Callable[[str], None] = lambda message: None,
 ) -> Evaluation:
     """Run one greedy episode for each question and score the sets; `RolloutPool.sample` explains `on_done` and `on_stall`.
+
+    `on_episodes` receives the episodes once all are done, also where too many failed: what went wrong can be read in them.
 
     Raises:
         EnvironmentFailure: if more than `max_failed_share` of the episodes failed.
     """
     requests = [(question, [f"eval/{question.id}"]) for question in questions]
     trajectories = [group[0] for group in pool.sample(requests, temperature=0.0, on_done=on_done, on_stall=on_stall)]
+    on_episodes(trajectories)
     check_failures(trajectories, max_failed_share)
     names = list(dict.fromkeys(question.dataset for question in questions))
     by_set = {name: [t for t in trajectories if t.question.dataset == name] for name in names}

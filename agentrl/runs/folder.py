@@ -220,11 +220,13 @@ class RunFolder:
         """Add trajectories of a step, as they arrive, to its file. Raises OSError if they cannot be written."""
         append_trajectories(self.path / "trajectories" / f"step-{step:05d}.jsonl.zst", trajectories)
 
-    def write_evaluation(self, step: int, result: Mapping[str, Any], trajectories: Iterable[Trajectory]) -> None:
-        """Write the scores of an evaluation and the episodes behind them. Raises OSError if they cannot be written."""
-        folder = self.path / "evaluations"
-        write_trajectories(folder / f"step-{step:05d}.jsonl.zst", trajectories)
-        replace_text(folder / f"step-{step:05d}.json", json.dumps(result, indent=2) + "\n")
+    def write_evaluated(self, step: int, trajectories: Iterable[Trajectory]) -> None:
+        """Write the episodes of the evaluation after `step` steps. Raises OSError if they cannot be written."""
+        write_trajectories(self.path / "evaluations" / f"step-{step:05d}.jsonl.zst", trajectories)
+
+    def write_evaluation(self, step: int, result: Mapping[str, Any]) -> None:
+        """Write the scores of the evaluation after `step` steps. Raises OSError if they cannot be written."""
+        replace_text(self.path / "evaluations" / f"step-{step:05d}.json", json.dumps(result, indent=2) + "\n")
 
     def read_evaluation(self, step: int) -> dict[str, Any] | None:
         """Return the scores of the evaluation after `step` steps, or None if there was none."""

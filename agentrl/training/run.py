@@ -150,10 +150,11 @@ class _Run:
             pool,
             self.inputs.evaluation,
             max_failed_share=self.config.rollout.max_failed_share,
+            on_episodes=lambda episodes: self.folder.write_evaluated(step, episodes),
             on_done=lambda done: self.on_progress(Progress(step, "evaluation", done, total)),
             on_stall=lambda message: self._tell(step, message),
         )
-        self.folder.write_evaluation(step, result.to_dict(), result.trajectories)
+        self.folder.write_evaluation(step, result.to_dict())
         return result
 
     def _fit(self, pool: RolloutPool) -> None:

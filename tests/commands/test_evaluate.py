@@ -70,6 +70,16 @@ def test_the_first_questions_of_each_file_are_scored_and_written(agentrl, sample
     assert len(list(read_trajectories(out / "trajectories.jsonl.zst"))) == 4
 
 
+def test_the_episodes_are_kept_where_too_many_failed_for_scores(agentrl, sampled, settings, questions, tmp_path):
+    sampled["broken"] = True
+    out = tmp_path / "scores"
+    status, _, err = agentrl("eval", "--config", settings, "--questions", questions, "--out", out)
+    assert status == 1
+    assert "episodes failed (retriever" in err
+    assert not (out / "scores.json").exists()
+    assert {episode.failure for episode in read_trajectories(out / "trajectories.jsonl.zst")} == {"gone"}
+
+
 def test_the_sets_of_the_config_are_limited_by_the_smaller_of_both_limits(agentrl, sampled, settings, questions):
     sets = f"data.eval=[{{path: {questions}, name: a, limit: 1}}, {{path: {questions}, name: b}}]"
     assert agentrl("eval", "--config", settings, "--limit", 2, sets)[0] == 0

@@ -78,7 +78,8 @@ def test_a_resumed_run_forgets_what_came_after_its_last_checkpoint(tmp_path):
 def test_an_evaluation_of_steps_that_are_taken_again_is_forgotten(tmp_path):
     folder = run_of(tmp_path, steps=7, checkpoints=[5])
     for step in (0, 5, 7):
-        folder.write_evaluation(step, {"sets": []}, [make_episode("eval/q")])
+        folder.write_evaluated(step, [make_episode("eval/q")])
+        folder.write_evaluation(step, {"sets": []})
     folder, _ = RunFolder.reopen(config(tmp_path))
     assert [folder.read_evaluation(step) is None for step in (0, 5, 7)] == [False, False, True]
     assert len(list((folder.path / "evaluations").iterdir())) == 4
@@ -197,7 +198,10 @@ def test_metrics_read_back_as_they_were_written(tmp_path):
 def test_an_evaluation_is_kept_with_the_episodes_behind_it(tmp_path):
     folder = RunFolder.create(config(tmp_path))
     assert folder.read_evaluation(0) is None
-    folder.write_evaluation(0, {"sets": []}, [make_episode("eval/q")])
+    folder.write_evaluated(0, [make_episode("eval/q")])
+    # Without scores it was not finished, and is made again.
+    assert folder.read_evaluation(0) is None
+    folder.write_evaluation(0, {"sets": []})
     assert folder.read_evaluation(0) == {"sets": []}
     path = folder.path / "evaluations" / "step-00000.jsonl.zst"
     assert list(read_trajectories(path)) == [make_episode("eval/q")]
