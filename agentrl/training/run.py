@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from ray.exceptions import RayError
 
-from agentrl.adapters import WEIGHTS, adapter_folder, read_adapter
+from agentrl.adapters import WEIGHTS, adapter_folder, check_tensors, read_adapter
 from agentrl.config import Config, ConfigError
 from agentrl.data.inputs import check_index, describe_inputs, evaluation_questions, file_sha256, read_set
 from agentrl.data.stream import QuestionStream
 from agentrl.engines import require_trainable
 from agentrl.evaluation.run import Evaluation, evaluate
+from agentrl.models import model_on_disk
 from agentrl.progress import OnProgress, Progress
 from agentrl.rollout.cluster import cluster
 from agentrl.rollout.pool import RolloutPool
@@ -61,12 +62,20 @@ def load_inputs(config: Config) -> Inputs:
     if not config.data.train:
         raise ConfigError(f"config {config.name!r}: data.train names no question set")
     require_trainable(config)
-    adapter_folder(config)
+    _check_adapter(config)
     check_index(config)
     return Inputs(
         questions=QuestionStream([(read_set(config.data, s), s.weight) for s in config.data.train], config.seed),
         evaluation=evaluation_questions(config.data),
     )
+
+
+def _check_adapter(config: Config) -> None:
+    """Raise ModelError unless the adapter to start from is there and fits the model, as far as that is on this disk."""
+    start = adapter_folder(config)
+    model = None if start is None else model_on_disk(config.model.path)
+    if start is not None and model is not None:
+        check_tensors(start, str(model))
 
 
 def check_device(config: Config) -> None:

@@ -12,11 +12,14 @@ import pytest
 from fakes import make_episode
 from ray.exceptions import RayActorError
 from ray.train.v2.api.exceptions import WorkerGroupError
+from tiny import tiny_llama
 
 from agentrl.config import parse_config
+from agentrl.models import ModelError
 from agentrl.progress import Progress
 from agentrl.runs import RunError, RunFolder
 from agentrl.training.loop import TrainerError
+from agentrl.training.plan import plan
 from agentrl.training.run import train
 from agentrl.types import AgentRLError, EnvironmentFailure
 
@@ -226,6 +229,19 @@ def test_a_trainer_on_a_node_that_does_not_share_the_run_folder_is_refused(confi
 
     with pytest.raises(RunError, match=r"node .* does not see the run folder .*/runs/run .*mount run_dir"):
         train(config(), resume=False, on_progress=forget)
+
+
+@pytest.mark.parametrize("command", [lambda config: train(config, resume=False, on_progress=print), plan])
+def test_an_adapter_of_another_model_is_refused_before_the_run_has_a_folder(config, tmp_path, command):
+    from peft import LoraConfig, get_peft_model
+
+    tiny_llama(64, hidden=16).save_pretrained(tmp_path / "model")
+    lora = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj"])
+    get_peft_model(tiny_llama(64, hidden=32), lora).save_pretrained(tmp_path / "adapter")
+    model = {"path": str(tmp_path / "model"), "adapter": str(tmp_path / "adapter"), "lora": {"rank": 4, "alpha": 8}}
+    with pytest.raises(ModelError, match=r"q_proj.* has the shape"):
+        command(config(model=model))
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_run_whose_questions_changed_does_not_go_on(config, trainer, tmp_path):
