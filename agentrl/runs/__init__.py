@@ -2,12 +2,17 @@
 
 config.yaml          the resolved configuration
 versions.json        of Python, agentrl and the packages below it
+inputs.json          what tells the contents of its questions, index and adapter apart
+start.json           its latest start: when, where, after which step, with which settings changed
 metrics.jsonl        one object a step
 trajectories/        step-00001.jsonl.zst …, one trajectory a line
 evaluations/         step-00000.json …, and the trajectories behind each
 checkpoints/         checkpoint-N of TRL, to resume from
 adapter/             the PEFT adapter after the last step
 tensorboard/
+logs/                what each process printed
+error.txt            the traceback, if its latest start failed
+.lock                held by the process that has the run open
 """
 
 from agentrl.runs.files import RunError
