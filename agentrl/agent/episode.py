@@ -98,7 +98,8 @@ class Agent:
 
         An exception of retriever, engine, tool or protocol ends the episode as environment failure, with the turns so far.
         RetrieverError has the cause RETRIEVER, EnvironmentFailure the cause ENGINE; any other `Exception` has the cause
-        CODE, and `failure` keeps its traceback. CancelledError and KeyboardInterrupt pass.
+        CODE, and `failure` keeps its traceback; so has a CancelledError while this task is not cancelled. KeyboardInterrupt
+        and SystemExit pass.
         """
         now = asyncio.get_running_loop().time
         started = now()
@@ -125,6 +126,11 @@ class Agent:
             cause, failure = FailureCause.ENGINE, str(error)
         except _OutOfTimeError as error:
             cause, failure = FailureCause.TIMEOUT, str(error)
+        except asyncio.CancelledError as error:
+            # Nobody has cancelled this task: the code of users has waited for something else that was cancelled.
+            if asyncio.current_task().cancelling():
+                raise
+            cause, failure = FailureCause.CODE, report(error)
         except Exception as error:  # noqa: BLE001, the code of users is called here, and the trajectory keeps what it raised
             cause, failure = FailureCause.CODE, report(error)
         return Trajectory(
@@ -240,7 +246,7 @@ def turn_seed(seed: int, episode_id: str, turn: int) -> int:
     return int.from_bytes(digest, "big")
 
 
-def report(error: Exception) -> str:
+def report(error: BaseException) -> str:
     """Return type and message of an exception on one line, and below it the traceback without the middle of a long one."""
     lines = "".join(traceback.format_exception_only(error)).split("\n")
     return f"{lines[0][:_TRACEBACK_START]}\n{shortened(''.join(traceback.format_exception(error)).strip())}"

@@ -98,10 +98,29 @@ def test_a_timeout_of_a_users_own_is_no_timeout_of_the_episode(codec):
     assert (episode.cause, episode.failure.partition("\n")[0]) == (FailureCause.CODE, "TimeoutError: upstream")
 
 
-@pytest.mark.parametrize("leaving", [KeyboardInterrupt, asyncio.CancelledError, SystemExit])
-def test_what_ends_the_process_or_the_task_is_no_failure_of_an_episode(codec, leaving):
+@pytest.mark.parametrize("leaving", [KeyboardInterrupt, SystemExit])
+def test_what_ends_the_process_is_no_failure_of_an_episode(codec, leaving):
     with pytest.raises(leaving):
         play(codec, [SEARCH], retriever=Broken(leaving()))
+
+
+def test_a_tool_that_waits_for_what_was_cancelled_costs_one_episode(codec):
+    episode, _ = play(codec, [SEARCH], retriever=Broken(asyncio.CancelledError("a connection pool was closed")))
+    assert (episode.cause, len(episode.turns)) == (FailureCause.CODE, 1)
+    assert episode.failure.startswith("asyncio.exceptions.CancelledError: a connection pool was closed\n")
+
+
+def test_an_episode_that_is_cancelled_is_no_failure(codec):
+    async def cancel():
+        engine = Slow(ScriptedEngine(codec, [SEARCH]))
+        agent = Agent(settings(), codec, engine, PassageRetriever(ELBE), 3)
+        episode = asyncio.create_task(agent.run(QUESTION, "1/0/0", temperature=1.0, seed=0, timeout=100.0))
+        await asyncio.sleep(1.0)
+        episode.cancel()
+        await episode
+
+    with pytest.raises(asyncio.CancelledError):
+        virtual_clock.run(cancel())
 
 
 class Slow:
