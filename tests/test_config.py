@@ -69,6 +69,7 @@ def test_an_unknown_key_is_named_with_the_nearest_known_one(small, override, mes
         ("data.train=nq.jsonl", "data.train"),
         ("retriever.cache_mib=much", "retriever.cache_mib"),
         ("agent.temperature=0", "agent.temperature"),
+        ("agent.temperature=0.005", "agent.temperature"),
     ],
 )
 def test_a_wrong_type_or_value_is_named_with_what_was_given(small, override, key):

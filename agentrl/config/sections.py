@@ -66,6 +66,8 @@ class AgentConfig(Section):
     `protocol` is a name or `package.module:Class`. An episode executes at most `max_turns` calls of tools and then has one
     more turn to answer. The model is told of at most `max_invalid` mistakes; with `mistakes_are_turns` each mistake counts
     towards `max_turns` instead. Token limits count ids of the model's tokenizer; `max_episode_tokens` includes the prompt.
+    vLLM samples no colder than at `temperature` 0.01.
+
     `instruction` replaces the protocol's own wording; the question stands where the instruction has `{question}`, else below
     it. An empty `instruction` leaves the question alone; it suits a model whose adapter knows the protocol already.
     `instruction_file` names a file with the wording, which the resolved configuration holds as `instruction`.
@@ -83,7 +85,7 @@ class AgentConfig(Section):
     max_turn_tokens: int = Field(96, ge=8)
     max_observation_tokens: int = Field(240, ge=32)
     max_episode_tokens: int = Field(1024, ge=64)
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(1.0, ge=0.01)
 
     @model_validator(mode="before")
     @classmethod
