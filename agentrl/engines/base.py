@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
+NOT_FINITE = "the model's logits are not finite: its weights, or those of its adapter, hold infinity or no numbers"
+"""The message of an engine whose model computes no distribution."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
@@ -45,7 +48,7 @@ class Engine(Protocol):
         size. At temperature 0 the log-probabilities are those at temperature 1.
 
         Raises:
-            EnvironmentFailure: if the engine could not answer.
+            EnvironmentFailure: if the engine could not answer, or the model's logits are not finite.
         """
         ...
 

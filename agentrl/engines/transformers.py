@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from agentrl.config import EngineConfig
-from agentrl.engines.base import Generation, Sampling
+from agentrl.engines.base import NOT_FINITE, Generation, Sampling
 from agentrl.types import EngineDied, EnvironmentFailure
 
 if TYPE_CHECKING:
@@ -239,7 +239,7 @@ def _sample(logits: torch.Tensor, rows: Sequence[_Request]) -> torch.Tensor:
     ids = torch.where(greedy, logprobs.argmax(-1), sampled)
     chosen = logprobs.gather(1, ids[:, None]).squeeze(1).tolist()
     if not all(map(math.isfinite, chosen)):
-        raise EnvironmentFailure("the model's logits are not finite")
+        raise EnvironmentFailure(NOT_FINITE)
     for row, token, logprob in zip(rows, ids.tolist(), chosen, strict=True):
         row.ids.append(token)
         row.logprobs.append(logprob)

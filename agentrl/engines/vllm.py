@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import shutil
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from agentrl.config import EngineConfig
-from agentrl.engines.base import Generation, Sampling
+from agentrl.config import ConfigError, EngineConfig
+from agentrl.engines.base import NOT_FINITE, Generation, Sampling
 from agentrl.engines.budget import TokenBudget
 from agentrl.engines.scratch import ScratchFolder
 from agentrl.types import EngineDied, EnvironmentFailure
@@ -72,6 +73,7 @@ class VllmEngine:
         """`max_tokens` bounds prompt and completion of a request together.
 
         Raises:
+            ConfigError: if vLLM refuses the settings, such as more tokens than the model has positions.
             EngineDied: if vLLM does not start.
         """
         from vllm import AsyncEngineArgs
@@ -107,6 +109,12 @@ class VllmEngine:
         )
         try:
             self._llm = AsyncLLM.from_engine_args(arguments)
+        except ValueError as error:
+            # Its errors are pydantic's, whose first line says nothing.
+            reason = " ".join(str(error).split()).partition(" [type=")[0]
+            raise ConfigError(
+                f"vLLM refuses {model} with these settings, of which max_model_len is agent.max_episode_tokens: {reason}"
+            ) from error
         except RuntimeError as error:
             # The core's process died. Its log says why: too little memory, or a setting that cannot work.
             raise EngineDied(f"the vLLM engine did not start: {error}") from error
@@ -144,6 +152,8 @@ class VllmEngine:
             raise EngineDied("the vLLM engine ended a request without an answer")
         ids = tuple(completion.token_ids)
         logprobs = tuple(table[token].logprob for token, table in zip(ids, completion.logprobs, strict=True))
+        if not all(map(math.isfinite, logprobs)):
+            raise EnvironmentFailure(NOT_FINITE)
         return Generation(ids, logprobs, completion.finish_reason, weights.version)
 
     async def load_adapter(self, version: int, files: Mapping[str, bytes]) -> None:

@@ -270,7 +270,8 @@ def _await(references: list[Any], timeout: float, what: str) -> list[Any]:
     except GetTimeoutError as error:
         raise EnvironmentFailure(f"the {what} did not start within {timeout:g} s") from error
     except RayTaskError as error:
-        raise error.as_instanceof_cause() from error
+        # The task's own error has the worker's traceback for its text.
+        raise error.cause from error
     except RayActorError as error:
         # Of a constructor that raised, Ray keeps the traceback as text; its last line is the error itself.
         reason = str(error).strip().splitlines()[-1]

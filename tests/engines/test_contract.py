@@ -194,6 +194,23 @@ def test_whole_weights_replace_model_and_adapter(adaptable, adapters, reference,
             assert generation.logprobs == pytest.approx(expected.tolist(), abs=1e-3)
 
 
+@pytest.mark.parametrize("kind", ["transformers", pytest.param("vllm", marks=[pytest.mark.slow])])
+def test_an_adapter_without_numbers_is_an_environment_failure(kind, tiny_model, adapters, prompts):
+    """Of an engine of its own, since what such weights leave in vLLM's cache on a CPU spoils later generations."""
+    import torch
+    from safetensors.torch import load as read
+    from safetensors.torch import save
+
+    weights = read(adapters[0]["adapter_model.safetensors"])
+    spoiled = save({name: torch.full_like(value, torch.nan) for name, value in weights.items()})
+    engine = {"transformers": Here, "vllm": Elsewhere}[kind](config(kind), tiny_model)
+    engine.load(1, adapters[0] | {"adapter_model.safetensors": spoiled})
+    for temperature in (1.0, 0.0):
+        with pytest.raises(EnvironmentFailure, match="not finite"):
+            engine(generate, prompts[0], Sampling(4, temperature, seed=1))
+    engine.shut_down()
+
+
 def test_close_ends_what_is_under_way_and_nothing_is_answered_after_it(engine, prompts):
     outcomes = engine(generate_while_closing, prompts)
     assert all(isinstance(outcome, (Generation, EnvironmentFailure)) for outcome in outcomes)

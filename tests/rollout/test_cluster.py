@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import ray
 from scripted import make_config
+from tiny import tiny_llama
 
 from agentrl.config import ConfigError
 from agentrl.rollout.cluster import cluster
@@ -94,6 +95,19 @@ def test_too_few_free_places_are_named(started, monkeypatch, free, sections, err
     monkeypatch.setattr(ray, "get", lambda references, timeout: [])
     with pytest.raises(error, match=words):
         started(**sections)
+
+
+@pytest.mark.slow
+def test_what_a_worker_refuses_is_told_in_its_own_words(started, tmp_path, tokenizer):
+    folder = tmp_path / "model"
+    tiny_llama(512).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(ConfigError) as raised:
+        started(engine={"kind": "transformers"}, agent={"protocol": "chat_tools"})
+    assert str(raised.value).startswith(
+        "agent.protocol chat_tools, agent.prompt plain: the chat template of this model's"
+    )
+    assert len(str(raised.value).splitlines()) == 1
 
 
 @pytest.mark.slow
