@@ -3,7 +3,8 @@
 vLLM's own LoRA kernel gathers both matrices of every layer once for every token, so each token copies the whole adapter
 (20 MB in fp32 at rank 16 for a model of 135M parameters) and memory bandwidth decides. Almost always all tokens of a step
 use one adapter; here each adapter's matrices are read once for all of its tokens. For an adapter without weights for the
-embedding, vLLM multiplies zeros; here nothing.
+embedding, vLLM multiplies zeros; here nothing. And vLLM's kernel of a decoding step gives a row without an adapter what the
+last adapter would add.
 
 vLLM's own sampler draws a random number for each id of the vocabulary, and for a seeded row a second time. See
 `agentrl.engines.drawing` for what is drawn here.
@@ -78,8 +79,15 @@ def _add_lora_logits(
 def _add_lora_embedding(
     self: Any, y: torch.Tensor, x: torch.Tensor, b: torch.Tensor, *args: Any, **kwargs: Any
 ) -> None:
-    if b.any():
-        _original_add_lora_embedding(self, y, x, b, *args, **kwargs)
+    # x is what each row's own A gave.
+    for slot, rows in self.token_groups:
+        b_slot = b[slot].flatten(0, -2)
+        if not b_slot.any():
+            continue
+        if rows is None:
+            y.addmm_(x, b_slot.T)
+        else:
+            y.index_add_(0, rows, x[rows] @ b_slot.T)
 
 
 def _sample(

@@ -72,21 +72,28 @@ def test_lora_products_equal_those_of_vllms_own_kernel(original, vllm_cpu, slots
     torch.testing.assert_close(found[used], expected[used])
 
 
-@pytest.mark.parametrize("weights", ["none", "some"])
-def test_the_embedding_gets_what_vllms_own_kernel_adds(original, vllm_cpu, weights):
+@pytest.mark.parametrize("slots", [[0, 0, 0, 0, 0], [0, 1, 1, 0, 1], [-1, -1, -1, -1, -1], [0, -1, 1, -1, 0]])
+@pytest.mark.parametrize("adapted", [(), (1,), (0, 1)])
+def test_the_embedding_gets_what_vllms_own_kernel_adds(original, vllm_cpu, slots, adapted):
+    """`adapted` are the slots of the adapters that have weights for it."""
     import torch
     from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
     torch.manual_seed(0)
     wrapper = PunicaWrapperCPU(16, 16, "cpu")
-    wrapper._token_lora_indices[:5] = torch.tensor([0, 1, 1, 0, 1])
+    indices = torch.tensor(slots)
+    wrapper._token_lora_indices[:5] = indices
     wrapper.indices_len[:] = [5] * 4
-    b = torch.randn(2, 1, 8, 3) if weights == "some" else torch.zeros(2, 1, 8, 3)
+    wrapper.token_groups = vllm_cpu._groups(indices)
+    b = torch.zeros(2, 1, 8, 3)
+    b[list(adapted)] = torch.randn(len(adapted), 1, 8, 3)
     x, y = torch.randn(5, 3), torch.randn(5, 8)
+    used = indices >= 0
     expected, found = y.clone(), y.clone()
     original.embedding(wrapper, expected, x, b, add_input=True)
     wrapper.add_lora_embedding(found, x, b, add_input=True)
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found[used], expected[used])
+    torch.testing.assert_close(found[~used], y[~used])
 
 
 @pytest.mark.parametrize(("k", "p"), [(None, None), (5, None), (None, 0.7), (8, 0.7)])
