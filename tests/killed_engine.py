@@ -4,6 +4,7 @@ Run as `python killed_engine.py FILE EPISODES KEY=VALUE...`; the overrides are t
 core, then a rollout worker, whose core must not outlive it, and a core again.
 """
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -52,6 +53,9 @@ def main() -> None:
         killed.append(what)
 
     with cluster(config) as running:
+        # A group may be with each process that is killed.
+        supervisor = running.pool._supervisor
+        supervisor.limits = dataclasses.replace(supervisor.limits, tries=len(KILLS) + 1)
         calm = running.pool.sample(requests, 1.0)
         disturbed = running.pool.sample(requests, 1.0, kill)
         counters = running.pool.counters

@@ -12,7 +12,7 @@ from agentrl.rollout.pool import RolloutPool
 from agentrl.rollout.supervisor import Limits
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def started_ray():
     import ray
 

@@ -39,7 +39,8 @@ def running(tmp_path, tokenizer):
     worker = ray.remote(ScriptedWorker).options(max_restarts=-1, max_concurrency=100)
     workers = [worker.remote(config, ["slow"], str(orders)) for _ in range(2)]
     processes = ray.get([w.prepare.remote() for w in workers])
-    limits = Limits(places=8, episode_seconds=60.0, start_seconds=60.0, grace_seconds=10.0, max_failures=20)
+    # A group may be with the worker at each of the five kills.
+    limits = Limits(places=8, episode_seconds=60.0, start_seconds=60.0, grace_seconds=10.0, tries=6, max_failures=20)
     yield SimpleNamespace(
         pool=RolloutPool(workers, processes, limits), workers=workers, retriever=retriever, orders=orders
     )

@@ -125,7 +125,8 @@ def test_an_address_where_something_else_listens_ends_within_a_minute(tmp_path, 
             capture_output=True,
             text=True,
             timeout=120,
-            env=os.environ | {"PYTHONPATH": f"{Path(__file__).parent}:{os.environ.get('PYTHONPATH', '')}"},
+            env=os.environ
+            | {"PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).parents[1]}:{os.environ.get('PYTHONPATH', '')}"},
         )
     assert result.returncode == 1
     assert f"ray.address {address}: cannot connect" in result.stderr
