@@ -163,7 +163,8 @@ def _written(character: str) -> str:
     """A pattern of the ways in which URLs and JSON write an ASCII character."""
     code = f"{ord(character):02x}"
     in_url = rf"%(?i:{code})" + (r"|\+" if character == " " else "")
-    return rf"(?:\\*{re.escape(character)}|{in_url}|\\u00(?i:{code}))"
+    # The longest way first: `%` alone would leave the rest of `%25`.
+    return rf"(?:{in_url}|\\u00(?i:{code})|\\*{re.escape(character)})"
 
 
 def _is_secret_name(name: str) -> bool:

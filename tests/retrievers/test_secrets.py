@@ -4,7 +4,7 @@ import json
 from urllib.parse import quote, quote_plus
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from retrievers.base import RetrieverError
@@ -81,6 +81,7 @@ WRITINGS = [
 ]
 
 
+@example(before="", key="key%", after="", write=quote)
 @given(
     before=st.text(max_size=30),
     key=st.text(st.characters(min_codepoint=32, max_codepoint=126), min_size=4, max_size=12),
