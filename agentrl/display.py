@@ -160,7 +160,7 @@ def evaluation_table(title: str, columns: Mapping[str, Evaluation | None]) -> Ta
                 f"{result.em_low:.3f} to {result.em_high:.3f}",
                 f"{result.f1:.3f}",
                 f"{result.searches:.2f}",
-                ", ".join(f"{end} {100 * share:.0f} %" for end, share in result.ends.items()),
+                ", ".join(f"{end} {share:.0%}" for end, share in result.ends.items()),
             )
             if result.failed:
                 causes = ", ".join(f"{cause} {count}" for cause, count in result.causes.items())

@@ -112,7 +112,7 @@ def test_before_and_after_stand_under_one_another():
     assert "0.500" in before
     assert "0.095 to 0.905" in before
     assert "1.000" in after
-    assert "answered 100 %" in after
+    assert "answered 100%" in after
 
 
 def test_failed_questions_are_shown():

@@ -87,7 +87,7 @@ def summary(config: Config, groups: Sequence[Sequence[Trajectory]]) -> Group:
         rows.add_row("reward", _reward([float(t.reward or 0) for t in valid]))
         rows.add_row("searches", f"{sum(len(t.searches) for t in valid) / len(valid):.2f} an episode")
     ends = Counter(t.end.value for t in everyone)
-    rows.add_row("ends", ", ".join(f"{end} {100 * n / len(everyone):.0f} %" for end, n in ends.most_common()))
+    rows.add_row("ends", ", ".join(f"{end} {n / len(everyone):.0%}" for end, n in ends.most_common()))
     return Group(rows, Text(), _strata(config, groups)) if valid else Group(rows)
 
 

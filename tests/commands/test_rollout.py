@@ -61,7 +61,7 @@ def test_groups_are_sampled_written_and_summed_up(agentrl, sampled, settings, qu
     assert sampled["temperature"] == 0.7
     assert "8 for 2 question(s)" in text
     assert "0.500, 95 % interval 0.215 to 0.785" in text
-    assert "answered 100 %" in text
+    assert "answered 100%" in text
     assert "8 rollouts (0 more excluded), 2 groups, 4 strata" in text
     status, _, err = agentrl(*arguments)
     assert status == 1
