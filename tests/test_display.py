@@ -136,9 +136,9 @@ def test_evaluations_fit_80_columns_and_nothing_is_cut():
     assert "…" not in text
     for value in (
         "0.387 to 0.437",
-        "answered 91 %,",
-        "turn_limit 5 %,",
-        "timed_out 2 %",
+        "answered 91%,",
+        "turn_limit 5%,",
+        "timed_out 2%",
         "1500 (+3 failed): retriever 3",
     ):
         assert value in text
