@@ -1,5 +1,6 @@
 """Fixtures that several test files share."""
 
+import gc
 import signal
 import sys
 
@@ -14,6 +15,12 @@ from agentrl.agent.protocols import SearchTags
 # How long an example takes says more about what else the machine does than about the code.
 settings.register_profile("agentrl", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("agentrl")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _light_collections():
+    """Leave the libraries' millions of objects out of garbage collection: each training run collects at its end."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
