@@ -11,6 +11,7 @@ from agentrl.runs import write_trajectories
 from agentrl.training.sampling import ScoredBatch
 
 
+@pytest.mark.slow
 def test_a_small_run_gives_a_rate_for_each_method_and_their_ratio():
     result = measure(argparse.Namespace(questions=3, group=4, tokens=60, runs=2, ray=False, json=None))
     assert set(result["trajectories_per_second"]) == set(METHODS)

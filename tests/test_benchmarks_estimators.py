@@ -257,6 +257,7 @@ def test_verdicts_count_solved_scenarios_by_the_interval_s_lower_end():
     assert (two["near"], two["solved"], two["worst"]) == (0, 1, pytest.approx(0.96 / 0.99))
 
 
+@pytest.mark.slow
 def test_the_whole_study_runs_and_writes_tables_json_and_a_figure(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "SINGLE_STEPS", 100)
     found = study.run(2, (4, 8), scenarios=2, repeats=1, steps=20, seed=0, workers=1)

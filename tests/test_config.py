@@ -245,6 +245,7 @@ TREES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.text(), TREES))
 def test_what_is_written_as_yaml_is_read_back_as_the_same(tree):
     assert parse_yaml(write_yaml(tree)) == tree

@@ -71,6 +71,7 @@ def share(values):
     return sum(values) / len(values)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes_in_another_process(demo, tmp_path):
     code = (
         "import sys; from pathlib import Path; from agentrl.demo.world import write_demo; write_demo(Path(sys.argv[1]))"

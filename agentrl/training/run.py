@@ -247,7 +247,7 @@ def _relay(events: Any, training: Future[Any], on_progress: OnProgress, seconds:
         try:
             if training.done() and events.empty():
                 return
-            progress = events.get(timeout=0.5)
+            progress = events.get(timeout=0.1)
         except Empty:
             continue
         except RayError:

@@ -314,6 +314,7 @@ trouble = st.lists(
 @given(
     trouble=trouble, workers=st.integers(1, 3), places=st.integers(1, 6), sizes=st.lists(st.integers(1, 5), max_size=12)
 )
+@pytest.mark.slow
 def test_every_request_is_answered_once_with_its_own_episodes(rollouts, trouble, workers, places, sizes):
     run = rollouts(workers=workers, places=places, max_failures=100)
     run.script.turn_seconds = lambda rng: rng.uniform(0.1, 5.0)

@@ -74,6 +74,7 @@ def of_a_draw(seed):
     return make
 
 
+@pytest.mark.slow
 @given(st.integers(0, 1000), st.randoms(use_true_random=False), st.sampled_from([0.5, 1.0, 2.0, None]))
 def test_what_is_trained_on_does_not_depend_on_the_order_in_which_groups_get_done(seed, rng, most):
     selection = {"enabled": True, "max_extra": most}
