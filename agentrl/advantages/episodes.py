@@ -11,10 +11,14 @@ import numpy as np
 from agentrl.advantages import Advantages, compute
 from agentrl.advantages.arrays import Keys
 from agentrl.advantages.base import AdvantageError
+from agentrl.advantages.estimators import ESTIMATORS
 from agentrl.advantages.strata import Stratifier, cap_strata
 from agentrl.scores import normalize_answer
 from agentrl.types import Trajectory
 from retrievers.names import describe_exception
+
+# Looking for answers in every observation takes longer than all else that is done with an episode.
+_WITHOUT_TURN_REWARDS = ESTIMATORS.keys() - {"mt_grpo"}
 
 
 def episode_strata(
@@ -86,7 +90,7 @@ def episode_advantages(
         valid=[t.valid for t in trajectories],
         group_size=group_size,
         lengths=[length(t) for t in trajectories],
-        turn_rewards=[turn_rewards(t) for t in trajectories],
+        turn_rewards=None if estimator in _WITHOUT_TURN_REWARDS else [turn_rewards(t) for t in trajectories],
         anchors=[anchors(t) for t in trajectories],
         scope=scope,
         **options,

@@ -17,6 +17,8 @@ from serving import served
 from retrievers.base import RetrieverError
 from retrievers.service.server import make_app, serve
 
+pytestmark = pytest.mark.slow
+
 ASK = b"POST /retrieve HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 MIB = b" " * (1 << 20)
 

@@ -16,6 +16,8 @@ from fake_retriever import OddRetriever
 from retrievers.base import CannotReadError, RetrieverError
 from retrievers.service.process import ProcessRetriever, RetrieverStartingError
 
+pytestmark = pytest.mark.slow
+
 TARGET = "fake_retriever:OddRetriever"
 WORKER = "fake_retriever:WorkerRetriever"
 

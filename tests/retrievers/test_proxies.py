@@ -10,6 +10,8 @@ from retrievers.base import RetrieverError
 from retrievers.clients.proxies import proxy_for
 from retrievers.clients.remote import HttpRetriever
 
+pytestmark = pytest.mark.slow
+
 VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 # Nothing listens at the port of "discard".
 GONE = "http://user:secret@127.0.0.1:9"
