@@ -1,0 +1,248 @@
+"""Whether training teaches: exact match before and after with each of some seeds, and how fast reward rises.
+
+    python benchmarks/learning.py pocket [--seeds 5] [--out DIR] [--set KEY=VALUE]...
+    python benchmarks/learning.py sweep --vary training.learning_rate=5e-4,1e-3 [--vary KEY=A,B]... [--config pocket.yaml]
+    python benchmarks/learning.py sweep --variant grpo advantages.estimator=grpo advantages.options={} [--variant NAME ...]...
+    python benchmarks/learning.py sweep STUDY.yaml
+
+`pocket` trains configs/pocket.yaml with each seed. `sweep` compares variants of a config: all combinations of what varies,
+named variants, or those of a file (`config`, `seeds`, `set`, and `vary` or `variants`). Both train one run after another
+with `agentrl train`, each in a folder of its own under --out, and may be stopped and called again: finished runs are read,
+a started one goes on, and a run of other settings, questions or weights is refused. Data is looked up under $AGENTRL_DATA.
+
+Exact match is over `data.eval`, greedy, with Wilson's 95 % interval; "apart" says that the intervals before and after do not
+meet. Means are over seeds with Student's 95 % interval: they hold for other seeds of training, not for other questions.
+Times are of this machine with whatever else it did.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from learning_cells import Cell, Study, config_hash, make_cells, model_hash, read_study, run_cell, vary
+from learning_tables import (
+    THRESHOLD,
+    WINDOW,
+    Record,
+    by_variant,
+    draw,
+    read_record,
+    run_table,
+    summarize,
+    variant_table,
+)
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from agentrl.config import ConfigError
+from agentrl.runs import RunError, versions
+from agentrl.types import AgentRLError
+from retrievers.base import RetrieverError
+
+RESULTS = Path(__file__).parent / "results"
+ITSELF = "as configured"
+# Where output is no terminal, a line so often.
+STEPS_A_LINE = 10
+
+console = Console(highlight=False)
+
+
+def run_study(study: Study, out: Path, results: Path) -> bool:
+    """Run the cells of a study that are not finished, write the report after each, and tell whether all are finished.
+
+    Raises:
+        AgentRLError, RetrieverError: if a config or its data is unsound; nothing is started then.
+    """
+    cells = make_cells(study, out)
+    records: list[Record] = []
+    failures: list[str] = []
+    for number, cell in enumerate(cells, 1):
+        title = f"[{number}/{len(cells)}] {cell.variant}, seed {cell.seed}"
+        try:
+            fresh = _run(cell, title)
+        except RunError as error:
+            # What others found is worth having.
+            failures.append(f"{title}: {error}")
+            console.print(failures[-1], style="red", markup=False)
+            continue
+        records.append(read_record(cell))
+        console.print(_line(title, records[-1], fresh), markup=False)
+        _write(study, cells, records, results)
+    if records:
+        _show(study, records, results)
+    for failure in failures:
+        console.print(f"not finished: {failure}", style="red", markup=False)
+    return not failures
+
+
+def _run(cell: Cell, title: str) -> bool:
+    """Run one cell and show how far it is."""
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    total = cell.config.training.steps
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        task = bars.add_task(f"{title}: starting", total=total)
+        if not console.is_terminal:
+            console.print(f"{title}: {cell.config.folder}", markup=False)
+
+        def on_step(metrics: Mapping[str, Any]) -> None:
+            reward = metrics["reward/mean"]
+            said = f"{title}: reward {'-' if reward is None else f'{reward:.3f}'}"
+            bars.update(task, description=said, completed=metrics["step"])
+            if not console.is_terminal and metrics["step"] % STEPS_A_LINE == 0:
+                console.print(f"{said} at step {metrics['step']} of {total}", markup=False)
+
+        return run_cell(cell, on_step)
+
+
+def _line(title: str, record: Record, fresh: bool) -> str:
+    scores = [f"{record[when]['em']:.3f}" if record[when] else "-" for when in ("before", "after")]
+    return f"{title}: EM {' to '.join(scores)} in {record['minutes']:.1f} min{'' if fresh else ', finished before'}"
+
+
+def _write(study: Study, cells: Sequence[Cell], records: Sequence[Record], path: Path) -> None:
+    """Write what is known so far."""
+    configs = {cell.variant: cell.config for cell in cells}
+    report = {
+        "study": study.name,
+        "date": time.strftime("%F"),
+        "config": study.config,
+        "overrides": list(study.overrides),
+        "seeds": list(study.seeds),
+        "variants": {
+            name: {
+                "overrides": list(study.variants[name]),
+                "config_sha256": config_hash(config),
+                "model_sha256": model_hash(config),
+            }
+            for name, config in configs.items()
+        },
+        "runs_finished": f"{len(records)} of {len(cells)}",
+        "versions": versions(),
+        "cpu": describe_cpu(),
+        "window": WINDOW,
+        "threshold": THRESHOLD,
+        "summary": {variant: summarize(own) for variant, own in by_variant(records).items()},
+        "runs": list(records),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def describe_cpu() -> dict[str, Any]:
+    """Return the processor's name, the cores that this process may use, and the machine's memory in GiB."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {"name": (names or [platform.machine()])[0], "cores": len(os.sched_getaffinity(0)), "gib": round(memory, 1)}
+
+
+def _show(study: Study, records: Sequence[Record], results: Path) -> None:
+    console.print(run_table(records))
+    if len(records) > 1:
+        console.print(variant_table(records))
+    picture = results.with_suffix(".png")
+    try:
+        draw(records, picture)
+    except ModuleNotFoundError as error:
+        console.print(f"no picture: {error}", markup=False)
+        picture = None
+    console.print(f"written to {results}" + (f" and {picture}" if picture else ""), markup=False, soft_wrap=True)
+
+
+def read_arguments(arguments: Sequence[str] | None = None) -> tuple[Study, Path, Path]:
+    """Return the study that the command line asks for, the folder of its runs and the file of its results.
+
+    Raises:
+        ConfigError: if what varies is not said, or said in several ways.
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--seeds", type=int, help="how many, from 0 on")
+    shared.add_argument("--out", type=Path, help="the folder of the runs (default: runs/learning-NAME)")
+    shared.add_argument(
+        "--json", type=Path, help="where the results go (default: benchmarks/results/learning_NAME.json)"
+    )
+    shared.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of all runs")
+    shared.add_argument("--config", default=None, help="a path or a packaged config (default: pocket.yaml)")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("pocket", parents=[shared], help="the pocket policy with each seed")
+    sweep = commands.add_parser("sweep", parents=[shared], help="variants of a config")
+    sweep.add_argument("study", nargs="?", type=Path, metavar="STUDY.yaml")
+    sweep.add_argument("--name", help="of the study (default: sweep, or the file's name)")
+    sweep.add_argument("--vary", action="append", default=[], metavar="KEY=A,B")
+    sweep.add_argument("--variant", action="append", nargs="+", default=[], metavar="NAME KEY=VALUE")
+    options = parser.parse_args(arguments)
+    study = _pocket(options) if options.command == "pocket" else _sweep(options)
+    out = options.out or Path("runs") / f"learning-{study.name}"
+    return study, out, options.json or RESULTS / f"learning_{study.name}.json"
+
+
+def _pocket(options: argparse.Namespace) -> Study:
+    return Study(
+        "pocket", options.config or "pocket.yaml", range(_seeds(options.seeds, 5)), options.set, {"pocket": []}
+    )
+
+
+def _sweep(options: argparse.Namespace) -> Study:
+    if sum(map(bool, (options.study, options.vary, options.variant))) != 1:
+        raise ConfigError("say what varies in one way: STUDY.yaml, --vary KEY=A,B, or --variant NAME KEY=VALUE...")
+    read: dict[str, Any] = {} if options.study is None else read_study(options.study)
+    if options.vary:
+        read["variants"] = vary(_axes(options.vary))
+    elif options.variant:
+        read["variants"] = _named(options.variant)
+    return Study(
+        name=options.name or (options.study.stem if options.study else "sweep"),
+        config=options.config or read.get("config", "pocket.yaml"),
+        seeds=range(_seeds(options.seeds or read.get("seeds"), 3)),
+        overrides=[*read.get("overrides", []), *options.set],
+        variants=read.get("variants", {ITSELF: []}),
+    )
+
+
+def _seeds(given: int | None, default: int) -> int:
+    if given is not None and given < 1:
+        raise ConfigError(f"--seeds {given}: give at least 1")
+    return given or default
+
+
+def _axes(given: Sequence[str]) -> dict[str, list[str]]:
+    axes: dict[str, list[str]] = {}
+    for axis in given:
+        key, separator, values = axis.partition("=")
+        if not separator or not key or key in axes:
+            raise ConfigError(f"--vary {axis!r}: write each key once, as KEY=A,B; lists of lists go into a STUDY.yaml")
+        axes[key] = values.split(",")
+    return axes
+
+
+def _named(given: Sequence[Sequence[str]]) -> dict[str, list[str]]:
+    variants: dict[str, list[str]] = {}
+    for name, *own in given:
+        if "=" in name or name in variants:
+            raise ConfigError(f"--variant {name!r}: begin with a name of its own, then KEY=VALUE of that variant")
+        variants[name] = own
+    return variants
+
+
+def main() -> None:
+    # A terminated study ends its run in good order.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        finished = run_study(*read_arguments())
+    except (AgentRLError, RetrieverError, OSError) as error:
+        sys.exit(f"error: {error}")
+    sys.exit(0 if finished else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,275 @@
+"""The cells of a study of learning: a config, overrides and a seed, trained in a run folder of their own, once.
+
+A cell's run stands in OUT/VARIANT/seed-N. Beside it, `seed-N.log` holds what `agentrl train` prints, and `seed-N.times.jsonl`
+when it was started, when its steps were done, and when it ended, so that a run in several parts has its hours of work too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from agentrl.config import Config, ConfigError, load_config
+from agentrl.config.yaml12 import parse_yaml
+from agentrl.data.inputs import describe_inputs, file_sha256
+from agentrl.runs import RunFolder
+from agentrl.runs.files import RunError, append
+from agentrl.runs.resume import changed_settings, check_inputs
+
+# Where a run stands says nothing about it.
+_PLACES = ("name", "run_dir", "data.root")
+_POLL_SECONDS = 0.5
+# What trains a cell, before `--config` and the overrides.
+TRAIN = [sys.executable, "-m", "agentrl.cli", "train"]
+_NOT_IN_A_NAME = str.maketrans(dict.fromkeys('/\\:*?"<>| ', "_"))
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """What is compared: `variants` of a config, each by its overrides, with the same `seeds`.
+
+    Attributes:
+        config: a path or the name of a packaged config.
+        overrides: `key=value`, of all variants.
+        variants: overrides by the variant's name; one without any is the config itself.
+    """
+
+    name: str
+    config: str
+    seeds: Sequence[int]
+    overrides: Sequence[str]
+    variants: Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One run: `config` is what `source` is with `overrides`."""
+
+    variant: str
+    seed: int
+    source: str
+    overrides: tuple[str, ...]
+    config: Config
+
+    @property
+    def folder(self) -> RunFolder:
+        return RunFolder(self.config.folder)
+
+    @property
+    def log(self) -> Path:
+        return self._beside(".log")
+
+    @property
+    def times(self) -> Path:
+        return self._beside(".times.jsonl")
+
+    def _beside(self, suffix: str) -> Path:
+        return self.config.folder.with_name(self.config.name + suffix)
+
+
+def make_cells(study: Study, out: Path) -> list[Cell]:
+    """Return the cells of a study seed by seed, so that a study that is cut off has compared something.
+
+    Raises:
+        ConfigError: if a variant's config is unsound, or two variants would share a folder.
+    """
+    folders = {name: name.translate(_NOT_IN_A_NAME) for name in study.variants}
+    if len(set(folders.values())) < len(folders):
+        raise ConfigError(f"study {study.name}: two variants would share a folder: {', '.join(folders)}; rename one")
+    cells = []
+    for seed, (variant, own) in product(study.seeds, study.variants.items()):
+        place = [f"seed={seed}", f"run_dir={(out / folders[variant]).absolute()}", f"name=seed-{seed}"]
+        overrides = (*study.overrides, *own, *place)
+        config = load_config(study.config, overrides)
+        config.require("training", "retriever")
+        cells.append(Cell(variant, seed, study.config, overrides, config))
+    return cells
+
+
+def vary(axes: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Return a variant for each combination of the values of `axes`, named by what differs, such as "learning_rate=1e-3".
+
+    A key is named by its last part, or in full where two keys end alike.
+    """
+    last = [key.rpartition(".")[2] for key in axes]
+    names = [short if last.count(short) == 1 else key for key, short in zip(axes, last, strict=True)]
+    variants = {}
+    for values in product(*axes.values()):
+        name = ",".join(f"{short}={value}" for short, value in zip(names, values, strict=True))
+        variants[name] = [f"{key}={value}" for key, value in zip(axes, values, strict=True)]
+    return variants
+
+
+def read_study(path: Path) -> dict[str, Any]:
+    """Read a study from a YAML file: `config`, `seeds`, `set` (key: value), and `vary` (key: [values]) or `variants`.
+
+    `variants` has key: value by the variant's name. Returns what the command line would give: `config`, `seeds`,
+    `overrides` and `variants`, those that the file has.
+
+    Raises:
+        ConfigError: if the file has another key, or a section of another kind.
+    """
+    tree = parse_yaml(path.read_text(encoding="utf-8"))
+    known = {"config": str, "seeds": int, "set": dict, "vary": dict, "variants": dict}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected a mapping of {', '.join(known)}")
+    for key, value in tree.items():
+        if key not in known:
+            raise ConfigError(f"{path}: unknown key {key!r} (there are: {', '.join(known)})")
+        if not isinstance(value, known[key]):
+            kind = {str: "text", int: "a whole number", dict: "a mapping"}[known[key]]
+            raise ConfigError(f"{path}: {key} must be {kind}, got {value!r}")
+    if {"vary", "variants"} <= tree.keys():
+        raise ConfigError(f"{path}: give `vary` or `variants`, not both")
+    for key, values in tree.get("vary", {}).items():
+        if not isinstance(values, list) or not values:
+            raise ConfigError(f"{path}: vary.{key} must be a list of values, got {values!r}")
+    for name, settings in tree.get("variants", {}).items():
+        if not isinstance(settings, dict):
+            raise ConfigError(f"{path}: variants.{name} must hold settings, each as `key: value`, got {settings!r}")
+    study = {key: tree[key] for key in ("config", "seeds") if key in tree}
+    study["overrides"] = _overrides(tree.get("set", {}))
+    if "vary" in tree:
+        axes = {key: [_value(value) for value in values] for key, values in tree["vary"].items()}
+        study["variants"] = vary(axes)
+    elif "variants" in tree:
+        study["variants"] = {str(name): _overrides(settings) for name, settings in tree["variants"].items()}
+    return study
+
+
+def _overrides(settings: Mapping[str, Any]) -> list[str]:
+    return [f"{key}={_value(value)}" for key, value in settings.items()]
+
+
+def _value(value: Any) -> str:
+    # JSON is YAML too; text stands as it is, which an override takes it for.
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def run_cell(cell: Cell, on_step: Callable[[Mapping[str, Any]], None]) -> bool:
+    """Train a cell unless it is finished, going on where it was cut off, and tell whether there was anything to do.
+
+    `on_step` receives the metrics of each step as it is recorded. What ends this process, an exception of `on_step` among
+    it, ends the run as SIGTERM does: it saves its state first.
+
+    Raises:
+        RunError: if the run in its folder is of other settings, questions or weights, or fails; the message says where
+            what it printed stands.
+        OSError: if its folder cannot be written.
+    """
+    begun = _check_same(cell)
+    if begun and is_finished(cell):
+        return False
+    command = [*TRAIN, "--config", cell.source, *cell.overrides, *(["--resume"] if begun else [])]
+    cell.log.parent.mkdir(parents=True, exist_ok=True)
+    _note(cell, "start", model=model_hash(cell.config))
+    with cell.log.open("ab") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+        try:
+            for metrics in _follow(cell.folder, process):
+                _note(cell, "step", step=metrics["step"])
+                on_step(metrics)
+        finally:
+            process.terminate()
+            status = process.wait()
+            _note(cell, "end", status=status)
+    if status or not is_finished(cell):
+        last = cell.log.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
+        raise RunError(f"{cell.config.folder} is not finished (status {status}): {last}; all of it: {cell.log}")
+    return True
+
+
+def is_finished(cell: Cell) -> bool:
+    """Tell whether a run has its last step, its adapter and the evaluations that its config asks for."""
+    config, folder = cell.config, cell.folder
+    metrics, wanted = folder.read_metrics(), config.evaluation
+    evaluations = [(wanted.before, 0), (wanted.after, config.training.steps)]
+    return (
+        bool(metrics)
+        and metrics[-1]["step"] == config.training.steps
+        and folder.adapter.is_dir()
+        and all(folder.read_evaluation(step) is not None for asked, step in evaluations if asked and config.data.eval)
+    )
+
+
+def config_hash(config: Config) -> str:
+    """Return the SHA-256 of the settings of a run, without its seed and places, and with paths as seen from here."""
+    places = {"name": True, "run_dir": True, "seed": True, "data": {"root": True}}
+    tree = config.model_dump(mode="json", exclude=places)
+    text = json.dumps(tree, sort_keys=True).replace(f"{os.getcwd()}/", "")
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def model_hash(config: Config) -> str | None:
+    """Return the SHA-256 of the weights of a model that is a folder here, and None for those that have a version."""
+    folder = Path(config.model.path)
+    files = sorted(folder.glob("*.safetensors")) if folder.is_absolute() else []
+    return hashlib.sha256("".join(map(file_sha256, files)).encode()).hexdigest() if files else None
+
+
+def read_times(cell: Cell) -> tuple[dict[int, float], float]:
+    """Return the seconds of work until each step was done, and until the end.
+
+    Of a part that was killed, what came after its last step is not known and not counted.
+    """
+    steps: dict[int, float] = {}
+    before = spent = started = 0.0
+    for line in _noted(cell):
+        if line["event"] == "start":
+            before, started = spent, line["time"]
+        spent = before + line["time"] - started
+        if line["event"] == "step":
+            # A step that was taken again counts as it was taken last.
+            steps[line["step"]] = spent
+    return steps, spent
+
+
+def _check_same(cell: Cell) -> bool:
+    """Tell whether a cell's run has begun. Raises RunError if it is another run than the cell's."""
+    folder = cell.folder
+    if not (folder.path / "config.yaml").exists():
+        return False
+    changes = changed_settings(folder.read_config(), cell.config, str(folder.path))
+    changes = [change for change in changes if not change.startswith(tuple(f"{place}:" for place in _PLACES))]
+    if changes:
+        raise RunError(f"{folder.path} holds a run of other settings: {'; '.join(changes)}; give another --out")
+    # `agentrl train` takes note of the adapter's weights and checks them itself.
+    inputs = {key: value for key, value in folder.read_inputs().items() if key != "model.adapter"}
+    check_inputs(inputs, describe_inputs(cell.config))
+    model = model_hash(cell.config)
+    if any(line["model"] != model for line in _noted(cell) if line["event"] == "start"):
+        raise RunError(f"{folder.path} began with other weights than {cell.config.model.path} has; give another --out")
+    return True
+
+
+def _follow(folder: RunFolder, process: subprocess.Popen[bytes]) -> Iterator[Mapping[str, Any]]:
+    """Yield the metrics of each new step until the process has ended."""
+    seen = len(folder.read_metrics())
+    while True:
+        ended = process.poll() is not None
+        metrics = folder.read_metrics()
+        # A resumed run drops the steps after its checkpoint, and takes them again.
+        seen = min(seen, len(metrics))
+        yield from metrics[seen:]
+        seen = len(metrics)
+        if ended:
+            return
+        time.sleep(_POLL_SECONDS)
+
+
+def _note(cell: Cell, event: str, **more: Any) -> None:
+    append(cell.times, (json.dumps({"event": event, "time": time.time(), **more}) + "\n").encode())
+
+
+def _noted(cell: Cell) -> list[dict[str, Any]]:
+    lines = cell.times.read_text(encoding="utf-8").splitlines() if cell.times.exists() else []
+    return [json.loads(line) for line in lines]
