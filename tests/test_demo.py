@@ -1,4 +1,4 @@
-"""The demo's world: reproducible, unambiguous, split by country, and made so that two hops take two searches."""
+"""The demo's world: reproducible, unambiguous, split by country, and made so that each hop takes a search of its own."""
 
 import json
 import math
@@ -14,7 +14,11 @@ import pytest
 import agentrl
 from agentrl.data.errors import DataError
 from agentrl.data.questions import read_questions, validate_questions
-from agentrl.demo.facts import World, mentions
+from agentrl.demo.facts import City, Country, World, mentions
+from agentrl.demo.passages import write_passages
+from agentrl.demo.questions import draft_questions
+from agentrl.demo.sources import load_world
+from agentrl.demo.splits import split_questions
 from agentrl.demo.world import write_demo
 from agentrl.scores import normalize_answer
 
@@ -87,10 +91,55 @@ def test_the_world_has_the_size_that_it_is_meant_to_have(demo, corpus):
     assert demo.questions == {"train": 2000, "dev": 150, "test": 200}
 
 
-def test_files_are_valid_and_half_of_the_questions_have_two_hops(demo, questions):
+def test_files_are_valid_and_a_tenth_of_the_questions_has_three_hops(demo, questions):
+    hops = {split: Counter(question.metadata["hops"] for question in questions[split]) for split in SPLITS}
+    assert hops == {"train": {1: 900, 2: 900, 3: 200}, "dev": {1: 68, 2: 67, 3: 15}, "test": {1: 90, 2: 90, 3: 20}}
     for split in SPLITS:
         assert validate_questions(demo.folder / f"{split}.jsonl") == []
-        assert share(question.metadata["hops"] == 2 for question in questions[split]) == 0.5
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_three_hop_questions_of_each_split_ask_for_every_fact_and_about_at_least_two_countries(seed):
+    world = load_world()
+    library = write_passages(world, seed)
+    for drafts in split_questions(world, draft_questions(world, library, seed), seed).values():
+        drafts = [draft for draft in drafts if len(draft.passages) == 3]
+        assert len({draft.chain[2] for draft in drafts}) >= 2
+        assert {draft.kind.split("_neighbour_")[0] for draft in drafts} == {"city", "province"}
+        facts = {draft.kind.split("_neighbour_")[1] for draft in drafts}
+        assert facts == {"capital", "currency", "language", "calling_code", "tld"}
+
+
+def test_a_world_with_a_single_pair_of_neighbours_has_three_hop_questions_in_one_split():
+    code, neighbour = "AA", "BB"
+    countries = {code: a_country(code, "Aland", neighbours=(neighbour,)), neighbour: a_country(neighbour, "Bland")}
+    cities = tuple(
+        City(code, name, 50_000, 1.0, 2.0, None, None, None) for name in ("Ostrel", "Quiven", "Tamber", "Ulvik")
+    )
+    world = World(countries, {}, cities)
+    library = write_passages(world, 0)
+    splits = split_questions(world, draft_questions(world, library, 0), 0)
+    hops = {split: Counter(len(draft.passages) for draft in drafts) for split, drafts in splits.items()}
+    assert hops["dev"] == {1: 15, 2: 28, 3: 15}
+    assert not splits["train"]
+    assert not splits["test"]
+
+
+def a_country(code, name, neighbours=()):
+    return Country(
+        code=code,
+        alpha3=f"{code}X",
+        name=name,
+        names=(name,),
+        region="Oceania",
+        area_km2=1000,
+        capital=(f"{name} City",),
+        currency=(f"{name} Crown", f"{code}C"),
+        language=(f"{name}ish",),
+        calling_code=(f"+{ord(code[0])}",),
+        tld=(f".{code.lower()}",),
+        neighbours=neighbours,
+    )
 
 
 def test_passages_are_short_and_titles_unique(corpus):
@@ -118,10 +167,16 @@ def test_no_hop_gives_the_other_away(corpus, questions):
         subject = question.metadata["chain"][0]
         assert mentions(question.text, subject)
         assert not any(mentions(question.text, answer) for answer in question.golden_answers)
-        if len(gold) == 2:
-            assert not any(mentions(gold[0], answer) for answer in question.golden_answers)
-            assert not mentions(gold[1], subject)
-            assert not mentions(question.text, question.metadata["chain"][1])
+        assert not any(mentions(contents, answer) for contents in gold[:-1] for answer in question.golden_answers)
+        assert not any(mentions(contents, subject) for contents in gold[1:])
+        assert not any(mentions(question.text, place) for place in question.metadata["chain"][1:])
+
+
+def test_each_passage_before_the_last_names_the_place_of_the_next(corpus, questions):
+    for question in (question for split in SPLITS for question in questions[split]):
+        gold = [corpus[passage] for passage in question.metadata["gold_passage_ids"]]
+        for contents, place in zip(gold[:-1], question.metadata["chain"][1:], strict=False):
+            assert mentions(contents, place)
 
 
 def test_no_place_of_a_test_chain_is_in_a_training_chain(questions):
@@ -148,17 +203,18 @@ def test_facts_that_everyone_knows_are_right(corpus):
     assert mentions(text[telephones[0]], "+36")
 
 
-def test_a_search_for_the_question_mostly_finds_the_first_passage_and_not_the_second(bm25, questions):
+def test_a_search_for_the_question_mostly_finds_the_first_passage_and_not_a_later_one(bm25, questions):
     sample = questions["train"][::8]
     single = [question for question in sample if question.metadata["hops"] == 1]
     double = [question for question in sample if question.metadata["hops"] == 2]
+    several = [question for question in sample if question.metadata["hops"] > 1]
     found = {question.id: bm25.top(question.text, 3) for question in sample}
     first = {q.id: q.metadata["gold_passage_ids"][0] in found[q.id] for q in sample}
     top = share(found[q.id][0] == q.metadata["gold_passage_ids"][0] for q in sample)
     assert share(first[question.id] for question in single) > 0.8
     assert share(first[question.id] for question in double) > 0.7
     assert top < 0.95
-    assert share(q.metadata["gold_passage_ids"][1] in found[q.id] for q in double) < 0.1
+    assert share(passage in found[q.id] for q in several for passage in q.metadata["gold_passage_ids"][1:]) < 0.1
 
 
 def test_a_search_for_a_title_finds_its_passage(bm25, questions):

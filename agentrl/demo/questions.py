@@ -1,7 +1,8 @@
-"""The questions of the demo's world, of one hop and of two.
+"""The questions of the demo's world, of one hop, two and three.
 
 A question of two hops describes a country by a city, a province or a neighbour and asks for a fact of that country. Its
-first passage names the country and not the answer; its second holds the answer and not what the question named.
+first passage names the country and not the answer; its second holds the answer and not what the question named. A question
+of three hops describes the only neighbour of a country that a city or a province describes.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class _Description:
     """How a question names a country: by itself, or by another place, whose passage names the country.
 
     Attributes:
-        kind: country, city, province or neighbour.
+        kind: country, city, province, neighbour, city_neighbour or province_neighbour.
         text: the words that stand for the country.
         passages: those to read before the country is known.
         chain: the places from what is named to the country.
@@ -164,13 +165,13 @@ def draft_questions(world: World, library: Library, seed: int) -> list[Draft]:
 
 
 def _is_sound(draft: Draft) -> bool:
-    """Return whether only the last passage states the answer, and does not name what the question of two hops names."""
+    """Return whether only the last passage states the answer, only the first what the question names, and the text no more."""
     *before, last = draft.passages
     return (
         last.states(draft.answers)
         and not any(passage.states(draft.answers) for passage in before)
-        and not any(mentions(draft.text, answer) for answer in draft.answers)
-        and not (before and last.states(draft.chain[:1]))
+        and not any(mentions(draft.text, hidden) for hidden in (*draft.answers, *draft.chain[1:]))
+        and not any(passage.states(draft.chain[:1]) for passage in draft.passages[1:])
     )
 
 
@@ -185,6 +186,22 @@ def _on_facts(country: Country, library: Library, described: _Description, choos
         # Of the facts, only a capital is a place.
         chain = (*described.chain, fact[0]) if name == "capital" else described.chain
         yield Draft(f"{described.kind}_{name}", country.code, text, fact, passages, chain)
+
+
+def _on_neighbour_of(
+    country: Country, world: World, library: Library, described: _Description, choose: Choose
+) -> Iterable[Draft]:
+    """Yield the questions of three hops on the only neighbour of a country that is described by a place in it."""
+    only = world.only_neighbour(country)
+    if only is None:
+        return
+    neighbour = _Description(
+        kind=f"{described.kind}_neighbour",
+        text=choose(_VIA_NEIGHBOUR).format(c=described.text),
+        passages=(*described.passages, library.countries[country.code, "place"]),
+        chain=(*described.chain, only.name),
+    )
+    yield from _on_facts(only, library, neighbour, choose)
 
 
 def _on_countries(world: World, library: Library, seed: int) -> Iterable[Draft]:
@@ -213,7 +230,9 @@ def _on_provinces(world: World, library: Library, seed: int) -> Iterable[Draft]:
         text = choose(_PROVINCE_CODE).format(**names)
         yield Draft("province_code", country.code, text, (code,), (passage,), (province.name,))
         via = choose(_VIA_PROVINCE).format(**names)
-        yield from _on_facts(country, library, _Description("province", via, (passage,), chain), choose)
+        described = _Description("province", via, (passage,), chain)
+        yield from _on_facts(country, library, described, choose)
+        yield from _on_neighbour_of(country, world, library, described, chooser(seed, f"{code}:three hops"))
 
 
 def _on_cities(world: World, library: Library, seed: int) -> Iterable[Draft]:
@@ -227,7 +246,9 @@ def _on_cities(world: World, library: Library, seed: int) -> Iterable[Draft]:
         if city.province is not None:
             yield from _on_province_of(city, world.provinces[city.province], library, choose)
         via = choose(_VIA_CITY).format(city=city.name)
-        yield from _on_facts(country, library, _Description("city", via, (passage,), chain), choose)
+        described = _Description("city", via, (passage,), chain)
+        yield from _on_facts(country, library, described, choose)
+        yield from _on_neighbour_of(country, world, library, described, chooser(seed, f"{city.name}:three hops"))
         asked[country.code] += 1
         only = world.only_neighbour(country)
         if only and asked[country.code] <= _NEIGHBOUR_QUESTIONS:

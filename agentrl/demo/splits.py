@@ -4,35 +4,51 @@ from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 
 from agentrl.demo.facts import World
 from agentrl.demo.questions import Draft
 
 SIZES = {"train": 2000, "dev": 150, "test": 200}
-"""The questions of each split, half of them with one hop and half with two, unless the world has fewer."""
+"""The questions of each split, unless the world has fewer."""
 
+_THREE_HOPS = 0.1
+"""The share of questions with three hops; of the others, half have one hop and half have two."""
+_JOINED = 2
+"""How many groups of countries with questions of three hops each small split gets before any other."""
 _SHARES = {"dev": 0.09, "test": 0.13}
 """The shares of the countries that the small splits get; the rest is for training."""
 
 
 def split_questions(world: World, drafts: Sequence[Draft], seed: int) -> dict[str, list[Draft]]:
-    """Return the questions of each split, in random order, as many as `SIZES` says or as there are."""
-    home = _split_countries(world, seed)
+    """Return the questions of each split, in random order, as many as `SIZES` says or as there are.
+
+    A tenth of them has three hops where the split's countries have as many; the rest is divided evenly between one hop and
+    two. The three-hop questions of each split are on at least two countries that are the only neighbour of another, if the
+    world has six of them that need not be in one split; where it has fewer, dev is served first and training last. The seed
+    chooses the first country of dev and of test, and the second is one that adds most of the kinds that the first lacks.
+    """
+    three_hops: dict[str, set[str]] = defaultdict(set)
+    for draft in drafts:
+        if len(draft.passages) == 3:
+            three_hops[draft.country].add(draft.kind)
+    home = _split_countries(world, three_hops, seed)
     splits = {}
     for split, size in SIZES.items():
         mine = [draft for draft in drafts if home[draft.country] == split]
         rng = random.Random(f"{seed}:{split}")
-        single = _balanced([d for d in mine if len(d.passages) == 1], size // 2, rng)
-        double = _balanced([d for d in mine if len(d.passages) == 2], size // 2, rng)
-        chosen = [*single, *double]
+        triple = balanced([d for d in mine if len(d.passages) == 3], round(_THREE_HOPS * size), rng)
+        rest = size - len(triple)
+        single = balanced([d for d in mine if len(d.passages) == 1], rest - rest // 2, rng)
+        double = balanced([d for d in mine if len(d.passages) == 2], rest // 2, rng)
+        chosen = [*single, *double, *triple]
         rng.shuffle(chosen)
         splits[split] = chosen
     return splits
 
 
-def _split_countries(world: World, seed: int) -> dict[str, str]:
-    """Return the split of each country code.
+def _split_countries(world: World, three_hops: Mapping[str, Set[str]], seed: int) -> dict[str, str]:
+    """Return the split of each country code; `three_hops` tells the kinds of such questions by the country that they are on.
 
     A country with a single neighbour is in the split of that neighbour, since questions join the two.
     """
@@ -48,16 +64,30 @@ def _split_countries(world: World, seed: int) -> dict[str, str]:
     random.Random(f"{seed}:split").shuffle(order)
     # The small splits are filled first, so that what is left over goes to the large one, where it matters least.
     home: dict[str, str] = {}
-    for split, share in _SHARES.items():
-        room = round(share * len(world.countries))
-        while room > 0:
-            group_codes = order.pop()
-            home |= dict.fromkeys(group_codes, split)
-            room -= len(group_codes)
+    room = {split: round(share * len(world.countries)) for split, share in _SHARES.items()}
+
+    def deal(split: str, group_codes: list[str]) -> None:
+        order.remove(group_codes)
+        home.update(dict.fromkeys(group_codes, split))
+        room[split] -= len(group_codes)
+
+    for split in _SHARES:
+        found: set[str] = set()
+        for _ in range(_JOINED):
+            kinds_of = [(codes, {kind for code in codes for kind in three_hops.get(code, ())}) for codes in order]
+            joined = [(codes, kinds) for codes, kinds in kinds_of if kinds]
+            if joined:
+                # Of many a neighbour some facts are unknown.
+                codes, kinds = max(joined, key=lambda pair: len(pair[1] - found)) if found else joined[-1]
+                deal(split, codes)
+                found |= kinds
+    for split in _SHARES:
+        while room[split] > 0 and order:
+            deal(split, order[-1])
     return home | {code: "train" for group_codes in order for code in group_codes}
 
 
-def _balanced(drafts: Sequence[Draft], count: int, rng: random.Random) -> list[Draft]:
+def balanced(drafts: Sequence[Draft], count: int, rng: random.Random) -> list[Draft]:
     """Return `count` drafts, or all where there are fewer.
 
     The kinds take turns, and within a kind the countries do, so that neither fills a split.

@@ -1,4 +1,4 @@
-"""The demo: a small world of real facts, as a corpus to search and questions that need one search or two.
+"""The demo: a small world of real facts, as a corpus to search and questions that need one search, two or three.
 
     agentrl data demo data/demo
 
@@ -53,9 +53,9 @@ def write_demo(out: Path, seed: int = 0) -> DemoSummary:
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     try:
         partial.mkdir(parents=True)
-        _write_lines(partial / "corpus.jsonl", map(_passage_row, library.passages))
+        _write_lines(partial / "corpus.jsonl", map(passage_row, library.passages))
         for split, drafts in splits.items():
-            _write_lines(partial / f"{split}.jsonl", _question_rows(split, drafts))
+            _write_lines(partial / f"{split}.jsonl", question_rows(f"demo_{split}", drafts))
         (partial / "SOURCES.md").write_text(attribution(), encoding="utf-8")
         os.replace(partial, out)
     except OSError as error:
@@ -74,14 +74,16 @@ def write_demo(out: Path, seed: int = 0) -> DemoSummary:
     )
 
 
-def _passage_row(passage: Passage) -> dict[str, Any]:
+def passage_row(passage: Passage) -> dict[str, Any]:
+    """Return a passage as a row of a corpus file."""
     return {"id": passage.id, "contents": f'"{passage.title}"\n{passage.text}'}
 
 
-def _question_rows(split: str, drafts: Sequence[Draft]) -> Iterable[dict[str, Any]]:
+def question_rows(prefix: str, drafts: Sequence[Draft]) -> Iterable[dict[str, Any]]:
+    """Yield drafts as rows of a question file; an id is `prefix` and the draft's position."""
     for number, draft in enumerate(drafts):
         yield {
-            "id": f"demo_{split}_{number:04d}",
+            "id": f"{prefix}_{number:04d}",
             "question": draft.text,
             "golden_answers": list(draft.answers),
             "metadata": {

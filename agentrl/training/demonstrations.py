@@ -10,58 +10,22 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 
 from agentrl.agent.codec import Codec
-from agentrl.agent.episode import Agent
+from agentrl.agent.scripted import ScriptPlayer
 from agentrl.config import AgentConfig, Config, ConfigError, RetrieverConfig
 from agentrl.data.questions import read_questions
-from agentrl.engines.base import Generation, Sampling
 from agentrl.models import load_tokenizer, resolve_model
 from agentrl.progress import OnProgress, Progress
 from agentrl.scores import normalize_answer
-from agentrl.types import ActionKind, AgentRLError, End, EnvironmentFailure, FailureCause, Question, Trajectory
+from agentrl.types import ActionKind, AgentRLError, End, Question, Trajectory
 from retrievers.base import Retriever, RetrieverError
 
 # How often each structure is tried; a structure that the passages do not support is not written.
 _SINGLE_HOP = {"by question": 0.36, "by title": 0.27, "wasted first": 0.22, "direct": 0.15}
 _TWO_HOP = {"by titles": 0.55, "question, then title": 0.18, "question, then titles": 0.12, "direct": 0.15}
-
-
-class _Script:
-    """An engine that says the turns of a script, one after another, with probability 1."""
-
-    def __init__(self, turns: Sequence[str], codec: Codec) -> None:
-        self._turns = iter(turns)
-        self._codec = codec
-
-    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
-        # Where a text of the script breaks the protocol, the episode goes on after the script has ended; it is not kept.
-        ids = tuple(self._codec.encode(next(self._turns, "")))[: sampling.max_tokens]
-        return Generation(ids, (0.0,) * len(ids), "stop", 0)
-
-    async def load_adapter(self, version: int, files: Mapping[str, bytes]) -> None:
-        raise NotImplementedError("a script has no weights")
-
-
-@dataclass(frozen=True, slots=True)
-class _Player:
-    """What scripts are played with."""
-
-    config: AgentConfig
-    codec: Codec
-    retriever: Retriever
-    k: int
-
-    async def play(self, question: Question, turns: Sequence[str]) -> Trajectory:
-        agent = Agent(self.config, self.codec, _Script(turns, self.codec), self.retriever, self.k)
-        played = await agent.run(question, f"demonstration/{question.id}", temperature=1.0, seed=0, timeout=120.0)
-        if played.cause is FailureCause.CODE:
-            # A fault of the code would leave out one question after the other.
-            raise EnvironmentFailure(f"the demonstration of question {question.id} failed: {played.failure}")
-        return played
 
 
 def collect_apart(config: Config, on_progress: OnProgress) -> list[Trajectory]:
@@ -161,7 +125,7 @@ async def write_demonstrations(
     rng = random.Random(seed)
     order = list(questions)
     rng.shuffle(order)
-    player = _Player(config, codec, retriever, k)
+    player = ScriptPlayer(config, codec, retriever, k)
     demonstrations: list[Trajectory] = []
     for question in order:
         if len(demonstrations) == count:
@@ -205,7 +169,7 @@ def _queries(question: Question, rng: random.Random) -> tuple[str, ...] | None:
 
 
 async def _perform(
-    question: Question, queries: Sequence[str], rng: random.Random, player: _Player
+    question: Question, queries: Sequence[str], rng: random.Random, player: ScriptPlayer
 ) -> Trajectory | None:
     """Search for `queries` and answer; return None if the passages that come back do not support an accepted answer."""
     answer = question.golden_answers[0]

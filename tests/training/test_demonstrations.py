@@ -118,7 +118,7 @@ class Faulty:
 
 
 def test_a_fault_of_the_code_is_an_error_and_not_a_question_less(codec):
-    with pytest.raises(EnvironmentFailure, match=r"the demonstration of question .* failed: ZeroDivisionError"):
+    with pytest.raises(EnvironmentFailure, match=r"the script of question .* failed: ZeroDivisionError"):
         write(codec, [one_hop(number) for number in range(20)], retriever=Faulty())
 
 
