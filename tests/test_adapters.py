@@ -219,6 +219,9 @@ def test_an_adapter_of_another_model_is_refused_before_retriever_and_engines_sta
     retriever = {"kind": "http", "url": "http://127.0.0.1:9/retrieve"}
     config = parse_config({"name": "t", "model": settings, "engine": {"kind": engine}, "retriever": retriever}, "test")
     phases = []
-    with pytest.raises(ModelError, match="tensors find no module"), cluster(config, phases.append, trains=trains):
+    with (
+        pytest.raises(ModelError, match="tensors find no module"),
+        cluster(config, phases.append, beside=object() if trains else None),
+    ):
         pass
     assert phases == ["Ray", "model files"]

@@ -8,11 +8,12 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 from ray._private import worker as ray_worker
@@ -44,6 +45,9 @@ _SOCKET_FOLDER = 40
 
 _CLOSE_SECONDS = 10.0
 
+# How often what comes up beside the engines is looked at.
+_CHECK_SECONDS = 1.0
+
 # An encoder of a dense index may have to be read from a slow disk.
 _RETRIEVER_SECONDS = 300.0
 
@@ -57,17 +61,27 @@ class Cluster:
     indexes: list[Any]
 
 
+class Beside(Protocol):
+    """What comes up while retriever and engines do, such as a trainer."""
+
+    def start(self) -> None:
+        """Start it, and return without waiting for it."""
+
+    def check(self) -> None:
+        """Raise whatever has ended it."""
+
+
 @contextmanager
 def cluster(
     config: Config,
     on_phase: Callable[[str], None] = lambda phase: None,
     *,
-    trains: bool = False,
+    beside: Beside | None = None,
     logs: Path | None = None,
 ) -> Iterator[Cluster]:
     """Start Ray, retriever and engines for `config`, and stop them at the end of the block.
 
-    `on_phase` is told what is being waited for; `trains` says that a trainer will need its place beside them. Every process
+    `on_phase` is told what is being waited for; `beside` is a trainer that needs its place beside them. Every process
     writes what it prints into the folder `logs`; without one Ray keeps it, and an error that leaves the block says where.
 
     Raises:
@@ -75,19 +89,29 @@ def cluster(
         ModelError: if there is no such model, or the adapter does not fit it.
         EnvironmentFailure: if Ray cannot be reached, has too few free CPUs, or a part does not start in time.
         RetrieverError: if the retriever's server does not answer.
+        Exception: whatever `beside` raises.
     """
     config.require("retriever")
     on_phase("Ray")
     context = _connect(config, logs)
     workers: list[Any] = []
     try:
-        _check_resources(config, trains)
+        _check_resources(config, beside is not None)
         on_phase("model files")
         _check_model_files(config)
         on_phase("retriever")
-        indexes = _start_indexes(config)
+        # All of them come up side by side.
+        indexes = _make_indexes(config)
+        starting = _make_workers(config)
+        preparing = [worker.prepare.remote() for worker in starting]
+        check = _nothing
+        if beside is not None:
+            beside.start()
+            check = beside.check
+        _await([actor.ping.remote() for actor in indexes], _RETRIEVER_SECONDS, "retriever", check)
         on_phase(f"{config.rollout.workers} engine(s)")
-        workers, processes = _start_workers(config)
+        processes = _await(preparing, config.engine.start_timeout_seconds, "engine", check)
+        workers = starting
         yield Cluster(RolloutPool(workers, processes, _limits(config)), workers, indexes)
     except Exception as error:
         if logs is None:
@@ -211,15 +235,13 @@ def _engines_need_gpus(config: Config) -> bool:
     return config.device == "cuda" and config.engine.kind != "openai"
 
 
-def _start_indexes(config: Config) -> list[Any]:
+def _make_indexes(config: Config) -> list[Any]:
     settings = config.retriever
     check_recording(settings)
     if settings.kind == "http" and settings.replay is None:
         asyncio.run(_probe(config))
     names = _index_names(config)
-    actors = [index_actor(config, index, name) for index, name in zip(settings.indexes, names, strict=True)]
-    _await([actor.ping.remote() for actor in actors], _RETRIEVER_SECONDS, "retriever")
-    return actors
+    return [index_actor(config, index, name) for index, name in zip(settings.indexes, names, strict=True)]
 
 
 async def _probe(config: Config) -> None:
@@ -236,11 +258,11 @@ def _index_names(config: Config) -> list[str]:
     return [f"index-{number}" for number in range(len(config.retriever.indexes))]
 
 
-def _start_workers(config: Config) -> tuple[list[Any], list[str]]:
+def _make_workers(config: Config) -> list[Any]:
     resources = {"num_gpus": config.engine.gpus} if _engines_need_gpus(config) else {"num_cpus": 1}
     worker = ray.remote(RolloutWorker)
     identity = "" if config.retriever.replay is not None else retriever_identity(config.retriever, config.data)
-    workers = [
+    return [
         worker.options(
             max_concurrency=1000,
             # The pool counts deaths and ends the run when there are too many.
@@ -250,7 +272,10 @@ def _start_workers(config: Config) -> tuple[list[Any], list[str]]:
         ).remote(config, identity, _index_names(config))
         for number in range(config.rollout.workers)
     ]
-    return workers, _await([w.prepare.remote() for w in workers], config.engine.start_timeout_seconds, "engine")
+
+
+def _nothing() -> None:
+    pass
 
 
 def _limits(config: Config) -> Limits:
@@ -264,15 +289,21 @@ def _limits(config: Config) -> Limits:
     )
 
 
-def _await(references: list[Any], timeout: float, what: str) -> list[Any]:
-    try:
-        return ray.get(references, timeout=timeout)
-    except GetTimeoutError as error:
-        raise EnvironmentFailure(f"the {what} did not start within {timeout:g} s") from error
-    except RayTaskError as error:
-        # The task's own error has the worker's traceback for its text.
-        raise error.cause from error
-    except RayActorError as error:
-        # Of a constructor that raised, Ray keeps the traceback as text; its last line is the error itself.
-        reason = str(error).strip().splitlines()[-1]
-        raise EnvironmentFailure(f"the {what} died while it started: {reason}") from error
+def _await(references: Sequence[Any], timeout: float, what: str, check: Callable[[], None]) -> list[Any]:
+    """Return the results within `timeout` seconds, or raise why there are none, or what `check` raises meanwhile."""
+    end = time.monotonic() + timeout
+    while True:
+        check()
+        left = end - time.monotonic()
+        try:
+            return ray.get(references, timeout=max(0.0, min(left, _CHECK_SECONDS)))
+        except GetTimeoutError as error:
+            if left <= _CHECK_SECONDS:
+                raise EnvironmentFailure(f"the {what} did not start within {timeout:g} s") from error
+        except RayTaskError as error:
+            # The task's own error has the worker's traceback for its text.
+            raise error.cause from error
+        except RayActorError as error:
+            # Of a constructor that raised, Ray keeps the traceback as text; its last line is the error itself.
+            reason = str(error).strip().splitlines()[-1]
+            raise EnvironmentFailure(f"the {what} died while it started: {reason}") from error

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import traceback
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from agentrl.config import Config
 from agentrl.data.stream import QuestionStream
 from agentrl.runs import RunFolder
-
-if TYPE_CHECKING:
-    from agentrl.rollout.pool import RolloutPool
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,19 +16,19 @@ class TrainSettings:
     """What the trainer's process is given.
 
     Attributes:
-        config, folder, pool, questions: of the run.
+        config, folder, questions: of the run.
         events: a queue that the trainer puts a `Progress` into for each thing that happens.
         resume: whether to go on after the latest checkpoint of `folder`.
-        stop: a queue; whatever is put into it asks the trainer to save its state and to end.
+        orders: a queue of a RolloutPool, which lets the training begin and is what it samples from, and of None, which asks
+            the trainer to save its state and to end.
     """
 
     config: Config
     folder: RunFolder
-    pool: RolloutPool
     questions: QuestionStream
     events: Any
     resume: bool
-    stop: Any
+    orders: Any
 
 
 class TrainerError(Exception):

@@ -21,6 +21,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from agentrl.models import load_tokenizer, resolve_model
 from agentrl.progress import Progress
+from agentrl.rollout.pool import RolloutPool
 from agentrl.runs import checkpoint_step
 from agentrl.training.adapter import adapter_files, load_policy, save_adapter
 from agentrl.training.loop import TrainSettings
@@ -52,15 +53,9 @@ class TrainingSession:
         done = checkpoint_step(self._checkpoint) if self._checkpoint else 0
         # A step that is shown again would hide the one of the same number that counts.
         self._tensorboard = SummaryWriter(str(folder.tensorboard), purge_step=done + 1)
-        self._sampler = StepSampler(
-            config,
-            settings.pool,
-            settings.questions,
-            on_batch=folder.append_trajectories,
-            on_done=self._show_rollout,
-            on_stall=lambda message: self._show(message, 0, 0),
-            history=folder.read_metrics(),
-        )
+        # Both come when training begins.
+        self._pool: RolloutPool | None = None
+        self._sampler: StepSampler | None = None
         self._prefetch = Prefetch(self._sample, done + 1, training.steps, config.rollout.max_staleness)
         self._waits_for_batch = threading.Event()
         self._stopping = threading.Event()
@@ -91,13 +86,13 @@ class TrainingSession:
         return self._trainer.state.global_step
 
     def run(self) -> None:
-        """Train to the last step and write the adapter.
+        """Wait for the order to begin, train to the last step and write the adapter.
 
         Raises:
             TrainingFailed: if that did not work out or somebody asked to stop. The state of the last whole step is kept.
         """
-        threading.Thread(target=self._await_stop, name="stop", daemon=True).start()
         try:
+            self._begin()
             self._trainer.train(resume_from_checkpoint=str(self._checkpoint) if self._checkpoint else None)
             self.save_adapter()
         except Exception as error:
@@ -112,6 +107,22 @@ class TrainingSession:
             raise
         finally:
             self._tensorboard.close()
+
+    def _begin(self) -> None:
+        """Wait for the pool to sample from, and from then on for the order to stop."""
+        self._pool = self._settings.orders.get()
+        if self._pool is None:
+            raise TrainingStopped("the training was stopped before it began")
+        self._sampler = StepSampler(
+            self._config,
+            self._pool,
+            self._settings.questions,
+            on_batch=self._folder.append_trajectories,
+            on_done=self._show_rollout,
+            on_stall=lambda message: self._show(message, 0, 0),
+            history=self._folder.read_metrics(),
+        )
+        threading.Thread(target=self._await_stop, name="stop", daemon=True).start()
 
     # One step, in the order in which it happens.
 
@@ -130,7 +141,7 @@ class TrainingSession:
             {
                 "seconds/publish": published - started,
                 "seconds/wait": time.monotonic() - published,
-                **self._settings.pool.counters,
+                **self._pool.counters,
             }
         )
         return batch
@@ -138,7 +149,7 @@ class TrainingSession:
     def publish(self) -> None:
         """Load the weights into every engine, as the version of the steps that were taken."""
         policy = self._trainer.accelerator.unwrap_model(self._trainer.model)
-        self._settings.pool.publish(self.step, adapter_files(policy))
+        self._pool.publish(self.step, adapter_files(policy))
         self._prefetch.published(self.step)
 
     def end_micro_batch(self) -> None:
@@ -203,7 +214,7 @@ class TrainingSession:
 
     def _await_stop(self) -> None:
         try:
-            self._settings.stop.get()
+            self._settings.orders.get()
         except RayError:
             # The queue ended with the cluster, and this process is about to.
             return

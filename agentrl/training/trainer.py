@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +29,9 @@ from agentrl.types import AgentRLError
 # The types of TRL's loss whose mean over tokens `StratifiedTrainer._mean_over_tokens` takes.
 LINEAR_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo")
 
+# The most tokens, padding included, of episodes that share a pass. A pass costs some milliseconds whatever its length.
+_PASS_TOKENS = 1024
+
 
 class NotFiniteError(AgentRLError):
     """A number that the update depends on is infinite or NaN; the optimizer has not taken the step."""
@@ -37,8 +40,9 @@ class NotFiniteError(AgentRLError):
 class StratifiedTrainer(GRPOTrainer):
     """TRL's loss over agentrl's batches.
 
-    Log-probabilities are computed episode by episode, without padding and with logits at the model's own tokens only.
-    Loss and gradients equal those of TRL's padded pass (a test holds them to 1e-5) at a fraction of time and memory.
+    Log-probabilities are computed with logits at the model's own tokens only, for short episodes of similar length
+    together, for each longer one without padding. Loss and gradients equal those of TRL's padded pass (a test holds them
+    to 1e-5) at a fraction of time and memory.
 
     An advantage belongs to an episode or, from estimators that rate turns, to a turn. The model does not run for episodes
     that are not trained. TRL's dapo loss divides by the tokens of the trained episodes alone; its grpo, bnpo and dr_grpo
@@ -276,51 +280,70 @@ class StratifiedTrainer(GRPOTrainer):
 
         The model does not run for an episode without such a token.
         """
-        rows = [
-            _episode_logps(model, ids[attended], positions, self.temperature, logits_to_keep, tail)
-            if positions.numel()
-            else _nothing_scored(logits_to_keep, ids.device)
-            for ids, attended, positions, tail in zip(
-                input_ids,
-                attention_mask.bool(),
-                [torch.nonzero(scored).squeeze(1) for scored in self._scored_mask],
-                attention_mask[:, -logits_to_keep:].sum(1).tolist(),
-                strict=True,
+        head = self.accelerator.unwrap_model(model).get_output_embeddings()
+        episodes = [ids[attended] for ids, attended in zip(input_ids, attention_mask.bool(), strict=True)]
+        prompts = attention_mask[:, :-logits_to_keep].sum(1).tolist()
+        scored = [torch.nonzero(row).squeeze(1) for row in self._scored_mask]
+        # A gradient is asked for so that backward() works, to no effect, where nothing is scored.
+        logps = torch.zeros_like(self._scored_mask, dtype=torch.float32, requires_grad=True)
+        entropies = torch.zeros_like(self._scored_mask, dtype=torch.float32)
+        for rows in _chunks([len(ids) if own.numel() else 0 for ids, own in zip(episodes, scored, strict=True)]):
+            chosen, entropy = _score(
+                model, head, [episodes[r] for r in rows], [scored[r] + prompts[r] for r in rows], self.temperature
             )
-        ]
-        self._last_logps = logps = torch.stack([row[0] for row in rows])
+            places = torch.cat([torch.full_like(scored[r], r) for r in rows]), torch.cat([scored[r] for r in rows])
+            logps = logps.index_put(places, chosen)
+            entropies = entropies.index_put(places, entropy)
+        self._last_logps = logps
         if self._importance is not None and self._to_weigh is not None:
             self._weigh(self._to_weigh, logps.detach())
         self._to_weigh = None
-        entropies = torch.stack([row[1] for row in rows]) if compute_entropy else None
-        return logps, entropies, None
+        return logps, entropies if compute_entropy else None, None
 
 
-def _episode_logps(
-    model: Any, ids: torch.Tensor, scored: torch.Tensor, temperature: float, width: int, completion_length: int
+def _chunks(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Yield the indexes of episodes that share a pass, longest first; those of length 0 take part in none."""
+    chunk: list[int] = []
+    for index in sorted((i for i, length in enumerate(lengths) if length), key=lambda i: -lengths[i]):
+        if chunk and lengths[chunk[0]] * (len(chunk) + 1) > _PASS_TOKENS:
+            yield chunk
+            chunk = []
+        chunk.append(index)
+    if chunk:
+        yield chunk
+
+
+def _score(
+    model: Any, head: torch.nn.Module, episodes: list[torch.Tensor], positions: list[torch.Tensor], temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Score one unpadded episode.
+    """Score tokens of unpadded episodes in one pass of the model, whose layer for logits is `head`.
 
-    `ids` [P+C] is prompt and completion, `scored` [S] the positions within the completion that are the model's own.
-    Returns log-probabilities and (detached) entropies, each [width], 0 at all other positions.
+    `episodes` hold ids [T], T for each its own, `positions` [S] those that are scored. Returns log-probabilities and
+    (detached) entropies, each [N], of the first episode's tokens, then the second's, and so on.
     """
-    positions = scored + (ids.size(0) - completion_length)
+    rows = torch.cat([torch.full_like(own, row) for row, own in enumerate(positions)])
+    columns = torch.cat(positions)
+    # Padding on the right needs no mask: under causal attention no token sees it.
+    ids = torch.nn.utils.rnn.pad_sequence(episodes, batch_first=True)
     # The logits that predict a token stand one position before it.
-    logits = model(input_ids=ids[None], logits_to_keep=positions - 1, use_cache=False).logits[0].float() / temperature
+    with _logits_at(head, rows, columns - 1):
+        logits = model(input_ids=ids, use_cache=False).logits[0].float() / temperature
     log_normaliser = torch.logsumexp(logits, dim=-1)
-    chosen = logits.gather(1, ids[positions][:, None]).squeeze(1) - log_normaliser
-    logps = chosen.new_zeros(width).index_put((scored,), chosen)
+    chosen = logits.gather(1, ids[rows, columns][:, None]).squeeze(1) - log_normaliser
     with torch.no_grad():
         log_probabilities = logits - log_normaliser[:, None]
         entropy = -(log_probabilities.exp() * log_probabilities).sum(-1)
-        entropies = entropy.new_zeros(width).index_put((scored,), entropy)
-    return logps, entropies
+    return chosen, entropy
 
 
-def _nothing_scored(width: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return log-probabilities and entropies of an episode without a scored token, each [width]."""
-    # A gradient is asked for so that backward() works, to no effect, on a micro-batch of such episodes alone.
-    return torch.zeros(width, device=device, requires_grad=True), torch.zeros(width, device=device)
+@contextmanager
+def _logits_at(head: torch.nn.Module, rows: torch.Tensor, columns: torch.Tensor) -> Iterator[None]:
+    """Have a model compute logits [1, N, V] at N of the places [B, T] alone; its own option takes the same for each row."""
+    hook = head.register_forward_pre_hook(lambda module, hidden: (hidden[0][rows, columns][None],))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _reference_adapter(model: Any) -> Any:

@@ -4,6 +4,7 @@ import json
 import pickle
 import queue
 import threading
+import time
 import traceback
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 from tiny import tiny_llama
 
 from agentrl.config import parse_config
+from agentrl.evaluation.run import Evaluation
 from agentrl.models import ModelError
 from agentrl.progress import Progress
 from agentrl.runs import RunError, RunFolder
@@ -56,9 +58,12 @@ def checkpoint(folder, step):
 
 
 class Trainer:
-    """A training loop that takes each step in no time and keeps a checkpoint of it; `before(step)` may raise."""
+    """A training loop that takes each step in no time and keeps a checkpoint of it; `load()`, `before(step)` may raise."""
 
     def __init__(self):
+        self.load = lambda: None
+        self.loaded = threading.Event()
+        self.begun = False
         self.before = lambda step: None
         self.resumed = []
 
@@ -66,6 +71,10 @@ class Trainer:
         settings = loop_config["settings"]
         folder = settings.folder
         folder.check_shared()
+        self.load()
+        self.loaded.set()
+        assert settings.orders.get() == "pool"
+        self.begun = True
         newest = folder.latest_checkpoint()
         self.resumed.append(newest.name if settings.resume and newest else None)
         done = int(newest.name.split("-")[1]) if settings.resume and newest else 0
@@ -75,7 +84,7 @@ class Trainer:
             folder.append_metrics(step, {"loss": 0.5})
             checkpoint(folder, step)
             settings.events.put(Progress(step, "step", step, settings.config.training.steps))
-            if not settings.stop.empty():
+            if not settings.orders.empty():
                 raise AgentRLError(f"the training was stopped; --resume continues after step {step}")
         folder.adapter.mkdir()
 
@@ -86,11 +95,13 @@ def trainer(monkeypatch):
     loop = Trainer()
 
     @contextmanager
-    def cluster(config, on_phase, *, trains, logs):
-        assert trains
+    def cluster(config, on_phase, *, beside, logs):
         assert logs.is_dir()
         on_phase("engines")
-        yield SimpleNamespace(pool=None)
+        if beside is not None:
+            beside.start()
+            beside.check()
+        yield SimpleNamespace(pool="pool")
 
     class TorchTrainer:
         def __init__(self, loop, train_loop_config, scaling_config, run_config):
@@ -106,7 +117,7 @@ def trainer(monkeypatch):
                 raise WorkerGroupError("of a worker", {0: pickle.loads(pickle.dumps(told))}) from None
 
     monkeypatch.setattr("agentrl.training.run.cluster", cluster)
-    monkeypatch.setattr("agentrl.training.run.train_loop", loop)
+    monkeypatch.setattr("agentrl.training.process.train_loop", loop)
     monkeypatch.setattr("ray.train.torch.TorchTrainer", TorchTrainer)
     monkeypatch.setattr("ray.util.queue.Queue", queue.Queue)
     return loop
@@ -131,8 +142,76 @@ def test_everything_that_the_trainer_tells_is_shown_in_its_order(config, trainer
     assert "starting engines" in (folder.logs / "driver.log").read_text()
 
 
+@pytest.fixture
+def evaluates(config, trainer, monkeypatch):
+    """A config that evaluates before training; while it does, `during()` is called, which an attribute says."""
+    answer = SimpleNamespace(during=lambda: None)
+
+    def evaluate(pool, questions, *, on_done, **settings):
+        assert pool == "pool"
+        answer.during()
+        on_done(1)
+        return Evaluation((), ())
+
+    monkeypatch.setattr("agentrl.training.run.evaluate", evaluate)
+    answer.config = config(
+        data={
+            "root": config().data.root,
+            "train": [{"path": "questions.jsonl"}],
+            "eval": [{"path": "questions.jsonl"}],
+        },
+        evaluation={"before": True, "after": False},
+    )
+    return answer
+
+
+def test_a_trainer_comes_up_while_engines_evaluate_and_begins_after_that(evaluates, trainer):
+    begun = []
+    evaluates.during = lambda: (trainer.loaded.wait(10), begun.append((trainer.loaded.is_set(), trainer.begun)))
+    train(evaluates.config, resume=False, on_progress=lambda progress: None)
+    assert begun == [(True, False)]
+    assert steps(evaluates.config) == [1, 2, 3]
+
+
+def test_a_trainer_that_dies_while_engines_evaluate_ends_the_run_in_its_own_words(evaluates, trainer):
+    def fail():
+        raise EnvironmentFailure("the trainer has no memory")
+
+    trainer.load = fail
+    evaluates.during = lambda: time.sleep(0.2)
+    with pytest.raises(EnvironmentFailure, match="the trainer has no memory"):
+        train(evaluates.config, resume=False, on_progress=lambda progress: None)
+    folder = RunFolder(evaluates.config.folder)
+    assert "in fail" in (folder.path / "error.txt").read_text()
+    assert folder.read_evaluation(0) is None
+    trainer.load = lambda: None
+    train(evaluates.config, resume=True, on_progress=lambda progress: None)
+    assert steps(evaluates.config) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("ending", [KeyboardInterrupt(), ValueError("an engine does not answer")])
+def test_what_ends_the_driver_before_training_waits_for_no_trainer(evaluates, trainer, ending):
+    never = threading.Event()
+
+    def fail():
+        raise ending
+
+    trainer.load, evaluates.during = never.wait, fail
+    with pytest.raises(type(ending)):
+        train(evaluates.config, resume=False, on_progress=lambda progress: None)
+    never.set()
+    assert not trainer.begun
+
+
+def test_a_run_that_has_taken_its_steps_starts_no_trainer(config, trainer):
+    train(config(), resume=False, on_progress=lambda progress: None)
+    trainer.loaded.clear()
+    train(config(), resume=True, on_progress=lambda progress: None)
+    assert not trainer.loaded.is_set()
+
+
 def test_a_trainer_that_is_far_ahead_of_the_driver_waits_and_loses_nothing(config, trainer, monkeypatch):
-    monkeypatch.setattr("agentrl.training.run._EVENTS", 2)
+    monkeypatch.setattr("agentrl.training.process._EVENTS", 2)
     seen = []
     train(config(training={"steps": 40}), resume=False, on_progress=seen.append)
     assert [p.step for p in seen if p.phase == "step"] == list(range(1, 41))
@@ -161,8 +240,8 @@ def test_whatever_ends_the_driver_lets_the_trainer_save_its_state_first(config, 
 
 
 def test_a_trainer_that_waits_for_the_driver_to_listen_can_be_stopped(config, trainer, monkeypatch):
-    monkeypatch.setattr("agentrl.training.run._EVENTS", 1)
-    monkeypatch.setattr("agentrl.training.run._SAVE_SECONDS", 30.0)
+    monkeypatch.setattr("agentrl.training.process._EVENTS", 1)
+    monkeypatch.setattr("agentrl.training.process._SAVE_SECONDS", 30.0)
 
     def on_progress(progress):
         if progress.phase == "step":
@@ -224,7 +303,7 @@ def test_a_cluster_that_dies_under_the_driver_ends_the_run(config, trainer, monk
 def test_a_trainer_on_a_node_that_does_not_share_the_run_folder_is_refused(config, trainer):
     def forget(progress):
         # What the trainer's node would see: a folder of the same name that the driver did not write now.
-        if progress.phase == "starting trainer":
+        if progress.phase == "starting engines":
             (config().folder / "start.json").write_text('{"id": "of another start"}')
 
     with pytest.raises(RunError, match=r"node .* does not see the run folder .*/runs/run .*mount run_dir"):

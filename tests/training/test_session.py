@@ -98,10 +98,13 @@ def make_config(model, run_dir, **training):
     )
 
 
-def run(config, pool, resume=False, stop=None, events=None):
+def run(config, pool, resume=False, orders=None, events=None):
+    """Train on what `pool` samples; `orders` may hold orders that come after the one to begin."""
     folder = RunFolder.reopen(config)[0] if resume else RunFolder.create(config)
     questions = QuestionStream([([Question(f"q{i:02}", "t", ("a",)) for i in range(40)], 1.0)], 0)
-    settings = TrainSettings(config, folder, pool, questions, events or queue.Queue(), resume, stop or queue.Queue())
+    orders = orders or queue.Queue()
+    orders.put(pool)
+    settings = TrainSettings(config, folder, questions, events or queue.Queue(), resume, orders)
     ended = None
     try:
         train_loop({"settings": settings})
@@ -297,8 +300,18 @@ def test_a_run_whose_adapter_could_not_be_written_writes_it_when_it_is_resumed(m
     assert final_weights(config)
 
 
+def test_a_trainer_that_is_asked_to_stop_before_it_may_begin_publishes_and_samples_nothing(model, tmp_path):
+    orders, pool = queue.Queue(), Engines()
+    orders.put(None)
+    with pytest.raises(
+        TrainingFailed, match="stopped before it began; there is no checkpoint yet, and --resume begins"
+    ):
+        run(make_config(model, tmp_path), pool, orders=orders)
+    assert (pool.published, pool.asked) == ([], [])
+
+
 def test_a_trainer_that_is_asked_to_stop_while_it_waits_for_a_rollout_keeps_its_state(model, tmp_path):
-    stop, sampling, never = queue.Queue(), threading.Event(), threading.Event()
+    orders, sampling, never = queue.Queue(), threading.Event(), threading.Event()
 
     def hangs(number):
         if number == 3:
@@ -306,17 +319,15 @@ def test_a_trainer_that_is_asked_to_stop_while_it_waits_for_a_rollout_keeps_its_
             never.wait(60)
 
     config = make_config(model, tmp_path)
-    threading.Thread(target=lambda: sampling.wait(60) and stop.put(None), daemon=True).start()
+    threading.Thread(target=lambda: sampling.wait(60) and orders.put(None), daemon=True).start()
     with pytest.raises(TrainingFailed, match="the training was stopped; --resume continues after step 2"):
-        run(config, Engines(before_sampling=hangs), stop=stop)
+        run(config, Engines(before_sampling=hangs), orders=orders)
     never.set()
 
 
 def test_a_trainer_that_is_asked_to_stop_between_micro_batches_keeps_its_state(model, tmp_path, monkeypatch):
     """The stop comes in the second micro-batch of the third step; the step is not finished."""
-    stop, seen = queue.Queue(), threading.Event()
-    get = stop.get
-    stop.get = lambda: (get(), seen.set())
+    orders = queue.Queue()
     fail = session.Prefetch.fail
     noticed = threading.Event()
     monkeypatch.setattr(session.Prefetch, "fail", lambda self, error: (fail(self, error), noticed.set()))
@@ -325,12 +336,12 @@ def test_a_trainer_that_is_asked_to_stop_between_micro_batches_keeps_its_state(m
         def put(self, event):
             super().put(event)
             if (event.step, event.phase, event.done) == (2, "train", 2):
-                stop.put(None)
+                orders.put(None)
                 assert noticed.wait(60)
 
     events = Events()
     with pytest.raises(TrainingFailed, match="the training was stopped; --resume continues after step 2"):
-        run(make_config(model, tmp_path, micro_batch=1), Engines(), stop=stop, events=events)
+        run(make_config(model, tmp_path, micro_batch=1), Engines(), orders=orders, events=events)
     assert [(event.step, event.phase) for event in list(events.queue)][-2:] == [(2, "train"), (2, "train")]
 
 

@@ -55,6 +55,30 @@ def test_loss_and_gradients_equal_those_of_trls_padded_pass(tmp_path, tokenizer,
     assert ((gradients - expected).norm() / expected.norm()).item() < 1e-5
 
 
+@pytest.mark.parametrize("tokens", [1, 70, 200])
+def test_it_makes_no_difference_which_episodes_share_a_pass(tmp_path, tokenizer, monkeypatch, tokens):
+    rng = random.Random(12)
+    trajectories = make_trajectories(7, rng)
+    batch = ScoredBatch(trajectories, [rng.gauss(0, 1) for _ in trajectories], {}, trained=[True] * 6 + [False])
+    trainer = make_trainer(tmp_path, tokenizer, batch, 7)
+    tensors = score(trainer, 7)
+    passes, found = [], []
+    hook = {
+        "hook": lambda model, arguments, named, output: passes.append(named["input_ids"].shape),
+        "with_kwargs": True,
+    }
+    trainer.model.register_forward_hook(**hook)
+    for limit in (1_000_000, tokens):
+        monkeypatch.setattr("agentrl.training.trainer._PASS_TOKENS", limit)
+        found.append(loss_and_gradients(trainer, tensors, trainer._compute_loss))
+    assert passes[0][0] == 6
+    assert len(passes) > 2
+    assert all(episodes == 1 or episodes * length <= tokens for episodes, length in passes[1:])
+    (one, expected), (other, gradients) = found
+    assert other == pytest.approx(one, rel=1e-5)
+    assert ((gradients - expected).norm() / expected.norm()).item() < 1e-5
+
+
 def test_tokens_of_the_environment_do_not_touch_the_gradient_as_targets(tmp_path, tokenizer):
     """Changing the last observation token of an episode, which nothing of the model's follows, changes nothing."""
     rng = random.Random(2)
@@ -198,14 +222,16 @@ def test_an_episode_that_is_not_trained_adds_nothing_and_is_not_run(tmp_path, to
     trajectories = make_trajectories(4, rng)
     batch = ScoredBatch(trajectories, [1.0, 2.0, -1.0, 5.0], {}, trained=[True, False, True, False])
     trainer = make_trainer(tmp_path, tokenizer, batch, 4, beta=0.1)
-    runs = []
-    trainer.model.register_forward_hook(lambda *_: runs.append(1))
+    run = []
+    trainer.model.register_forward_hook(
+        lambda model, arguments, named, output: run.append(len(named["input_ids"])), with_kwargs=True
+    )
     tensors = score(trainer, 4)
     assert tensors["tool_mask"][[1, 3]].sum() == 0
     assert tensors["num_items_in_batch"] == sum(sum(trajectories[i].action_mask) for i in (0, 2))
-    assert len(runs) == 2, "the reference's pass"
+    assert sum(run) == 2, "the reference's pass"
     loss, gradients = loss_and_gradients(trainer, tensors, trainer._compute_loss)
-    assert len(runs) == 4
+    assert sum(run) == 4
 
     trainer = make_trainer(tmp_path, tokenizer, ScoredBatch(trajectories[::2], [1.0, -1.0], {}), 2, beta=0.1)
     expected_loss, expected = loss_and_gradients(trainer, score(trainer, 2), trainer._compute_loss)
