@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import ray
+from ray.exceptions import GetTimeoutError
 from scripted import make_config
 from tiny import tiny_llama
 
@@ -95,6 +96,40 @@ def test_too_few_free_places_are_named(started, monkeypatch, free, sections, err
     monkeypatch.setattr(ray, "get", lambda references, timeout: [])
     with pytest.raises(error, match=words):
         started(**sections)
+
+
+def test_what_ends_beside_the_engines_ends_their_start(monkeypatch, tmp_path, tokenizer):
+    class Beside:
+        looked = 0
+
+        def start(self):
+            """Nothing to start."""
+
+        def check(self):
+            self.looked += 1
+            if self.looked == 3:
+                raise EnvironmentFailure("the trainer died")
+
+    def hang(references, timeout):
+        raise GetTimeoutError
+
+    class Actor:
+        def __getattr__(self, name):
+            return self
+
+        def __call__(self, *arguments, **options):
+            return self
+
+    monkeypatch.setattr(ray, "init", lambda **options: SimpleNamespace(address_info={"session_dir": "/tmp/session"}))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 8.0})
+    monkeypatch.setattr(ray, "remote", Actor())
+    monkeypatch.setattr(ray, "get", hang)
+    beside = Beside()
+    config = make_config(tmp_path, tokenizer)
+    with pytest.raises(EnvironmentFailure, match="the trainer died"), cluster(config, beside=beside):
+        raise AssertionError("it started")
+    assert beside.looked == 3
 
 
 @pytest.mark.slow
