@@ -195,6 +195,28 @@ def warmstart(config: ConfigOption, overrides: Overrides = None) -> None:
     )
 
 
+@app.command()
+def pocket(
+    config: ConfigOption = "pocket.yaml",
+    out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("pocket"),
+    overrides: Overrides = None,
+) -> None:
+    """Make the pocket policy from nothing: made-up worlds, a tokenizer, demonstrations and pretraining."""
+    from agentrl.display import RunDisplay
+    from agentrl.pocket.making import Recipe, make_pocket_policy
+
+    settings = _load(config, overrides)
+    with RunDisplay(console, 0) as display:
+        card = make_pocket_policy(settings, Recipe(), out, display.update)
+    console.print(
+        f"a policy of {card['parameters']:,} parameters from {card['demonstrations']:,} demonstrations, loss "
+        f"{card['loss']}: {out}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+
+
 @data.command("demo")
 def data_demo(
     out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("data/demo"),
