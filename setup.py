@@ -1,4 +1,4 @@
-"""A wheel carries configs/, pocket/ and starter/ inside agentrl; a checkout, or an editable install of one, at its top."""
+"""A wheel carries configs/, pocket_policy/ and starter/ inside agentrl; a checkout, or an editable install of one, at its top."""
 
 import shutil
 from pathlib import Path
@@ -11,7 +11,7 @@ class BuildWithPackagedFolders(build_py):
     def run(self) -> None:
         super().run()
         if not self.editable_mode:
-            for folder in ("configs", "pocket", "starter"):
+            for folder in ("configs", "pocket_policy", "starter"):
                 shutil.copytree(folder, Path(self.build_lib, "agentrl", folder), dirs_exist_ok=True)
 
 

@@ -198,7 +198,7 @@ def warmstart(config: ConfigOption, overrides: Overrides = None) -> None:
 @app.command()
 def pocket(
     config: ConfigOption = "pocket.yaml",
-    out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("pocket"),
+    out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("pocket_policy"),
     overrides: Overrides = None,
 ) -> None:
     """Make the pocket policy from nothing: made-up worlds, a tokenizer, demonstrations and pretraining."""

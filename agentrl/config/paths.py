@@ -21,7 +21,7 @@ def absolute(path: str) -> str:
 
 
 def packaged(name: str) -> Path:
-    """Return a folder that agentrl brings along (configs, pocket, starter), in the package or beside it in a checkout."""
+    """Return a folder that agentrl brings along (configs, pocket_policy, starter), in the package or beside it in a checkout."""
     package = Path(__file__).parents[1]
     inside = package / name
     return inside if inside.is_dir() else package.parent / name
@@ -30,9 +30,9 @@ def packaged(name: str) -> Path:
 def model_path(path: str) -> str:
     """Return the folder of a model as an absolute path, and `wheel:PACKAGE` or a hub name `owner/name` as it is.
 
-    A folder that is there goes before a hub name of the same spelling, and before `pocket`, the packaged policy.
+    A folder that is there goes before a hub name of the same spelling, and before `pocket_policy`, the packaged one.
     """
-    pocket = packaged("pocket")
+    pocket = packaged("pocket_policy")
     if path == pocket.name and not Path(path).is_dir():
         return str(pocket)
     return path if path.startswith(WHEEL_PREFIX) or is_hub_name(path) else absolute(path)
@@ -57,7 +57,7 @@ IndexPath = Annotated[str, AfterValidator(_index)]
 """A DataPath, or `prebuilt:NAME`."""
 
 ModelPath = Annotated[str, AfterValidator(model_path)]
-"""A folder on this machine; where there is none, a hub name `owner/name`, `wheel:PACKAGE`, or `pocket`, the packaged policy."""
+"""A folder on this machine; where there is none, a hub name `owner/name`, `wheel:PACKAGE`, or `pocket_policy`, the packaged one."""
 
 AdapterPath = Annotated[str, AfterValidator(_adapter)]
 """As ModelPath; `starter` is the packaged adapter where there is no such folder."""
