@@ -57,7 +57,7 @@ IndexPath = Annotated[str, AfterValidator(_index)]
 """A DataPath, or `prebuilt:NAME`."""
 
 ModelPath = Annotated[str, AfterValidator(model_path)]
-"""A folder on this machine; where there is none, a hub name `owner/name`, `wheel:PACKAGE`, or `pocket_policy`, the packaged one."""
+"""A folder on this machine; where there is none, a hub name `owner/name`, `wheel:PACKAGE`, or the packaged `pocket_policy`."""
 
 AdapterPath = Annotated[str, AfterValidator(_adapter)]
 """As ModelPath; `starter` is the packaged adapter where there is no such folder."""
