@@ -87,9 +87,11 @@ def train(
         console.print(plan(settings))
         return
     from agentrl.display import RunDisplay, evaluation_table
+    from agentrl.runs import RunFolder
     from agentrl.training.run import train as run
 
-    with RunDisplay(console, settings.training.steps) as display:
+    earlier = RunFolder(settings.folder).read_metrics() if resume else []
+    with RunDisplay(console, settings.training.steps, earlier) as display:
         folder, before, after = run(settings, resume=resume, on_progress=display.update)
     if after is not None:
         console.print(evaluation_table(f"{settings.name}: before and after", {"before": before, "after": after}))

@@ -71,7 +71,14 @@ def test_without_a_terminal_each_step_is_one_line(width):
     steps = [line for line in lines if "reward" in line]
     assert [line.split("  ")[0] for line in steps] == ["step 1/3", "step 2/3", "step 3/3"]
     for line in steps:
-        for part in ("reward 0.438", "searches 1.25", "strata 0:12 1:50 2:38", "grad norm 0.0123", "left 0 s"):
+        for part in (
+            "reward 0.438",
+            "mean of 5 0.438",
+            "searches 1.25",
+            "strata 0:12 1:50 2:38",
+            "grad norm 0.0123",
+            "left 0 s",
+        ):
             assert part in line
     # Beside the steps, one line for each phase as it begins and none for its progress.
     phases = ["starting Ray", *[f"step {n} {phase}" for n in (1, 2, 3) for phase in ("rollout", "train")], "evaluation"]
@@ -87,7 +94,7 @@ def test_on_a_terminal_the_steps_stand_in_one_live_table():
 
 def test_tables_fit_a_terminal_of_80_columns():
     long = METRICS | {f"strata/{n}/share": 0.2 for n in range(5)}
-    console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
+    console = Console(file=io.StringIO(), width=80, height=50, force_terminal=True, color_system=None)
     with RunDisplay(console, 1200) as display:
         display.update(Progress(1005, "step", 1005, 1200, long))
     console.print(evaluation_table("t", {"before": evaluation("gold", "no"), "after": evaluation("gold", failures=12)}))
@@ -150,6 +157,47 @@ def test_an_evaluation_that_was_not_made_is_left_out():
     assert not any("before" in line for line in lines)
     assert any("after" in line for line in lines)
     assert printed(evaluation_table("t", {"before": None, "after": None}))
+
+
+def on_screen(width, height, steps=30, total=45, **options):
+    """What a terminal of this size shows after `steps` steps, line by line."""
+    file = io.StringIO()
+    console = Console(file=file, width=width, height=height, force_terminal=True, color_system=None, **options)
+    display = RunDisplay(Console(file=io.StringIO(), width=width, force_terminal=True), total)
+    report = compute([0.0, 1.0, 1.0, 0.0], ["q"] * 4, [0, 0, 1, 1]).report
+    metrics = METRICS | {f"advantages/{name}": value for name, value in report.metrics().items()}
+    for step in range(1, steps + 1):
+        display.update(Progress(step, "step", step, total, metrics | {"reward/mean": step / total}))
+    console.print(display)
+    return [line.rstrip() for line in file.getvalue().splitlines()]
+
+
+def test_a_terminal_shows_plots_steps_advantages_and_a_bar():
+    lines = on_screen(80, 40)
+    assert lines[0].startswith("reward: ")
+    assert "mean of 5" in lines[0]
+    assert lines[0].endswith("strata: 0  1  2")
+    assert any(line.startswith("30/45 0.667  0.622") for line in lines)
+    assert any("advantages by stratum, step 30" in line for line in lines)
+    assert "0:00:0" in lines[-1]
+
+
+@pytest.mark.parametrize("height", [6, 14, 24, 50])
+@pytest.mark.parametrize("width", [20, 45, 60, 80, 200])
+def test_the_view_fits_every_terminal_and_keeps_the_latest_step(width, height):
+    lines = on_screen(width, height)
+    assert len(lines) <= height
+    assert max(map(len, lines)) <= width
+    assert any(line.startswith("30/45") for line in lines)
+
+
+def test_the_moving_mean_goes_on_after_a_resume():
+    console = Console(file=io.StringIO(), width=160)
+    earlier = [{"step": step, **METRICS, "reward/mean": 0.1} for step in range(1, 9)]
+    with RunDisplay(console, 10, earlier) as display:
+        # Steps after the checkpoint are taken again.
+        display.update(Progress(7, "step", 7, 10, METRICS | {"reward/mean": 0.6}))
+    assert "reward 0.600  mean of 5 0.200" in console.file.getvalue()
 
 
 @pytest.mark.parametrize("terminal", [True, False])

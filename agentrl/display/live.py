@@ -1,17 +1,17 @@
-"""What a user sees while a run goes on and when it ends.
+"""What a user sees while a run goes on.
 
-A terminal gets one live view, whose tables fit 80 columns. A file or a pipe gets one line a step and nothing shortened.
+A terminal gets one live view, which fits 80 columns and as many lines as there are. A file or a pipe gets one line a step
+and nothing shortened.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
@@ -19,14 +19,16 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from agentrl.advantages import by_stratum, report_table
-from agentrl.evaluation.run import Evaluation
+from agentrl.display.curves import Curves
+from agentrl.display.history import REWARD, WINDOW, History
 from agentrl.progress import Progress
 
-_ROWS = 12
+_ROWS, _LEAST_ROWS = 12, 3
 # The names of what a line shows, and the headings of the same in a table, which has less room.
 _COLUMNS = {
     "step": "step",
     "reward": "reward",
+    f"mean of {WINDOW}": f"mean\nof {WINDOW}",
     "searches": "searches",
     "strata": "strata: %",
     "tokens/s rollout": "tok/s\nrollout",
@@ -35,14 +37,19 @@ _COLUMNS = {
     "s": "s",
     "left": "left",
 }
+# What a terminal shows by the width it has at least.
+_SHOWN = {80: tuple(_COLUMNS), 28: ("step", "reward", f"mean of {WINDOW}", "s", "left"), 0: ("step", "reward")}
 
 
 class RunDisplay:
     """Shows the progress of a run of `steps` optimizer steps."""
 
-    def __init__(self, console: Console, steps: int) -> None:
+    def __init__(self, console: Console, steps: int, earlier: Iterable[Mapping[str, Any]] = ()) -> None:
+        """`earlier` are the metrics of steps that the run took before, each with its `step`."""
         self._console = console
         self._steps = steps
+        self._metrics = list(earlier)
+        self._history = History.of(self._metrics)
         self._rows: list[tuple[str, ...]] = []
         self._advantages: Table | None = None
         self._phase = ""
@@ -71,11 +78,28 @@ class RunDisplay:
         elif self._advantages is not None and error is None:
             self._console.print(self._advantages)
 
-    def __rich__(self) -> Group:
-        parts = [self._table()] if self._rows else []
-        if self._advantages is not None:
-            parts.append(self._advantages)
-        return Group(*parts, self._bars)
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        def height(part: RenderableType) -> int:
+            return len(console.render_lines(part, options, pad=False))
+
+        # Shown by what matters most: the bar, some steps, the plots, the advantages, more steps.
+        room = options.size.height - height(self._bars)
+        parts: list[RenderableType] = [self._bars]
+        if self._rows:
+            columns = next(columns for width, columns in _SHOWN.items() if options.max_width >= width)
+            steps = self._table(_LEAST_ROWS, columns)
+            curves = Curves(self._history, self._steps)
+            fits = height(steps) + height(curves) <= room
+            room -= height(curves) if fits else 0
+            if self._advantages is not None and height(steps) + height(self._advantages) <= room:
+                parts.insert(0, self._advantages)
+                room -= height(self._advantages)
+            # A row takes several lines where it has many strata.
+            tables = (self._table(rows, columns) for rows in range(_ROWS, _LEAST_ROWS, -1))
+            parts.insert(0, next((table for table in tables if height(table) <= room), steps))
+            if fits:
+                parts.insert(0, curves)
+        yield from parts
 
     def update(self, progress: Progress) -> None:
         if progress.metrics is not None:
@@ -101,6 +125,8 @@ class RunDisplay:
         if report:
             self._advantages = report_table(report)
             self._advantages.title = f"advantages by stratum, step {step}"
+        self._metrics = [line for line in self._metrics if line["step"] < step] + [{"step": step, **metrics}]
+        self._history = History.of(self._metrics)
         now = time.monotonic()
         self._step_times.append(now - self._last)
         self._last = now
@@ -108,7 +134,8 @@ class RunDisplay:
         self._rows.append(
             (
                 f"{step}/{self._steps}",
-                f"{metrics['reward/mean']:.3f}",
+                f"{metrics[REWARD]:.3f}",
+                f"{self._history.means[-1]:.3f}",
                 f"{metrics['searches/mean']:.2f}",
                 strata_shares(metrics),
                 f"{metrics['tokens_per_second/rollout']:.0f}",
@@ -126,44 +153,14 @@ class RunDisplay:
                 soft_wrap=True,
             )
 
-    def _table(self) -> Table:
-        table = Table(*_COLUMNS.values(), box=None, header_style="bold", padding=(0, 1, 0, 0))
-        for row in self._rows[-_ROWS:]:
-            table.add_row(*map(escape, row))
+    def _table(self, rows: int, columns: Sequence[str]) -> Table:
+        places = [place for place, name in enumerate(_COLUMNS) if name in columns]
+        table = Table(*(_COLUMNS[name] for name in columns), box=None, header_style="bold", padding=(0, 1, 0, 0))
+        for row in self._rows[-rows:]:
+            table.add_row(*(escape(row[place]) for place in places))
         return table
 
 
 def strata_shares(metrics: Mapping[str, float]) -> str:
     """Return the shares of the strata in a step in percent, such as `0:12 1:50 2:38`."""
     return " ".join(f"{stratum}:{100 * values['share']:.0f}" for stratum, values in by_stratum(metrics).items())
-
-
-def evaluation_table(title: str, columns: Mapping[str, Evaluation | None]) -> Table:
-    """Compare evaluations of the same sets: exact match with its 95 % interval, F1, searches and ends of each.
-
-    Below stands how many questions of a set have no score, by cause.
-    """
-    present: dict[str, Any] = {name: e for name, e in columns.items() if e is not None}
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0, show_edge=False)
-    for heading in ("set", "when", "n", "EM", "95 % interval", "F1", "searches", "ends"):
-        table.add_column(heading, overflow="fold", no_wrap=heading not in ("set", "ends"))
-    failures = []
-    sets = next(iter(present.values())).sets if present else ()
-    for position, first in enumerate(sets):
-        for name, evaluation in present.items():
-            result = evaluation.sets[position]
-            table.add_row(
-                escape(first.dataset),
-                name,
-                str(result.n),
-                f"{result.em:.3f}",
-                f"{result.em_low:.3f} to {result.em_high:.3f}",
-                f"{result.f1:.3f}",
-                f"{result.searches:.2f}",
-                ", ".join(f"{end} {share:.0%}" for end, share in result.ends.items()),
-            )
-            if result.failed:
-                causes = ", ".join(f"{cause} {count}" for cause, count in result.causes.items())
-                failures.append(f"{first.dataset}, {name}: {result.n} (+{result.failed} failed): {causes}")
-    table.caption, table.caption_justify = escape("\n".join(failures)) or None, "left"
-    return table

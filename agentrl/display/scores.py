@@ -1,0 +1,43 @@
+"""Scores of evaluations, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
+
+from agentrl.evaluation.run import Evaluation
+
+
+def evaluation_table(title: str, columns: Mapping[str, Evaluation | None]) -> Table:
+    """Compare evaluations of the same sets: exact match with its 95 % interval, F1, searches and ends of each.
+
+    Below stands how many questions of a set have no score, by cause.
+    """
+    present: dict[str, Any] = {name: e for name, e in columns.items() if e is not None}
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0, show_edge=False)
+    for heading in ("set", "when", "n", "EM", "95 % interval", "F1", "searches", "ends"):
+        table.add_column(heading, overflow="fold", no_wrap=heading not in ("set", "ends"))
+    failures = []
+    sets = next(iter(present.values())).sets if present else ()
+    for position, first in enumerate(sets):
+        for name, evaluation in present.items():
+            result = evaluation.sets[position]
+            table.add_row(
+                escape(first.dataset),
+                name,
+                str(result.n),
+                f"{result.em:.3f}",
+                f"{result.em_low:.3f} to {result.em_high:.3f}",
+                f"{result.f1:.3f}",
+                f"{result.searches:.2f}",
+                ", ".join(f"{end} {share:.0%}" for end, share in result.ends.items()),
+            )
+            if result.failed:
+                causes = ", ".join(f"{cause} {count}" for cause, count in result.causes.items())
+                failures.append(f"{first.dataset}, {name}: {result.n} (+{result.failed} failed): {causes}")
+    table.caption, table.caption_justify = escape("\n".join(failures)) or None, "left"
+    return table
