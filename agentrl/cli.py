@@ -26,8 +26,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Train language models to use a search engine.")
 data = typer.Typer(no_args_is_help=True, help="Question files and the demo world.")
 index = typer.Typer(no_args_is_help=True, help="Search indexes.")
+runs = typer.Typer(no_args_is_help=True, help="What runs came to.")
 app.add_typer(data, name="data")
 app.add_typer(index, name="index")
+app.add_typer(runs, name="runs")
 
 # Wider than any line: in a file or a pipe nothing is wrapped or shortened to fit a screen that is not there.
 _UNBOUNDED = 100_000
@@ -86,6 +88,7 @@ def train(
 
         console.print(plan(settings))
         return
+    from agentrl.commands.runs import finish
     from agentrl.display import RunDisplay, evaluation_table
     from agentrl.runs import RunFolder
     from agentrl.training.run import train as run
@@ -95,9 +98,7 @@ def train(
         folder, before, after = run(settings, resume=resume, on_progress=display.update)
     if after is not None:
         console.print(evaluation_table(f"{settings.name}: before and after", {"before": before, "after": after}))
-    console.print(
-        f"run folder  {folder.path}\nadapter     {folder.adapter}", highlight=False, markup=False, soft_wrap=True
-    )
+    finish(folder, console)
 
 
 @app.command("eval")
@@ -305,6 +306,28 @@ def index_search(
     from agentrl.commands.retrieval import parse_options, search
 
     search(folders, queries, k, parse_options(option or []), rerank, console)
+
+
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
+
+
+@runs.command("show")
+def runs_show(run: RunArgument) -> None:
+    """Print a run's scores, and a question as it was answered before and after."""
+    from agentrl.commands.runs import show_run
+
+    show_run(run, console)
+
+
+@runs.command("plot")
+def runs_plot(
+    run: RunArgument,
+    out: Annotated[Path | None, typer.Option(help="The PNG file to write; by default RUN/learning.png.")] = None,
+) -> None:
+    """Draw reward, evaluations and strata of a run by step, from its metrics and evaluations."""
+    from agentrl.commands.runs import plot
+
+    console.print(f"picture     {plot(run, out)}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command("serve-retriever")

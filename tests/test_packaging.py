@@ -46,7 +46,7 @@ def test_advantages_are_computed_with_core_alone():
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["train", "--help"], ["data", "--help"], ["index", "--help"]], ids=str
+    "arguments", [["--help"], ["train", "--help"], ["data", "--help"], ["index", "--help"], ["runs", "--help"]], ids=str
 )
 def test_help_is_given_with_core_alone(arguments):
     done = command(*arguments)
@@ -69,6 +69,7 @@ def test_a_dry_run_prints_the_resolved_config_with_core_alone_and_names_the_extr
         (["data", "demo", "--out", "world"], "demo"),
         (["serve-retriever", "--index", "words"], "retrieval"),
         (["rollout", "--show", "episodes.jsonl.zst"], "train"),
+        (["runs", "plot", "runs/quickstart"], "train"),
     ],
     ids=str,
 )

@@ -18,9 +18,12 @@ from rich.table import Table
 from rich.text import Text
 
 from agentrl.runs import read_trajectories
+from agentrl.scores import exact_match
 from agentrl.types import ActionKind, End, Trajectory, Turn
 
-_TITLE, _PASSAGE = 48, 160
+# The most characters of a title and of a passage, by how much room there is; None is no limit.
+_Limits = tuple[int | None, int | None]
+_WHOLE, _COLUMNS, _SCREEN = (None, None), (48, 160), (32, 100)
 _LABEL = 10
 _DOCUMENT = re.compile(r"Doc (\d+)\s*\((?:Id: .*?, )?Title: (.*?)\)\s*(.*)")
 _ACTION = re.compile(r"<(search|answer|tool_call)>", re.IGNORECASE)
@@ -62,25 +65,72 @@ def episode(trajectory: Trajectory, *, whole: bool = False) -> RenderableType:
 
     Texts of the model and of the environment are shown as they are, and never read as rich's markup.
     """
-    rows = _rows(trajectory, whole)
+    rows = _rows(trajectory, _WHOLE if whole else _COLUMNS)
     if whole:
-        heading = _text(f"── {trajectory.id} ──")
-        lines = (Text(f"{label:<{_LABEL}}  ") + line for label, text in rows for line in text.split("\n"))
-        return Text("\n").join([heading, *lines, Text()])
+        return Text("\n").join([_text(f"── {trajectory.id} ──"), *_lines(rows), Text()])
+    return Group(Rule(_text(trajectory.id), align="left", style="dim"), Padding(_grid(rows), (0, 0, 1, 0)))
+
+
+def show_change(before: Iterable[Trajectory], after: Iterable[Trajectory], console: Console) -> Trajectory | None:
+    """Print one question as it was answered in two evaluations, turn by turn, and return its second episode.
+
+    It is the first question, in the order of `after`, whose answer did not match exactly before and does after. Where there
+    is none, a line says so, and the return is None. Passages are shortened, so that both episodes fit a screen.
+    """
+    earlier = {_key(episode): episode for episode in before if episode.valid}
+    pairs = [(earlier[_key(episode)], episode) for episode in after if episode.valid and _key(episode) in earlier]
+    turned = [(old, new) for old, new in pairs if not _right(old) and _right(new)]
+    back = sum(_right(old) and not _right(new) for old, new in pairs)
+    counts = f"of {len(pairs)} questions {len(turned)} were wrong before and right after, {back} the other way round"
+    if not turned:
+        _print(_text(counts), console)
+        return None
+    old, new = turned[0]
+    _print(_text(f"{counts}; the first of the {len(turned)}:"), console)
+    rows = [
+        ("question", _text(new.question.text, "bold")),
+        ("gold", _gold(new)),
+        ("before", Text("reward ") + _outcome(old, "")),
+        *_episode_rows(old, _SCREEN),
+        ("after", Text("reward ") + _outcome(new, "")),
+        *_episode_rows(new, _SCREEN),
+    ]
+    _print(Padding(_grid(rows), (0, 0, 1, 0)) if console.is_terminal else Text("\n").join(_lines(rows)), console)
+    return new
+
+
+def _key(trajectory: Trajectory) -> tuple[str, str]:
+    return trajectory.question.dataset, trajectory.question.id
+
+
+def _right(trajectory: Trajectory) -> bool:
+    return trajectory.answer is not None and exact_match(trajectory.answer, trajectory.question.golden_answers) == 1.0
+
+
+def _print(part: RenderableType, console: Console) -> None:
+    console.print(part, highlight=False, soft_wrap=not console.is_terminal)
+
+
+def _grid(rows: Iterable[Row]) -> Table:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
     for row in rows:
         grid.add_row(*row)
-    return Group(Rule(_text(trajectory.id), align="left", style="dim"), Padding(grid, (0, 0, 1, 0)))
+    return grid
 
 
-def _rows(trajectory: Trajectory, whole: bool) -> Iterator[Row]:
+def _lines(rows: Iterable[Row]) -> Iterator[Text]:
+    """Yield one labelled line for each line of text."""
+    for label, text in rows:
+        for line in text.split("\n"):
+            yield Text(f"{label:<{_LABEL}}  ") + line
+
+
+def _rows(trajectory: Trajectory, limits: _Limits) -> Iterator[Row]:
     yield "question", _text(trajectory.question.text, "bold")
-    for number, turn in enumerate(trajectory.turns, start=1):
-        yield from _turn_rows(number, turn, whole)
-    yield "answer", _text(trajectory.answer, "bold") if trajectory.answer is not None else Text("none", "dim")
-    yield "gold", _text(" | ".join(trajectory.question.golden_answers))
+    yield from _episode_rows(trajectory, limits)
+    yield "gold", _gold(trajectory)
     failure, _, traceback = trajectory.failure.partition("\n")
     yield "reward", _outcome(trajectory, failure)
     if trajectory.cause is not None:
@@ -90,7 +140,18 @@ def _rows(trajectory: Trajectory, whole: bool) -> Iterator[Row]:
     yield "tokens", _text(_tokens(trajectory))
 
 
-def _turn_rows(number: int, turn: Turn, whole: bool) -> Iterator[Row]:
+def _episode_rows(trajectory: Trajectory, limits: _Limits) -> Iterator[Row]:
+    """Yield what the policy did, turn by turn, and what it answered."""
+    for number, turn in enumerate(trajectory.turns, start=1):
+        yield from _turn_rows(number, turn, limits)
+    yield "answer", _text(trajectory.answer, "bold") if trajectory.answer is not None else Text("none", "dim")
+
+
+def _gold(trajectory: Trajectory) -> Text:
+    return _text(" | ".join(trajectory.question.golden_answers))
+
+
+def _turn_rows(number: int, turn: Turn, limits: _Limits) -> Iterator[Row]:
     kind = turn.action.kind
     thought = _thought(turn)
     if thought:
@@ -99,7 +160,7 @@ def _turn_rows(number: int, turn: Turn, whole: bool) -> Iterator[Row]:
         yield f"{number} invalid", _text(turn.action.argument, "red")
     elif kind is not ActionKind.ANSWER:
         yield f"{number} {kind.value}", _text(turn.action.argument, "cyan") + _note(turn)
-    yield from _observation(turn, whole)
+    yield from _observation(turn, limits)
 
 
 def _thought(turn: Turn) -> str:
@@ -117,12 +178,12 @@ def _note(turn: Turn) -> Text:
     return Text() if turn.observation else Text("  not executed", "yellow")
 
 
-def _observation(turn: Turn, whole: bool) -> Iterator[Row]:
-    """Yield the lines of what came back: passages after their titles, and any other line, shortened unless `whole`.
+def _observation(turn: Turn, limits: _Limits) -> Iterator[Row]:
+    """Yield the lines of what came back: passages after their titles, and any other line, shortened to `limits`.
 
     The observation of an invalid turn is left out: it tells the model what is shown of that turn already.
     """
-    title, passage = (None, None) if whole else (_TITLE, _PASSAGE)
+    title, passage = limits
     if turn.action.kind is ActionKind.INVALID:
         return
     for line in _ENVELOPE.sub("", turn.observation).splitlines():

@@ -35,6 +35,7 @@ class RunFolder:
         self.path = path
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
+        self.evaluations = self.path / "evaluations"
         self.adapter = self.path / "adapter"
         self.tensorboard = self.path / "tensorboard"
         self.logs = self.path / "logs"
@@ -222,16 +223,25 @@ class RunFolder:
 
     def write_evaluated(self, step: int, trajectories: Iterable[Trajectory]) -> None:
         """Write the episodes of the evaluation after `step` steps. Raises OSError if they cannot be written."""
-        write_trajectories(self.path / "evaluations" / f"step-{step:05d}.jsonl.zst", trajectories)
+        write_trajectories(self.evaluated_file(step), trajectories)
 
     def write_evaluation(self, step: int, result: Mapping[str, Any]) -> None:
         """Write the scores of the evaluation after `step` steps. Raises OSError if they cannot be written."""
-        replace_text(self.path / "evaluations" / f"step-{step:05d}.json", json.dumps(result, indent=2) + "\n")
+        replace_text(self.evaluations / f"step-{step:05d}.json", json.dumps(result, indent=2) + "\n")
 
     def read_evaluation(self, step: int) -> dict[str, Any] | None:
         """Return the scores of the evaluation after `step` steps, or None if there was none."""
-        path = self.path / "evaluations" / f"step-{step:05d}.json"
+        path = self.evaluations / f"step-{step:05d}.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def evaluated_steps(self) -> list[int]:
+        """Return after how many steps there are scores of an evaluation, ascending."""
+        names = (path.name.removeprefix("step-").removesuffix(".json") for path in self.evaluations.glob("step-*.json"))
+        return sorted(int(name) for name in names if name.isdecimal())
+
+    def evaluated_file(self, step: int) -> Path:
+        """Return the file of the episodes of the evaluation after `step` steps; `read_trajectories` reads it."""
+        return self.evaluations / f"step-{step:05d}.jsonl.zst"
 
 
 def checkpoint_step(path: Path) -> int:

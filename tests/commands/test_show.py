@@ -7,7 +7,7 @@ import pytest
 from fakes import make_episode
 from rich.console import Console
 
-from agentrl.commands.show import episode, show_episodes, show_files
+from agentrl.commands.show import episode, show_change, show_episodes, show_files
 from agentrl.runs import RunError, write_trajectories
 from agentrl.types import Action, ActionKind, End, FailureCause, Question, SearchCall, Turn
 
@@ -138,3 +138,56 @@ def test_another_file_is_refused(tmp_path):
     (tmp_path / "x").write_text("no")
     with pytest.raises(RunError, match="not a trajectory file"):
         show_files([tmp_path / "x"], None, Console(file=io.StringIO()))
+
+
+def answered(**answers):
+    """Return one evaluation: an episode for each question, with the answer given for its id."""
+    return [
+        make_episode(f"eval/{name}", Question(name, f"why {name}?", ("so",), dataset="demo"), answer=answer, searches=1)
+        for name, answer in answers.items()
+    ]
+
+
+def changed(before, after, **options):
+    console = Console(file=io.StringIO(), width=80, **options)
+    return show_change(before, after, console), console.file.getvalue()
+
+
+def test_the_first_question_wrong_before_and_right_after_is_shown_with_both_episodes():
+    before = answered(a="So", b="no", c=None, d="so", e="no")
+    after = answered(a="so", b="no", c="so", d="no", e="so")
+    chosen, text = changed(before, after)
+    assert chosen is after[2]
+    lines = text.splitlines()
+    assert lines[0] == (
+        "of 5 questions 2 were wrong before and right after, 1 the other way round; the first of the 2:"
+    )
+    assert [line.split()[0] for line in lines[1:]] == [
+        *("question", "gold", "before", "1", "answer", "after", "1", "answer"),
+    ]
+    assert [line.split()[-1] for line in lines if line.startswith("answer")] == ["none", "so"]
+
+
+def test_where_no_question_was_learned_a_line_says_so():
+    chosen, text = changed(answered(a="so", b="no"), answered(a="no", b="no"))
+    assert chosen is None
+    assert text == "of 2 questions 0 were wrong before and right after, 1 the other way round\n"
+
+
+def test_questions_without_a_score_or_in_one_evaluation_alone_are_left_out():
+    before = [
+        *answered(a="no", b="no"),
+        make_episode("f", Question("c", "?", ("so",), dataset="demo"), end=End.ENVIRONMENT_FAILURE),
+    ]
+    chosen, text = changed(before, answered(b="so", c="so", d="so"))
+    assert chosen.question.id == "b"
+    assert text.startswith("of 1 questions 1 were")
+
+
+def test_both_episodes_of_three_searches_fit_a_screen():
+    long = make(looked_up(), looked_up(), looked_up(), turn("", ActionKind.ANSWER, "Rembrandt"))
+    wrong = dataclasses.replace(long, answer="Hals", reward=0.0)
+    for terminal in (True, False):
+        _, text = changed([wrong], [long], force_terminal=terminal, color_system=None)
+        assert len(text.splitlines()) <= 40
+        assert "[bold]The Night Watch[/]" in text

@@ -1,0 +1,81 @@
+"""What a run has come to: its picture, and a question that it learned to answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from agentrl.commands.show import show_change
+from agentrl.display import evaluation_table
+from agentrl.evaluation.run import Evaluation
+from agentrl.extras import missing_extra
+from agentrl.runs import RunError, RunFolder, read_trajectories
+
+
+def open_run(path: Path) -> RunFolder:
+    """Return the folder of a run to read. Raises RunError if there is none."""
+    if not (path / "config.yaml").is_file():
+        raise RunError(f"{path}: no run: it has no config.yaml; give the folder that `agentrl train` printed")
+    return RunFolder(path)
+
+
+def plot(path: Path, out: Path | None) -> Path:
+    """Draw the picture of a run and return its file; see `agentrl.display.picture.draw_run`."""
+    from agentrl.display.picture import draw_run
+
+    return draw_run(open_run(path), out)
+
+
+def show_learned(folder: RunFolder, console: Console) -> None:
+    """Print a question as the run's first evaluation answered it and as its last one did; nothing unless there are two.
+
+    Raises:
+        RunError, OSError: if the episodes of an evaluation cannot be read.
+    """
+    steps = folder.evaluated_steps()
+    if len(steps) > 1:
+        first, last = (read_trajectories(folder.evaluated_file(step)) for step in (steps[0], steps[-1]))
+        show_change(first, last, console)
+
+
+def show_run(path: Path, console: Console) -> None:
+    """Print what `agentrl train` prints of a run at its end: scores by evaluation, and a question before and after.
+
+    Raises:
+        RunError: if there is no run, or it has no evaluation.
+        OSError: if a file of it cannot be read.
+    """
+    folder = open_run(path)
+    scores = {step: Evaluation.from_dict(folder.read_evaluation(step) or {}) for step in folder.evaluated_steps()}
+    if not scores:
+        raise RunError(f"{folder.evaluations}: no evaluation yet")
+    console.print(evaluation_table(path.resolve().name, {f"step {step}": scored for step, scored in scores.items()}))
+    show_learned(folder, console)
+
+
+def finish(folder: RunFolder, console: Console) -> None:
+    """Show what a run that has just ended came to: the question, the picture and where everything lies.
+
+    The run is whole whatever happens here: what cannot be shown is named, with what to do.
+    """
+    try:
+        show_learned(folder, console)
+    except (RunError, OSError) as error:
+        _tell(console, "question", f"none shown: {error}")
+    try:
+        picture = str(plot(folder.path, None))
+    except ModuleNotFoundError as error:
+        reason = missing_extra(error)
+        if reason is None:
+            raise
+        picture = f"none drawn: {reason}; then: agentrl runs plot {folder.path}"
+    except (RunError, OSError) as error:
+        picture = f"none drawn: {error}"
+    _tell(console, "picture", picture)
+    _tell(console, "run folder", str(folder.path))
+    _tell(console, "adapter", str(folder.adapter))
+
+
+def _tell(console: Console, label: str, text: str) -> None:
+    console.print(f"{label:<10}  {text}", highlight=False, markup=False, soft_wrap=True)
