@@ -143,18 +143,26 @@ def rollout(
         bool,
         typer.Option("--show", help="Print episodes as a person reads them; without --config at most --limit of FILE."),
     ] = False,
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick",
+            help="Look at a small policy at once: three questions, shown, in this process, without Ray and vLLM.",
+        ),
+    ] = False,
 ) -> None:
     """Sample episodes without training, or with --show FILE read those of any run."""
     if config is None:
         if not show or not arguments:
             raise AgentRLError("give --config X to sample episodes, or --show FILE to read recorded ones")
-        given = [adapter, questions, samples, temperature, out]
+        given = [adapter, questions, samples, temperature, out, quick or None]
         if any(value is not None and value != [] for value in given):
             raise AgentRLError("--show FILE only reads; give --config X to sample episodes")
         from agentrl.commands.show import show_files
 
         show_files([Path(file) for file in arguments], limit, console)
         return
+    show = show or quick
     if out is None and not show:
         raise AgentRLError("give --out FILE.jsonl.zst to keep the episodes, --show to read them, or both")
     from agentrl.commands.rollout import run_rollout, summary
@@ -171,12 +179,15 @@ def rollout(
             samples=samples,
             temperature=temperature,
             out=out,
+            quick=quick,
             on_progress=display.update,
         )
     if show:
         for group in groups:
             show_episodes(group, console)
     console.print(summary(settings, groups))
+    if quick:
+        console.print("sampled in this process, without Ray, and by transformers where the config names vLLM")
     if out is not None:
         console.print(f"episodes    {out}", highlight=False, markup=False, soft_wrap=True)
 

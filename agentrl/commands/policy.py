@@ -13,6 +13,7 @@ from agentrl.progress import Progress
 from agentrl.types import Question
 
 if TYPE_CHECKING:
+    from agentrl.rollout.local import LocalPool
     from agentrl.rollout.pool import RolloutPool
 
 
@@ -60,3 +61,19 @@ def started(config: Config, on_progress: Callable[[Progress], None]) -> Iterator
         if start is not None:
             running.pool.publish(0, read_adapter(start))
         yield running.pool
+
+
+@contextmanager
+def started_here(config: Config, on_progress: Callable[[Progress], None]) -> Iterator[LocalPool]:
+    """Start what `started` starts in this process, without Ray, and with transformers in place of vLLM.
+
+    Raises:
+        AgentRLError, RetrieverError: as `started`.
+    """
+    from agentrl.rollout.local import local_config, local_pool
+
+    start = adapter_folder(config)
+    with local_pool(local_config(config), lambda phase: on_progress(Progress(0, f"starting {phase}", 0, 0))) as pool:
+        if start is not None:
+            pool.publish(0, read_adapter(start))
+        yield pool

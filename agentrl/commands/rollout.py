@@ -14,12 +14,15 @@ from rich.text import Text
 from agentrl.advantages import get_stratifier
 from agentrl.advantages.episodes import episode_advantages, group_strata
 from agentrl.advantages.schedule import Options
-from agentrl.commands.policy import prepare, started
+from agentrl.commands.policy import prepare, started, started_here
 from agentrl.config import Config, ConfigError
 from agentrl.progress import Progress
 from agentrl.runs import write_trajectories
 from agentrl.scores import wilson
 from agentrl.types import Trajectory, check_failures
+
+QUICK = 3
+"""How many questions of each file a quick look takes."""
 
 
 def run_rollout(
@@ -31,25 +34,29 @@ def run_rollout(
     samples: int | None,
     temperature: float | None,
     out: Path | None,
+    quick: bool = False,
     on_progress: Callable[[Progress], None],
 ) -> list[list[Trajectory]]:
     """Sample `samples` episodes (default: rollout.group_size) for each question and return them, one list a question.
 
     The questions are the first `limit` of each of `files`, or of each set of `data.eval`. `adapter` and `temperature`
-    replace the config's own. The new file `out` is written as soon as the last episode is done.
+    replace the config's own. The new file `out` is written as soon as the last episode is done. With `quick` this process
+    samples by itself, see `started_here`, and by default one episode for each of `QUICK` questions of a file.
 
     Raises:
         AgentRLError, RetrieverError: for missing or unsound inputs, or too many failed episodes.
     """
     if out is not None and out.exists():
         raise ConfigError(f"--out {out}: exists already; choose another file")
+    limit, samples = limit or (QUICK if quick else None), samples or (1 if quick else None)
     config, questions = prepare(config, adapter, files, limit, "sample for")
     if out is not None:
         # A folder that cannot be made is found now and not when all episodes are done.
         out.parent.mkdir(parents=True, exist_ok=True)
     count = samples or config.rollout.group_size
     requests = [(question, [f"rollout/{question.id}/{i}" for i in range(count)]) for question in questions]
-    with started(config, on_progress) as pool:
+    start = started_here if quick else started
+    with start(config, on_progress) as pool:
         total = count * len(questions)
         on_progress(Progress(0, "sampling", 0, total))
         groups = pool.sample(
@@ -88,7 +95,10 @@ def summary(config: Config, groups: Sequence[Sequence[Trajectory]]) -> Group:
         rows.add_row("searches", f"{sum(len(t.searches) for t in valid) / len(valid):.2f} an episode")
     ends = Counter(t.end.value for t in everyone)
     rows.add_row("ends", ", ".join(f"{end} {n / len(everyone):.0%}" for end, n in ends.most_common()))
-    return Group(rows, Text(), _strata(config, groups)) if valid else Group(rows)
+    # Advantages compare the episodes of a group.
+    if not valid or all(len(group) == 1 for group in groups):
+        return Group(rows)
+    return Group(rows, Text(), _strata(config, groups))
 
 
 def _reward(rewards: Sequence[float]) -> str:

@@ -47,19 +47,21 @@ def index_actor(config: Config, index: IndexConfig, name: str) -> Any:
     )
 
 
-def make_retriever(settings: RetrieverConfig, data: DataConfig, identity: str, actors: Sequence[Any]) -> Retriever:
+def make_retriever(
+    settings: RetrieverConfig, data: DataConfig, identity: str, indexes: Sequence[Retriever]
+) -> Retriever:
     """Make what an agent searches, in the process of the agent.
 
     Args:
         identity: as `retriever_identity` returns it.
-        actors: those of `settings.indexes`.
+        indexes: what searches each of `settings.indexes`.
 
     Raises:
         ConfigError, RetrieverError: if a part cannot be made.
     """
     if settings.replay is not None:
         return ReplayRetriever(data.resolve(settings.replay))
-    retriever = _source(settings, actors)
+    retriever = _source(settings, indexes)
     if settings.rerank is not None:
         # torch is heavy, and only this stage needs it.
         from retrievers.stages.rerank import CrossEncoder, RerankingRetriever
@@ -72,13 +74,12 @@ def make_retriever(settings: RetrieverConfig, data: DataConfig, identity: str, a
     return retriever
 
 
-def _source(settings: RetrieverConfig, actors: Sequence[Any]) -> Retriever:
+def _source(settings: RetrieverConfig, indexes: Sequence[Retriever]) -> Retriever:
     if settings.kind == "object":
         return look_up(settings.target, {}, "retriever.target", ConfigError)(**settings.options)
     if settings.kind == "http":
         return _http_retriever(settings)
-    parts = [ActorRetriever(actor, settings) for actor in actors]
-    return parts[0] if len(parts) == 1 else HybridRetriever(parts)
+    return indexes[0] if len(indexes) == 1 else HybridRetriever(indexes)
 
 
 def _http_retriever(settings: RetrieverConfig) -> HttpRetriever:

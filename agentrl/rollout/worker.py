@@ -20,9 +20,9 @@ from agentrl.engines import make_engine
 from agentrl.engines.base import Engine, Generation, Sampling
 from agentrl.models import load_tokenizer, resolve_model
 from agentrl.rewards import REWARDS
-from agentrl.rollout.retriever import make_retriever
+from agentrl.rollout.retriever import ActorRetriever, make_retriever
 from agentrl.types import End, EngineDied, FailureCause, Question, Trajectory
-from retrievers.base import RetrieverError
+from retrievers.base import Retriever, RetrieverError
 
 
 class RolloutWorker:
@@ -31,10 +31,9 @@ class RolloutWorker:
     def __init__(self, config: Config, identity: str, indexes: Sequence[str]) -> None:
         """`indexes` are the names of the Ray actors of `config.retriever.indexes`; `identity` as of `retriever_identity`."""
         self._config = config
-        # By name: Ray does not promise to make an actor anew whose arguments refer to other objects.
-        actors = [ray.get_actor(name) for name in indexes]
         self._reward = REWARDS[config.reward.kind]
-        self._retriever: Any = make_retriever(config.retriever, config.data, identity, actors)
+        searched = self._open_indexes(indexes)
+        self._retriever: Any = make_retriever(config.retriever, config.data, identity, searched)
         self._contexts = AsyncExitStack()
         self._agent: Agent | None = None
         self._engine: _Watched | None = None
@@ -88,6 +87,10 @@ class RolloutWorker:
         self._slots = asyncio.Semaphore(config.engine.max_concurrent)
         codec = Codec(load_tokenizer(model))
         self._agent = Agent(config.agent, codec, self._engine, self._retriever, config.retriever.k)
+
+    def _open_indexes(self, names: Sequence[str]) -> list[Retriever]:
+        # By name: Ray does not promise to make an actor anew whose arguments refer to other objects.
+        return [ActorRetriever(ray.get_actor(name), self._config.retriever) for name in names]
 
     def _make_engine(self, model: str) -> Engine:
         return make_engine(self._config, model)

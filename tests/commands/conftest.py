@@ -67,5 +67,11 @@ def sampled(monkeypatch):
         asked["config"] = config
         yield SimpleNamespace(pool=Pool())
 
+    @contextmanager
+    def local_pool(config, on_phase):
+        asked["config"] = config
+        yield Pool()
+
     monkeypatch.setattr("agentrl.rollout.cluster.cluster", cluster)
+    monkeypatch.setattr("agentrl.rollout.local.local_pool", local_pool)
     return asked

@@ -19,6 +19,8 @@ from agentrl.types import End
         (["--show"], "give --config X to sample episodes, or --show FILE"),
         (["some.jsonl.zst"], "give --config X to sample episodes, or --show FILE"),
         (["--show", "x.jsonl.zst", "--samples", "2"], "--show FILE only reads"),
+        (["--show", "x.jsonl.zst", "--quick"], "--show FILE only reads"),
+        (["--quick"], "give --config X to sample episodes, or --show FILE"),
         (["--show", "missing.jsonl.zst"], "missing.jsonl.zst"),
         (["--config", "quickstart.yaml"], "give --out FILE.jsonl.zst to keep the episodes, --show to read them"),
         (["--config", "quickstart.yaml", "--out", "x", "rollout.workerz=2"], "did you mean workers?"),
@@ -79,6 +81,21 @@ def test_the_command_line_changes_samples_temperature_and_adapter(agentrl, sampl
     status, _, err = agentrl("rollout", "--config", settings, "--questions", questions, "--show", "--adapter", "none")
     assert status == 1
     assert "model.adapter: no folder" in err
+
+
+def test_a_quick_look_samples_three_questions_once_with_an_engine_of_this_process(agentrl, sampled, settings, tmp_path):
+    path = tmp_path / "five.jsonl"
+    path.write_text("".join(f'{{"id": "{i}", "question": "why {i}?", "golden_answers": ["so"]}}\n' for i in range(5)))
+    arguments = ["rollout", "--config", settings, "--questions", path, "--quick"]
+    status, text, err = agentrl(*arguments)
+    assert (status, err) == (0, "")
+    assert [len(group) for group in sampled["ids"]] == [1, 1, 1]
+    assert sampled["config"].engine.kind == "transformers"
+    assert [f"why {i}?" in text for i in range(4)] == [True, True, True, False]
+    assert "sampled in this process, without Ray" in text
+    assert "stratum" not in text
+    assert agentrl(*arguments, "--limit", 5, "--samples", 2)[0] == 0
+    assert [len(group) for group in sampled["ids"]] == [2] * 5
 
 
 def test_failed_episodes_are_kept_and_reported(agentrl, sampled, settings, questions, tmp_path):

@@ -1,0 +1,93 @@
+"""Rollouts in this process, without Ray: what a look at a small policy needs, ready within seconds."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from agentrl.adapters import adapter_folder, check_tensors
+from agentrl.config import Config, with_setting
+from agentrl.models import resolve_model
+from agentrl.rollout.pool import Request
+from agentrl.rollout.retriever import retriever_identity
+from agentrl.rollout.worker import RolloutWorker
+from agentrl.types import Trajectory
+from retrievers.backends import open_index
+from retrievers.base import Retriever
+
+
+def local_config(config: Config) -> Config:
+    """Return `config` with an engine that can run beside an index in one process and starts soon: transformers for vLLM."""
+    if config.engine.kind != "vllm":
+        return config
+    return with_setting(config, "engine.kind", "transformers", source="--quick")
+
+
+class LocalPool:
+    """What `RolloutPool` is to a cluster: the same methods, for one worker in this process and its event loop."""
+
+    def __init__(self, worker: RolloutWorker, runner: asyncio.Runner) -> None:
+        self._worker, self._runner = worker, runner
+
+    def publish(self, version: int, files: Mapping[str, bytes]) -> None:
+        """Load an adapter. Raises EnvironmentFailure if it cannot be loaded."""
+        self._runner.run(self._worker.prepare(version, files))
+
+    def sample(
+        self,
+        requests: Sequence[Request],
+        temperature: float,
+        on_done: Callable[[int], None] = lambda done: None,
+        on_stall: Callable[[str], None] = lambda message: None,
+    ) -> list[list[Trajectory]]:
+        """See `RolloutPool.sample`; `on_stall` is never called. Raises EngineDied if the engine does."""
+        return self._runner.run(self._sample(requests, temperature, on_done))
+
+    async def _sample(
+        self, requests: Sequence[Request], temperature: float, on_done: Callable[[int], None]
+    ) -> list[list[Trajectory]]:
+        done = 0
+
+        async def roll_out(request: Request) -> list[Trajectory]:
+            nonlocal done
+            group = await self._worker.rollout(*request, temperature)
+            done += len(group)
+            on_done(done)
+            return group
+
+        return await asyncio.gather(*map(roll_out, requests))
+
+
+@contextmanager
+def local_pool(config: Config, on_phase: Callable[[str], None] = lambda phase: None) -> Iterator[LocalPool]:
+    """Start engine and retriever of a config of `local_config` in this process, and stop them at the end of the block.
+
+    Raises:
+        ModelError: if there is no such model, or the adapter does not fit it.
+        EngineDied, RetrieverError: if a part does not start.
+    """
+    config.require("retriever")
+    on_phase("model files")
+    adapter = adapter_folder(config)
+    model = resolve_model(config.model.path, weights=config.engine.kind != "openai")
+    if adapter is not None:
+        check_tensors(adapter, model)
+    with asyncio.Runner() as runner:
+        on_phase("retriever")
+        identity = "" if config.retriever.replay is not None else retriever_identity(config.retriever, config.data)
+        worker = _LocalWorker(config, identity, [index.index for index in config.retriever.indexes])
+        try:
+            on_phase("engine")
+            runner.run(worker.prepare())
+            yield LocalPool(worker, runner)
+        finally:
+            runner.run(worker.close())
+
+
+class _LocalWorker(RolloutWorker):
+    """Opens its indexes itself."""
+
+    def _open_indexes(self, names: Sequence[str]) -> list[Retriever]:
+        retriever, data = self._config.retriever, self._config.data
+        return [open_index(data.resolve_index(index.index), **index.options) for index in retriever.indexes]
