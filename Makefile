@@ -1,5 +1,5 @@
-# `make quickstart` trains and evaluates a real model on this machine; `make test` runs every test.
-# Both make .venv from requirements/cpu.lock when it is missing or older than the lock, and not otherwise.
+# `make quickstart` trains the pocket policy on this machine, `make quickstart-smollm2` SmolLM2; `make test` runs every test.
+# All make .venv from requirements/cpu.lock when it is missing or older than the lock, and not otherwise.
 
 PYTHON ?= python3
 VENV := .venv
@@ -13,15 +13,18 @@ CPU_WHEELS := https://download.pytorch.org/whl/cpu
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps
 
 # Each quickstart is a run of its own, so that none overwrites another.
-RUN := quickstart-$(shell date +%m%d-%H%M%S)
+STAMP := $(shell date +%m%d-%H%M%S)
 
-.PHONY: quickstart test test-fast lint format lock starter env clean
+.PHONY: quickstart quickstart-smollm2 test test-fast lint format lock starter env clean
 
-quickstart: $(READY)
+quickstart: CONFIG := pocket.yaml
+quickstart-smollm2: CONFIG := smollm2.yaml
+quickstart quickstart-smollm2: $(READY)
 	@test -d data/demo || $(BIN)/agentrl data demo --out data/demo
 	@test -d data/demo/index || $(BIN)/agentrl index build --corpus data/demo/corpus.jsonl --out data/demo/index
-	$(BIN)/agentrl train --config quickstart.yaml data.root=data name=$(RUN)
-	@echo "evaluate it again:  $(BIN)/agentrl eval --config quickstart.yaml --adapter runs/$(RUN)/adapter data.root=data"
+	$(BIN)/agentrl train --config $(CONFIG) data.root=data name=$@-$(STAMP)
+	@echo "look at it:         $(BIN)/agentrl rollout --config $(CONFIG) --quick --adapter runs/$@-$(STAMP)/adapter data.root=data"
+	@echo "evaluate it again:  $(BIN)/agentrl eval --config $(CONFIG) --adapter runs/$@-$(STAMP)/adapter data.root=data"
 
 test: $(READY)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

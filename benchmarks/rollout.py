@@ -229,10 +229,10 @@ def measure_smollm2(
 ) -> dict[str, Any]:
     """`episodes` are those of the comparison with turns that are cut."""
     passages, questions = world
-    config = load_config("quickstart.yaml")
+    config = load_config("smollm2.yaml")
     folder = adapter_folder(config)
     if folder is None:
-        raise RuntimeError("quickstart.yaml starts from no adapter, and without one SmolLM2 does not search")
+        raise RuntimeError("smollm2.yaml starts from no adapter, and without one SmolLM2 does not search")
     # The starter adapter knows the protocol, so the prompt is the question alone.
     agent = AgentConfig(
         instruction="",

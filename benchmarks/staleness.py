@@ -1,6 +1,6 @@
 """What working ahead of the trainer gains: seconds a step with `rollout.max_staleness` 0 and 1, end to end.
 
-    python benchmarks/staleness.py [--steps N] [--config quickstart.yaml] [--json FILE] KEY=VALUE...
+    python benchmarks/staleness.py [--steps N] [--config smollm2.yaml] [--json FILE] KEY=VALUE...
 
 Trains twice from the same start with the same questions, everything else equal: SmolLM2-135M, two engines of one thread
 each and a trainer of one thread by default. A step is what its trainer waits for rollouts, trains and publishes. The first
@@ -50,7 +50,7 @@ def train(config: str, staleness: int, steps: int, more: Sequence[str], folder: 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="quickstart.yaml")
+    parser.add_argument("--config", default="smollm2.yaml")
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--json", type=Path)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")

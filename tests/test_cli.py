@@ -50,10 +50,10 @@ def test_a_typo_in_a_setting_is_one_message_with_the_nearest_key(agentrl, small,
 
 
 def test_a_config_that_is_not_there_is_named_with_the_packaged_ones(agentrl):
-    status, _, err = agentrl("train", "--config", "quikstart.yaml")
+    status, _, err = agentrl("train", "--config", "smollm.yaml")
     assert status == 1
-    assert "no config file 'quikstart.yaml'" in err
-    assert "did you mean quickstart.yaml?" in err
+    assert "no config file 'smollm.yaml'" in err
+    assert "did you mean smollm2.yaml?" in err
     assert all(name in err for name in packaged_configs())
 
 

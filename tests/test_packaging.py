@@ -55,7 +55,7 @@ def test_help_is_given_with_core_alone(arguments):
 
 
 def test_a_dry_run_prints_the_resolved_config_with_core_alone_and_names_the_extra_for_the_plan():
-    done = command("train", "--config", "quickstart.yaml", "--dry-run")
+    done = command("train", "--config", "smollm2.yaml", "--dry-run")
     assert "learning_rate: 1.0e-05" in done.stdout
     assert done.returncode == 1
     assert re.fullmatch(
@@ -117,7 +117,7 @@ def test_a_wheel_runs_in_an_empty_folder(tmp_path):
     [wheel] = tmp_path.glob("*.whl")
     subprocess.run([*pip, "install", "--no-deps", "--target", str(installed), str(wheel)], check=True, env=bare)
     done = subprocess.run(
-        [installed / "bin" / "agentrl", "train", "--config", "quickstart.yaml", "--dry-run"],
+        [installed / "bin" / "agentrl", "train", "--config", "smollm2.yaml", "--dry-run"],
         cwd=empty,
         env=bare | {"PYTHONPATH": str(installed)},
         capture_output=True,

@@ -118,9 +118,9 @@ def test_an_adapter_of_the_command_line_is_checked_as_one_of_the_file(here, else
 
 
 def test_the_starter_is_the_packaged_one_unless_there_is_a_folder_of_that_name(here, elsewhere):
-    packaged = load_config("quickstart.yaml").model.adapter
+    packaged = load_config("smollm2.yaml").model.adapter
     assert Path(packaged, "adapter_config.json").is_file()
     Path("starter").mkdir()
-    assert load_config("quickstart.yaml").model.adapter == str(here / "starter")
+    assert load_config("smollm2.yaml").model.adapter == str(here / "starter")
     elsewhere()
-    assert load_config("quickstart.yaml").model.adapter == packaged
+    assert load_config("smollm2.yaml").model.adapter == packaged

@@ -59,7 +59,7 @@ def run(arguments, check=True, **kwargs):
 
 def tiny_arguments(world, model, runs, name, *more):
     settings = [f"data.root={world}", f"model.path={model}", f"run_dir={runs}", f"name={name}", *TINY, *more]
-    return ["train", "--config", "quickstart.yaml", *settings]
+    return ["train", "--config", "smollm2.yaml", *settings]
 
 
 def folder_of(runs, name):
@@ -82,7 +82,7 @@ def wait_until_gone(processes, seconds):
 def test_a_real_model_learns_to_search_and_its_adapter_evaluates(world, tmp_path):
     """SmolLM2 from the starter adapter: several strata, some reward, a gradient, and an adapter that `eval` loads."""
     more = ["training.steps=2", "data.eval.0.limit=6", f"run_dir={tmp_path}", "name=real", f"data.root={world}"]
-    output = run(["train", "--config", "quickstart.yaml", *more]).stdout
+    output = run(["train", "--config", "smollm2.yaml", *more]).stdout
     folder = folder_of(tmp_path, "real")
     metrics = folder.read_metrics()
     assert [line["step"] for line in metrics] == [1, 2]
@@ -103,7 +103,7 @@ def test_a_real_model_learns_to_search_and_its_adapter_evaluates(world, tmp_path
     assert folder.read_evaluation(0)["sets"][0]["n"] == 6
 
     arguments = ["--adapter", str(folder.adapter), "--limit", "2", "--out", str(tmp_path / "scores")]
-    evaluated = run(["eval", "--config", "quickstart.yaml", *arguments, f"data.root={world}"])
+    evaluated = run(["eval", "--config", "smollm2.yaml", *arguments, f"data.root={world}"])
     assert "greedy" in evaluated.stdout
     assert json.loads((tmp_path / "scores/scores.json").read_text())["sets"][0]["n"] == 2
 
@@ -155,7 +155,7 @@ def test_sampled_episodes_are_the_same_in_every_run_on_any_number_of_engines_and
         out = tmp_path / f"{name}.jsonl.zst"
         settings = [f"data.root={world}", "engine.threads=1", "rollout.episode_timeout_seconds=600", *more]
         sizes = ["--limit", "2", "--samples", "4", "--out", str(out)]
-        result = run(["rollout", "--config", "quickstart.yaml", *settings, *sizes])
+        result = run(["rollout", "--config", "smollm2.yaml", *settings, *sizes])
         assert "8 for 2 question(s)" in result.stdout
         sampled.append(
             {t.id: (t.completion_ids, [call.passage_ids for call in t.searches]) for t in read_trajectories(out)}

@@ -1,6 +1,6 @@
 """The whole configuration of a run as pydantic models, read from YAML with dotted overrides.
 
-    config = load_config("quickstart.yaml", ["training.steps=8", "seed=3"])
+    config = load_config("smollm2.yaml", ["training.steps=8", "seed=3"])
 
 A config is found by path or by the name of a packaged one. Its paths become absolute when it is read. Unknown keys, wrong
 types, impossible combinations and missing folders of models raise `ConfigError`, whose message holds the key's path and,

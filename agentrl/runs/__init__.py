@@ -9,6 +9,7 @@ trajectories/        step-00001.jsonl.zst …, one trajectory a line
 evaluations/         step-00000.json …, and the trajectories behind each
 checkpoints/         checkpoint-N of TRL, to resume from
 adapter/             the PEFT adapter after the last step
+learning.png         reward, evaluations and strata by step, drawn from the above
 tensorboard/
 logs/                what each process printed
 error.txt            the traceback, if its latest start failed

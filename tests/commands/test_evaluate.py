@@ -20,7 +20,7 @@ from agentrl.runs import read_trajectories
 )
 def test_what_is_wrong_is_one_message(agentrl, tmp_path, arguments, message):
     arguments = [argument.format(here=tmp_path) for argument in arguments]
-    status, out, err = agentrl("eval", "--config", "quickstart.yaml", *arguments)
+    status, out, err = agentrl("eval", "--config", "smollm2.yaml", *arguments)
     assert (status, out) == (1, "")
     assert err.startswith("error: ")
     assert message in err

@@ -22,11 +22,11 @@ from agentrl.types import End
         (["--show", "x.jsonl.zst", "--quick"], "--show FILE only reads"),
         (["--quick"], "give --config X to sample episodes, or --show FILE"),
         (["--show", "missing.jsonl.zst"], "missing.jsonl.zst"),
-        (["--config", "quickstart.yaml"], "give --out FILE.jsonl.zst to keep the episodes, --show to read them"),
-        (["--config", "quickstart.yaml", "--out", "x", "rollout.workerz=2"], "did you mean workers?"),
-        (["--config", "quickstart.yaml", "--out", "{here}"], "exists already"),
-        (["--config", "quickstart.yaml", "--out", "x", "--questions", "missing.jsonl"], "missing.jsonl: no such file"),
-        (["--config", "quickstart.yaml", "--out", "x", "data.eval=[]"], "nothing to sample for"),
+        (["--config", "smollm2.yaml"], "give --out FILE.jsonl.zst to keep the episodes, --show to read them"),
+        (["--config", "smollm2.yaml", "--out", "x", "rollout.workerz=2"], "did you mean workers?"),
+        (["--config", "smollm2.yaml", "--out", "{here}"], "exists already"),
+        (["--config", "smollm2.yaml", "--out", "x", "--questions", "missing.jsonl"], "missing.jsonl: no such file"),
+        (["--config", "smollm2.yaml", "--out", "x", "data.eval=[]"], "nothing to sample for"),
     ],
 )
 def test_what_is_wrong_is_one_message(agentrl, tmp_path, arguments, message):
@@ -39,7 +39,7 @@ def test_what_is_wrong_is_one_message(agentrl, tmp_path, arguments, message):
 
 @pytest.mark.parametrize("arguments", [["--samples", "0"], ["--temperature", "-1"], ["--limit", "0"]])
 def test_impossible_numbers_are_refused(agentrl, arguments):
-    status, _, err = agentrl("rollout", "--config", "quickstart.yaml", *arguments)
+    status, _, err = agentrl("rollout", "--config", "smollm2.yaml", *arguments)
     assert status == 2
     assert arguments[0] in err
 
