@@ -8,7 +8,7 @@ from rich.console import Console
 
 from agentrl.commands.show import show_change
 from agentrl.display import evaluation_table
-from agentrl.evaluation.run import Evaluation
+from agentrl.display.scores import read_ceiling, read_evaluations
 from agentrl.extras import missing_extra
 from agentrl.runs import RunError, RunFolder, read_trajectories
 
@@ -47,10 +47,10 @@ def show_run(path: Path, console: Console) -> None:
         OSError: if a file of it cannot be read.
     """
     folder = open_run(path)
-    scores = {step: Evaluation.from_dict(folder.read_evaluation(step) or {}) for step in folder.evaluated_steps()}
+    scores = {f"step {step}": evaluation for step, evaluation in read_evaluations(folder).items()}
     if not scores:
         raise RunError(f"{folder.evaluations}: no evaluation yet")
-    console.print(evaluation_table(path.resolve().name, {f"step {step}": scored for step, scored in scores.items()}))
+    console.print(evaluation_table(path.resolve().name, scores | {"ceiling": read_ceiling(folder)}))
     show_learned(folder, console)
 
 

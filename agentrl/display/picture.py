@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agentrl.display.history import WINDOW, History
+from agentrl.display.scores import read_ceiling, read_evaluations
 from agentrl.evaluation.run import Evaluation
 from agentrl.runs import RunError, RunFolder
 from agentrl.runs.files import replace_file
@@ -24,7 +25,7 @@ def draw_run(folder: RunFolder, path: Path | None = None) -> Path:
     """Draw a run as PNG from its metrics.jsonl and evaluations/ alone, and return the file, by default `NAME` in the folder.
 
     Above are the reward of each step with its moving mean, and exact match of each evaluation with its 95 % interval at the
-    step after which it was made; below the share of each stratum.
+    step after which it was made, under the ceiling if it was measured; below the share of each stratum.
 
     Raises:
         RunError: if the run has neither steps nor evaluations.
@@ -32,7 +33,7 @@ def draw_run(folder: RunFolder, path: Path | None = None) -> Path:
         OSError: if the file cannot be written.
     """
     history = History.of(folder.read_metrics())
-    evaluations = {step: Evaluation.from_dict(folder.read_evaluation(step) or {}) for step in folder.evaluated_steps()}
+    evaluations = read_evaluations(folder)
     if not history.steps and not evaluations:
         raise RunError(f"{folder.path}: there is nothing to draw: no steps in {folder.metrics.name} and no evaluations")
     from matplotlib.figure import Figure
@@ -41,7 +42,7 @@ def draw_run(folder: RunFolder, path: Path | None = None) -> Path:
     figure = Figure(figsize=(8, 6), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     _draw_reward(above, history)
-    _draw_evaluations(above, evaluations)
+    _draw_evaluations(above, evaluations, read_ceiling(folder))
     above.set_title(folder.path.name, loc="left")
     above.set_ylabel("reward, exact match")
     above.grid(alpha=0.3)
@@ -60,8 +61,8 @@ def _draw_reward(axes: Axes, history: History) -> None:
         axes.plot(history.steps, history.means, color="tab:blue", linewidth=2, label=f"mean of {WINDOW} steps")
 
 
-def _draw_evaluations(axes: Axes, evaluations: dict[int, Evaluation]) -> None:
-    """Mark the exact match of each set, one colour a set, with its interval."""
+def _draw_evaluations(axes: Axes, evaluations: dict[int, Evaluation], ceiling: Evaluation | None) -> None:
+    """Mark the exact match of each set, one colour a set, with its interval, and what a perfect searcher would score."""
     names = list(dict.fromkeys(result.dataset for evaluation in evaluations.values() for result in evaluation.sets))
     span = max(1, *evaluations, 1)
     for position, name in enumerate(names):
@@ -76,6 +77,8 @@ def _draw_evaluations(axes: Axes, evaluations: dict[int, Evaluation]) -> None:
             color=f"C{(position + 1) % 10}",
             label=f"exact match on {name}, 95 %",
         )
+        for reached in [r.em for r in ceiling.sets if r.dataset == name] if ceiling else []:
+            axes.axhline(reached, color=f"C{(position + 1) % 10}", linestyle="--", label=f"ceiling of {name}")
 
 
 def _draw_strata(axes: Axes, history: History) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,18 @@ from rich.markup import escape
 from rich.table import Table
 
 from agentrl.evaluation.run import Evaluation
+from agentrl.runs import RunFolder
+
+
+def read_evaluations(folder: RunFolder) -> dict[int, Evaluation]:
+    """Return the scores of a run's evaluations by the number of steps after which they were made, ascending."""
+    return {step: Evaluation.from_dict(folder.read_evaluation(step) or {}) for step in folder.evaluated_steps()}
+
+
+def read_ceiling(folder: RunFolder) -> Evaluation | None:
+    """Return what a perfect searcher would score in a run, or None where that was not measured."""
+    path = folder.evaluations / "ceiling.json"
+    return Evaluation.from_dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
 
 
 def evaluation_table(title: str, columns: Mapping[str, Evaluation | None]) -> Table:

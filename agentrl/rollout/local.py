@@ -10,7 +10,7 @@ from agentrl.adapters import adapter_folder, check_tensors
 from agentrl.config import Config, with_setting
 from agentrl.models import resolve_model
 from agentrl.rollout.pool import Request
-from agentrl.rollout.retriever import retriever_identity
+from agentrl.rollout.retriever import retriever_identity, retriever_over
 from agentrl.rollout.worker import RolloutWorker
 from agentrl.types import Trajectory
 from retrievers.backends import open_index
@@ -76,7 +76,7 @@ def local_pool(config: Config, on_phase: Callable[[str], None] = lambda phase: N
     with asyncio.Runner() as runner:
         on_phase("retriever")
         identity = "" if config.retriever.replay is not None else retriever_identity(config.retriever, config.data)
-        worker = _LocalWorker(config, identity, [index.index for index in config.retriever.indexes])
+        worker = _LocalWorker(config, identity, ())
         try:
             on_phase("engine")
             runner.run(worker.prepare())
@@ -88,6 +88,9 @@ def local_pool(config: Config, on_phase: Callable[[str], None] = lambda phase: N
 class _LocalWorker(RolloutWorker):
     """Opens its indexes itself."""
 
-    def _open_indexes(self, names: Sequence[str]) -> list[Retriever]:
-        retriever, data = self._config.retriever, self._config.data
-        return [open_index(data.resolve_index(index.index), **index.options) for index in retriever.indexes]
+    def _make_retriever(self, identity: str, indexes: Sequence[str]) -> Retriever:
+        settings, data = self._config.retriever, self._config.data
+        # What is replayed needs no index.
+        searched = settings.indexes if settings.replay is None else []
+        opened = [open_index(data.resolve_index(index.index), **index.options) for index in searched]
+        return retriever_over(settings, data, identity, opened)

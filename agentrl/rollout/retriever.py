@@ -47,18 +47,23 @@ def index_actor(config: Config, index: IndexConfig, name: str) -> Any:
     )
 
 
-def make_retriever(
-    settings: RetrieverConfig, data: DataConfig, identity: str, indexes: Sequence[Retriever]
-) -> Retriever:
+def make_retriever(settings: RetrieverConfig, data: DataConfig, identity: str, actors: Sequence[Any]) -> Retriever:
     """Make what an agent searches, in the process of the agent.
 
     Args:
         identity: as `retriever_identity` returns it.
-        indexes: what searches each of `settings.indexes`.
+        actors: those of `settings.indexes`.
 
     Raises:
         ConfigError, RetrieverError: if a part cannot be made.
     """
+    return retriever_over(settings, data, identity, [ActorRetriever(actor, settings) for actor in actors])
+
+
+def retriever_over(
+    settings: RetrieverConfig, data: DataConfig, identity: str, indexes: Sequence[Retriever]
+) -> Retriever:
+    """Make what `make_retriever` makes of `indexes`, which search each of `settings.indexes`. Raises as that does."""
     if settings.replay is not None:
         return ReplayRetriever(data.resolve(settings.replay))
     retriever = _source(settings, indexes)

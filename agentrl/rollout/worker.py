@@ -20,7 +20,7 @@ from agentrl.engines import make_engine
 from agentrl.engines.base import Engine, Generation, Sampling
 from agentrl.models import load_tokenizer, resolve_model
 from agentrl.rewards import REWARDS
-from agentrl.rollout.retriever import ActorRetriever, make_retriever
+from agentrl.rollout.retriever import make_retriever
 from agentrl.types import End, EngineDied, FailureCause, Question, Trajectory
 from retrievers.base import Retriever, RetrieverError
 
@@ -32,8 +32,7 @@ class RolloutWorker:
         """`indexes` are the names of the Ray actors of `config.retriever.indexes`; `identity` as of `retriever_identity`."""
         self._config = config
         self._reward = REWARDS[config.reward.kind]
-        searched = self._open_indexes(indexes)
-        self._retriever: Any = make_retriever(config.retriever, config.data, identity, searched)
+        self._retriever: Any = self._make_retriever(identity, indexes)
         self._contexts = AsyncExitStack()
         self._agent: Agent | None = None
         self._engine: _Watched | None = None
@@ -88,9 +87,10 @@ class RolloutWorker:
         codec = Codec(load_tokenizer(model))
         self._agent = Agent(config.agent, codec, self._engine, self._retriever, config.retriever.k)
 
-    def _open_indexes(self, names: Sequence[str]) -> list[Retriever]:
+    def _make_retriever(self, identity: str, indexes: Sequence[str]) -> Retriever:
         # By name: Ray does not promise to make an actor anew whose arguments refer to other objects.
-        return [ActorRetriever(ray.get_actor(name), self._config.retriever) for name in names]
+        actors = [ray.get_actor(name) for name in indexes]
+        return make_retriever(self._config.retriever, self._config.data, identity, actors)
 
     def _make_engine(self, model: str) -> Engine:
         return make_engine(self._config, model)

@@ -1,6 +1,7 @@
 """What a run came to can be shown again at any time, and never fails the run that has just ended."""
 
 import io
+import json
 import sys
 
 import pytest
@@ -44,6 +45,16 @@ def test_a_run_is_shown_with_its_scores_and_what_it_learned(agentrl, folder):
         ["step", "3", "1"],
     ]
     assert "of 1 questions 1 were wrong before and right after" in out
+
+
+def test_the_ceiling_of_a_run_is_shown_below_its_scores_and_drawn(agentrl, folder):
+    agentrl("runs", "plot", folder.path)
+    without = (folder.path / "learning.png").read_bytes()
+    (folder.evaluations / "ceiling.json").write_text(json.dumps(folder.read_evaluation(3)))
+    assert agentrl("runs", "plot", folder.path)[0] == 0
+    assert (folder.path / "learning.png").read_bytes() != without
+    _, out, _ = agentrl("runs", "show", folder.path)
+    assert [line.split()[1] for line in out.splitlines() if line.startswith("demo")] == ["step", "step", "ceiling"]
 
 
 def test_a_run_is_drawn_into_its_folder_or_elsewhere(agentrl, folder, tmp_path):
