@@ -284,10 +284,15 @@ class TrainingConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """Greedy decoding over `data.eval`, before and after training."""
+    """Greedy decoding over `data.eval`, before and after training.
+
+    `ceiling` adds what a perfect searcher would score through the same retriever; see `agentrl.evaluation.ceiling`. It takes
+    questions with `metadata.supporting_titles` and `metadata.gold_passage_ids`.
+    """
 
     before: bool = True
     after: bool = True
+    ceiling: bool = False
 
 
 class DemonstrationSource(Section):
@@ -342,6 +347,11 @@ class Config(Section):
         if self.device == "cpu" and self.model.dtype != "float32":
             raise ValueError(
                 "model.dtype must be float32 on device cpu: bfloat16 is many times slower on CPUs without AMX"
+            )
+        if self.evaluation.ceiling and self.retriever is not None and self.retriever.replay is not None:
+            raise ValueError(
+                "evaluation.ceiling searches for queries of its own, and retriever.replay holds only those of a recorded run; "
+                "leave one of them out"
             )
         if self.training is not None:
             episodes = self.rollout.group_size * self.rollout.questions_per_step

@@ -28,16 +28,23 @@ def read_set(data: DataConfig, questions: QuestionSet, limit: int | None = None)
     return read_questions(file, name=questions.name, limit=least)
 
 
-def evaluation_questions(data: DataConfig, files: Sequence[str] = (), limit: int | None = None) -> list[Question]:
+def evaluation_questions(
+    data: DataConfig, files: Sequence[str] = (), limit: int | None = None, *, with_gold: bool = False
+) -> list[Question]:
     """Read `files`, or without any the sets of `data.eval`: of each all questions, or the first `limit`.
 
     Raises:
-        DataError: as `read_questions`, or if two questions have one id, since each is to count once.
+        DataError: as `read_questions`, or if two questions have one id, since each is to count once; `with_gold` also if
+            the gold passages of a question are not named.
     """
     if files:
-        found = [question for file in files for question in read_questions(Path(file), limit=limit)]
+        sets = [(Path(file), read_questions(Path(file), limit=limit)) for file in files]
     else:
-        found = [question for questions in data.eval for question in read_set(data, questions, limit)]
+        sets = [(data.resolve(questions.path), read_set(data, questions, limit)) for questions in data.eval]
+    if with_gold:
+        for file, questions in sets:
+            _check_gold(file, questions)
+    found = [question for _, questions in sets for question in questions]
     for name, times in Counter(question.id for question in found).items():
         if times > 1:
             raise DataError(
@@ -45,6 +52,24 @@ def evaluation_questions(data: DataConfig, files: Sequence[str] = (), limit: int
                 "names of their own in data.eval"
             )
     return found
+
+
+def _check_gold(file: Path, questions: Sequence[Question]) -> None:
+    """Raise DataError unless each question names titles and ids of its gold passages, as many of one as of the other."""
+    for question in questions:
+        titles, ids = (question.metadata.get(key) for key in ("supporting_titles", "gold_passage_ids"))
+        for key, value in (("supporting_titles", titles), ("gold_passage_ids", ids)):
+            if not (isinstance(value, list) and value and all(isinstance(name, str) for name in value)):
+                raise DataError(
+                    f"{file}: question {question.id} has no list metadata.{key}, and evaluation.ceiling searches for the gold "
+                    "passages; add it, or set evaluation.ceiling to false"
+                )
+        if len(titles) != len(ids):
+            raise DataError(
+                f"{file}: question {question.id} has {len(titles)} metadata.supporting_titles and {len(ids)} "
+                "metadata.gold_passage_ids, and evaluation.ceiling needs both for each hop; mend them, or set "
+                "evaluation.ceiling to false"
+            )
 
 
 def check_index(config: Config) -> None:

@@ -77,6 +77,11 @@ def evaluate(
     trajectories = [group[0] for group in pool.sample(requests, temperature=0.0, on_done=on_done, on_stall=on_stall)]
     on_episodes(trajectories)
     check_failures(trajectories, max_failed_share)
+    return evaluation_of(questions, trajectories)
+
+
+def evaluation_of(questions: Sequence[Question], trajectories: Sequence[Trajectory]) -> Evaluation:
+    """Score the episodes of questions by set, the sets in the order of the questions."""
     names = list(dict.fromkeys(question.dataset for question in questions))
     by_set = {name: [t for t in trajectories if t.question.dataset == name] for name in names}
     return Evaluation(tuple(score(name, members) for name, members in by_set.items()), tuple(trajectories))

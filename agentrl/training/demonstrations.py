@@ -25,7 +25,7 @@ from retrievers.base import Retriever, RetrieverError
 
 # How often each structure is tried; a structure that the passages do not support is not written.
 _SINGLE_HOP = {"by question": 0.36, "by title": 0.27, "wasted first": 0.22, "direct": 0.15}
-_TWO_HOP = {"by titles": 0.55, "question, then title": 0.18, "question, then titles": 0.12, "direct": 0.15}
+_SEVERAL_HOPS = {"by titles": 0.55, "question, then title": 0.18, "question, then titles": 0.12, "direct": 0.15}
 
 
 def collect_apart(config: Config, on_progress: OnProgress) -> list[Trajectory]:
@@ -144,11 +144,12 @@ def _queries(question: Question, rng: random.Random) -> tuple[str, ...] | None:
     """Draw the structure of a demonstration and return its searches, or None where it needs titles that are not given."""
     titles = tuple(question.metadata.get("supporting_titles") or ())
     as_query = question.text.rstrip("?").strip()
-    two_hop = int(question.metadata.get("hops", 1)) > 1
-    table = _TWO_HOP if two_hop else _SINGLE_HOP
+    hops = int(question.metadata.get("hops", 1))
+    several = hops > 1
+    table = _SEVERAL_HOPS if several else _SINGLE_HOP
     structure = rng.choices(list(table), weights=list(table.values()))[0]
-    if structure not in ("direct", "by question") and len(titles) < (2 if two_hop else 1):
-        if two_hop:
+    if structure not in ("direct", "by question") and len(titles) < hops:
+        if several:
             return None
         structure = "by question"
     match structure:
@@ -161,11 +162,11 @@ def _queries(question: Question, rng: random.Random) -> tuple[str, ...] | None:
         case "wasted first":
             return as_query, titles[0]
         case "by titles":
-            return titles[:2]
+            return titles[:hops]
         case "question, then title":
-            return as_query, titles[1]
+            return as_query, *titles[1:hops]
         case _:
-            return as_query, *titles[:2]
+            return as_query, *titles[:hops]
 
 
 async def _perform(

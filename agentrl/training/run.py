@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Any
 
 from agentrl.adapters import WEIGHTS, adapter_folder, check_tensors, read_adapter
 from agentrl.config import Config, ConfigError
 from agentrl.data.inputs import check_index, describe_inputs, evaluation_questions, file_sha256, read_set
 from agentrl.data.stream import QuestionStream
 from agentrl.engines import require_trainable
+from agentrl.evaluation.ceiling import measure_ceiling
 from agentrl.evaluation.run import Evaluation, evaluate
 from agentrl.models import model_on_disk
 from agentrl.progress import OnProgress, Progress
@@ -48,7 +50,7 @@ def load_inputs(config: Config) -> Inputs:
     check_index(config)
     return Inputs(
         questions=QuestionStream([(read_set(config.data, s), s.weight) for s in config.data.train], config.seed),
-        evaluation=evaluation_questions(config.data),
+        evaluation=evaluation_questions(config.data, with_gold=config.evaluation.ceiling),
     )
 
 
@@ -78,6 +80,8 @@ def train(
     config: Config, *, resume: bool, on_progress: OnProgress
 ) -> tuple[RunFolder, Evaluation | None, Evaluation | None]:
     """Run `config` from its first step, or with `resume` from its latest checkpoint, and return folder and evaluations.
+
+    Where `evaluation.ceiling` asks for it, the folder has the scores of a perfect searcher too.
 
     SIGTERM, Ctrl-C and an exception of `on_progress` make the trainer save the state of its last whole step first; another
     signal meanwhile ends the run at once.
@@ -128,6 +132,8 @@ class _Run:
                 logs=self.folder.logs,
             ) as running,
         ):
+            if settings.ceiling and self.inputs.evaluation and self.folder.read_evaluation("ceiling") is None:
+                self._measure_ceiling(running.indexes)
             if settings.before and self.inputs.evaluation and before is None:
                 start = adapter_folder(config)
                 if start is not None:
@@ -141,6 +147,18 @@ class _Run:
                 running.pool.publish(config.training.steps, read_adapter(self.folder.adapter))
                 after = self._evaluate(running.pool, config.training.steps)
         return before, after
+
+    def _measure_ceiling(self, indexes: Sequence[Any]) -> None:
+        total = len(self.inputs.evaluation)
+        self.on_progress(Progress(self.done, "ceiling", 0, total))
+        ceiling = measure_ceiling(
+            self.config,
+            indexes,
+            self.inputs.evaluation,
+            lambda done: self.on_progress(Progress(self.done, "ceiling", done, total)),
+        )
+        self.folder.write_evaluated("ceiling", ceiling.trajectories)
+        self.folder.write_evaluation("ceiling", ceiling.to_dict())
 
     def _evaluate(self, pool: RolloutPool, step: int, check: Callable[[], None] = lambda: None) -> Evaluation:
         """Evaluate the engines' weights as those of `step`, and call `check`, which may raise, after each question."""

@@ -75,14 +75,14 @@ def test_a_resumed_run_forgets_what_came_after_its_last_checkpoint(tmp_path):
     assert recorded(folder) == ([1, 2, 3, 4, 5], [1, 2, 3, 4, 5], [3, 5])
 
 
-def test_an_evaluation_of_steps_that_are_taken_again_is_forgotten(tmp_path):
+def test_an_evaluation_of_steps_that_are_taken_again_is_forgotten_and_the_ceiling_is_kept(tmp_path):
     folder = run_of(tmp_path, steps=7, checkpoints=[5])
-    for step in (0, 5, 7):
-        folder.write_evaluated(step, [make_episode("eval/q")])
-        folder.write_evaluation(step, {"sets": []})
+    for after in (0, 5, 7, "ceiling"):
+        folder.write_evaluated(after, [make_episode("eval/q")])
+        folder.write_evaluation(after, {"sets": []})
     folder, _ = RunFolder.reopen(config(tmp_path))
-    assert [folder.read_evaluation(step) is None for step in (0, 5, 7)] == [False, False, True]
-    assert len(list((folder.path / "evaluations").iterdir())) == 4
+    assert [folder.read_evaluation(after) is None for after in (0, 5, 7, "ceiling")] == [False, False, True, False]
+    assert len(list((folder.path / "evaluations").iterdir())) == 6
 
 
 def test_checkpoints_are_ordered_by_number(tmp_path):

@@ -13,6 +13,7 @@ from agentrl.training.demonstrations import write_demonstrations
 from agentrl.types import ActionKind, End, EnvironmentFailure, Question
 
 CONFIG = AgentConfig(instruction="", max_turns=3, max_turn_tokens=120)
+LONG = CONFIG.model_copy(update={"max_turns": 5, "max_episode_tokens": 4000})
 ELBE = passage("Elbe", "The Elbe ends at Cuxhaven, in Lower Saxony.")
 
 
@@ -25,6 +26,11 @@ def one_hop(number, answers=("Cuxhaven",), text=None):
 def two_hop(number, answers=("Lower Saxony",)):
     metadata = {"supporting_titles": ["Elbe", "Cuxhaven"], "hops": 2}
     return Question(f"two{number}", f"in which state does river {number} end?", answers, metadata=metadata)
+
+
+def three_hop(number):
+    metadata = {"supporting_titles": ["Elbe", "Cuxhaven", "Lower Saxony"], "hops": 3}
+    return Question(f"three{number}", f"in which state's town does {number} end?", ("Cuxhaven",), metadata=metadata)
 
 
 def write(codec, questions, count=10**6, *, retriever=None, seed=0, config=CONFIG):
@@ -52,10 +58,12 @@ def test_every_demonstration_ends_with_an_accepted_answer_that_its_passages_hold
 
 
 def test_several_shapes_are_written(codec):
+    three = {len(d.searches) for d in write(codec, [three_hop(number) for number in range(60)], config=LONG)}
     one = {len(d.searches) for d in write(codec, [one_hop(number) for number in range(60)])}
     two = {len(d.searches) for d in write(codec, [two_hop(number) for number in range(60)])}
     assert one == {0, 1, 2}
     assert two == {0, 2, 3}
+    assert three == {0, 3, 4}
 
 
 def test_the_answer_is_the_accepted_one_that_the_passages_hold(codec):

@@ -1,0 +1,218 @@
+"""The ceiling: what a perfect searcher would score on questions whose gold passages are known.
+
+It is played, not estimated: every query of a small family goes through the real protocol and the real retriever, and the
+shortest sequence that leads to the answer is an episode that a policy could have written. What stays below 1 is what the
+retriever does not find for these queries, and what the limits of `agent` cut off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from agentrl.agent.codec import Codec
+from agentrl.agent.protocols import get_protocol
+from agentrl.agent.scripted import ScriptPlayer
+from agentrl.config import Config, ConfigError
+from agentrl.evaluation.run import Evaluation, evaluation_of
+from agentrl.models import load_tokenizer, resolve_model
+from agentrl.rollout.retriever import make_retriever
+from agentrl.scores import normalize_answer
+from agentrl.types import Action, ActionKind, Question, Trajectory, check_failures
+
+_WANTED = {
+    "capital": "capital of {}",
+    "currency": "currency of {}",
+    "language": "main language of {}",
+    "calling_code": "calling code of {}",
+    "tld": "internet domain of {}",
+    "neighbour": "land neighbour of {}",
+    "province_code": "ISO code of {}",
+}
+"""A query that names what is wanted of a place, by how a question's `metadata.kind` ends."""
+
+_NOTHING_FOUND = "unknown"
+"""The answer where no sequence of searches leads to one."""
+
+_CONCURRENT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A query for the gold passage of hop `hop`, counted from 0; it takes the passages of all hops before to think of it."""
+
+    text: str
+    hop: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """What the search for a query brings: the hops whose gold passages came back, and the answer if the last one shows it."""
+
+    query: Query
+    hops: frozenset[int]
+    answer: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """Searches that lead to the answer, or without one as far as any do."""
+
+    queries: tuple[Query, ...]
+    answer: str | None
+
+
+def measure_ceiling(
+    config: Config,
+    indexes: Sequence[Any],
+    questions: Sequence[Question],
+    on_done: Callable[[int], None] = lambda done: None,
+) -> Evaluation:
+    """Score the perfect searcher of `perfect_episodes` through the retriever of `config`, whose Ray actors are `indexes`.
+
+    It takes the tokenizer of the model and not its weights. Caches and recordings of the run are left alone. `on_done` is
+    told how many questions are done.
+
+    Raises:
+        ConfigError: if the protocol does not read a search between <search> and </search>.
+        EnvironmentFailure: if more than `rollout.max_failed_share` of the episodes failed.
+        ModelError, RetrieverError: if the tokenizer or the retriever cannot be had.
+    """
+    config.require("retriever")
+    codec = Codec(load_tokenizer(resolve_model(config.model.path, weights=False)))
+    if get_protocol(config.agent, codec).parse(_search("x")) != Action(ActionKind.SEARCH, "x"):
+        raise ConfigError(
+            f"evaluation.ceiling: the perfect searcher writes `{_search('query')}`, which agent.protocol "
+            f"{config.agent.protocol} does not read as a search; set evaluation.ceiling to false, or take another protocol"
+        )
+    trajectories = asyncio.run(_measure(config, codec, indexes, questions, on_done))
+    check_failures(trajectories, config.rollout.max_failed_share)
+    return evaluation_of(questions, trajectories)
+
+
+async def _measure(
+    config: Config,
+    codec: Codec,
+    indexes: Sequence[Any],
+    questions: Sequence[Question],
+    on_done: Callable[[int], None],
+) -> list[Trajectory]:
+    bare = config.retriever.model_copy(update={"cache": None, "record": None})
+    retriever = make_retriever(bare, config.data, "", indexes)
+    try:
+        return await perfect_episodes(questions, ScriptPlayer(config.agent, codec, retriever, bare.k), on_done)
+    finally:
+        # Of packaged retrievers only the client of a server holds something open.
+        if hasattr(retriever, "close"):
+            await retriever.close()
+
+
+async def perfect_episodes(
+    questions: Sequence[Question], player: ScriptPlayer, on_done: Callable[[int], None] = lambda done: None
+) -> list[Trajectory]:
+    """Play one episode for each question, in the order of the questions.
+
+    It is the shortest one that gets the gold passages of all hops and reads an accepted answer where the last one came back,
+    within `agent.max_turns` searches, each for a query of `queries_of` that what was read before allows. A yes or no counts
+    as read with the last gold passage. Where there is no such episode, it ends with the answer "unknown". Questions need
+    `metadata.supporting_titles` and `metadata.gold_passage_ids`, both in hop order.
+
+    Raises:
+        EnvironmentFailure: if retriever or protocol raise what they do not document.
+    """
+    places = asyncio.Semaphore(_CONCURRENT)
+    done = 0
+
+    async def play(question: Question) -> Trajectory:
+        nonlocal done
+        async with places:
+            trajectory = await _perfect_episode(question, player)
+        done += 1
+        on_done(done)
+        return trajectory
+
+    return list(await asyncio.gather(*map(play, questions)))
+
+
+def queries_of(question: Question) -> list[Query]:
+    """Return the queries that a perfect searcher tries: the question without its mark, and for each hop two more.
+
+    They are the title of the hop's gold passage and, where `metadata.kind` and `metadata.chain` tell what the passage should
+    say of which place, that, such as "capital of Vietnam".
+    """
+    titles = question.metadata["supporting_titles"]
+    queries = [Query(question.text.rstrip("?").strip(), 0)]
+    for hop, title in enumerate(titles):
+        queries.append(Query(title, hop))
+        wanted = _wanted(question, hop, last=hop == len(titles) - 1)
+        if wanted is not None:
+            queries.append(Query(wanted, hop))
+    return queries
+
+
+def _wanted(question: Question, hop: int, last: bool) -> str | None:
+    kind, chain = str(question.metadata.get("kind", "")), question.metadata.get("chain", ())
+    if not last:
+        # Of the hops before the last one, only a neighbour has a name in this table, and it comes just before the last.
+        is_neighbour = "neighbour_" in kind and hop == len(question.metadata["supporting_titles"]) - 2
+        kind = "neighbour" if is_neighbour else ""
+    wording = next((wording for ending, wording in _WANTED.items() if kind.endswith(ending)), None)
+    return None if wording is None or hop >= len(chain) else wording.format(chain[hop])
+
+
+async def _perfect_episode(question: Question, player: ScriptPlayer) -> Trajectory:
+    readings: list[_Reading] = []
+    for query in queries_of(question):
+        tried = await player.play(question, [_search(query.text), _answer(_NOTHING_FOUND)])
+        if not tried.valid:
+            return tried
+        readings.append(_read(question, query, tried))
+    plan = _shortest(readings, len(question.metadata["supporting_titles"]), player.config.max_turns)
+    answer = _NOTHING_FOUND if plan.answer is None else plan.answer
+    return await player.play(question, [*(_search(query.text) for query in plan.queries), _answer(answer)])
+
+
+def _read(question: Question, query: Query, tried: Trajectory) -> _Reading:
+    found = {passage for search in tried.searches for passage in search.passage_ids}
+    gold = question.metadata["gold_passage_ids"]
+    hops = frozenset(hop for hop, passage in enumerate(gold) if passage in found)
+    shown = f" {normalize_answer(' '.join(turn.observation for turn in tried.turns))} "
+    words_of = {answer: normalize_answer(answer) for answer in question.golden_answers}
+    # An answer in another passage, such as a language that many countries share, would be read by luck.
+    legible = len(gold) - 1 in hops
+    read = (a for a, words in words_of.items() if words and (f" {words} " in shown or words in ("yes", "no")))
+    return _Reading(query, hops, next(read, None) if legible else None)
+
+
+def _shortest(readings: Sequence[_Reading], hops: int, most: int) -> _Plan:
+    """Return the shortest sequence of at most `most` searches to the answer, or the first one that finds most hops."""
+    earlier = frozenset(range(hops - 1))
+    best: tuple[frozenset[int], tuple[Query, ...]] = frozenset(), ()
+    ahead = deque([best])
+    seen = {frozenset[int]()}
+    while ahead:
+        found, queries = ahead.popleft()
+        if len(queries) == most:
+            continue
+        for reading in readings:
+            if not found.issuperset(range(reading.query.hop)):
+                continue
+            now, then = found | reading.hops, (*queries, reading.query)
+            if reading.answer is not None and now >= earlier:
+                return _Plan(then, reading.answer)
+            if now not in seen:
+                seen.add(now)
+                ahead.append((now, then))
+                best = max(best, (now, then), key=lambda state: len(state[0]))
+    return _Plan(best[1], None)
+
+
+def _search(query: str) -> str:
+    return f"<search> {query} </search>"
+
+
+def _answer(answer: str) -> str:
+    return f"<answer> {answer} </answer>"
