@@ -90,6 +90,7 @@ def train(
         return
     from agentrl.commands.runs import finish
     from agentrl.display import RunDisplay, evaluation_table
+    from agentrl.evaluation.run import Evaluation
     from agentrl.runs import RunFolder
     from agentrl.training.run import train as run
 
@@ -97,7 +98,10 @@ def train(
     with RunDisplay(console, settings.training.steps, earlier) as display:
         folder, before, after = run(settings, resume=resume, on_progress=display.update)
     if after is not None:
-        console.print(evaluation_table(f"{settings.name}: before and after", {"before": before, "after": after}))
+        recorded = folder.read_evaluation("ceiling") if settings.evaluation.ceiling else None
+        ceiling = None if recorded is None else Evaluation.from_dict(recorded)
+        columns = {"before": before, "after": after, "ceiling": ceiling}
+        console.print(evaluation_table(f"{settings.name}: before and after", columns))
     finish(folder, console)
 
 
@@ -116,8 +120,8 @@ def evaluate(
 
     settings = _load(config, overrides)
     with RunDisplay(console, 0) as display:
-        result = run_evaluation(settings, adapter, questions or [], limit, out, display.update)
-    console.print(evaluation_table(f"evaluation with {settings.name}", {"greedy": result}))
+        evaluations = run_evaluation(settings, adapter, questions or [], limit, out, display.update)
+    console.print(evaluation_table(f"evaluation with {settings.name}", evaluations))
 
 
 @app.command()

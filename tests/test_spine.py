@@ -103,9 +103,13 @@ def test_a_real_model_learns_to_search_and_its_adapter_evaluates(world, tmp_path
     assert folder.read_evaluation(0)["sets"][0]["n"] == 6
 
     arguments = ["--adapter", str(folder.adapter), "--limit", "2", "--out", str(tmp_path / "scores")]
-    evaluated = run(["eval", "--config", "smollm2.yaml", *arguments, f"data.root={world}"])
+    settings = [f"data.root={world}", "evaluation.ceiling=true"]
+    evaluated = run(["eval", "--config", "smollm2.yaml", *arguments, *settings])
     assert "greedy" in evaluated.stdout
-    assert json.loads((tmp_path / "scores/scores.json").read_text())["sets"][0]["n"] == 2
+    assert "ceiling" in evaluated.stdout
+    scores = json.loads((tmp_path / "scores/scores.json").read_text())
+    assert scores["sets"][0]["n"] == scores["ceiling"]["sets"][0]["n"] == 2
+    assert len(list(read_trajectories(tmp_path / "scores/ceiling.jsonl.zst"))) == 2
 
 
 def test_a_killed_run_resumes_to_the_same_data_order_and_leaves_no_process(world, tiny_model, tmp_path):

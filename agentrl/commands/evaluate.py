@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from agentrl.commands.policy import prepare, started
@@ -21,25 +21,35 @@ def run_evaluation(
     limit: int | None,
     out: Path | None,
     on_progress: Callable[[Progress], None],
-) -> Evaluation:
+) -> dict[str, Evaluation]:
     """Evaluate `adapter` (default: the config's) greedily over the first `limit` questions of each file.
 
-    The files are `files`, or the sets of `data.eval`. scores.json and trajectories.jsonl.zst go into the new folder `out`.
+    The files are `files`, or the sets of `data.eval`. Return the evaluation as `greedy` and, if the config asks for it,
+    what a perfect searcher would score as `ceiling`. scores.json and trajectories.jsonl.zst go into the new folder `out`, and
+    the episodes of the perfect searcher into its ceiling.jsonl.zst.
 
     Raises:
         AgentRLError, RetrieverError: for missing or unsound inputs.
     """
     if out is not None and out.exists():
         raise ConfigError(f"--out {out}: exists already; choose another folder")
-    config, questions = prepare(config, adapter, files, limit, "evaluate")
+    config, questions = prepare(config, adapter, files, limit, "evaluate", with_gold=config.evaluation.ceiling)
     if out is not None:
         # A folder that cannot be made is found now and not when all episodes are done.
         out.parent.mkdir(parents=True, exist_ok=True)
-    with started(config, on_progress) as pool:
-        total = len(questions)
+    total = len(questions)
+    evaluations: dict[str, Evaluation] = {}
+    with started(config, on_progress) as running:
+        if config.evaluation.ceiling:
+            from agentrl.evaluation.ceiling import measure_ceiling
+
+            on_progress(Progress(0, "ceiling", 0, total))
+            evaluations["ceiling"] = measure_ceiling(
+                config, running.indexes, questions, lambda done: on_progress(Progress(0, "ceiling", done, total))
+            )
         on_progress(Progress(0, "evaluation", 0, total))
-        result = evaluate(
-            pool,
+        evaluations["greedy"] = evaluate(
+            running.pool,
             questions,
             max_failed_share=config.rollout.max_failed_share,
             on_episodes=lambda episodes: None if out is None else _write_episodes(out, episodes),
@@ -47,8 +57,16 @@ def run_evaluation(
             on_stall=lambda message: on_progress(Progress(0, message, 0, 0)),
         )
     if out is not None:
-        (out / "scores.json").write_text(json.dumps(result.to_dict(), indent=2) + "\n")
-    return result
+        _write_scores(out, evaluations)
+    return evaluations
+
+
+def _write_scores(out: Path, evaluations: Mapping[str, Evaluation]) -> None:
+    scores = evaluations["greedy"].to_dict()
+    if "ceiling" in evaluations:
+        scores["ceiling"] = evaluations["ceiling"].to_dict()
+        write_trajectories(out / "ceiling.jsonl.zst", evaluations["ceiling"].trajectories)
+    (out / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
 
 
 def _write_episodes(out: Path, episodes: Sequence[Trajectory]) -> None:

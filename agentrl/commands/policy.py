@@ -13,6 +13,7 @@ from agentrl.progress import Progress
 from agentrl.types import Question
 
 if TYPE_CHECKING:
+    from agentrl.rollout.cluster import Cluster
     from agentrl.rollout.local import LocalPool
     from agentrl.rollout.pool import RolloutPool
 
@@ -25,20 +26,26 @@ def with_adapter(config: Config, adapter: str | None) -> Config:
 
 
 def prepare(
-    config: Config, adapter: str | None, files: Sequence[str], limit: int | None, purpose: str
+    config: Config,
+    adapter: str | None,
+    files: Sequence[str],
+    limit: int | None,
+    purpose: str,
+    *,
+    with_gold: bool = False,
 ) -> tuple[Config, list[Question]]:
     """Check adapter, questions and index before anything starts; return the config with `adapter`, and the questions.
 
     The questions are all of each of `files`, or the first `limit` of each; without files, those of `data.eval`. `purpose`
-    completes the error "nothing to …" where there is no question. What a config names by import path was checked when it
-    was loaded.
+    completes the error "nothing to …" where there is no question. `with_gold` asks that each names its gold passages. What a
+    config names by import path was checked when it was loaded.
 
     Raises:
         AgentRLError, RetrieverError: for missing or unsound inputs.
     """
     config = with_adapter(config, adapter)
     config.require("retriever")
-    questions = evaluation_questions(config.data, files, limit)
+    questions = evaluation_questions(config.data, files, limit, with_gold=with_gold)
     if not questions:
         raise ConfigError(f"nothing to {purpose}: give --questions FILE, or set data.eval in the config")
     adapter_folder(config)
@@ -47,7 +54,7 @@ def prepare(
 
 
 @contextmanager
-def started(config: Config, on_progress: Callable[[Progress], None]) -> Iterator[RolloutPool]:
+def started(config: Config, on_progress: Callable[[Progress], None]) -> Iterator[Cluster]:
     """Start the cluster with the config's adapter on its engines, and stop it at the end of the block.
 
     Raises:
@@ -60,7 +67,7 @@ def started(config: Config, on_progress: Callable[[Progress], None]) -> Iterator
     with cluster(config, lambda phase: on_progress(Progress(0, f"starting {phase}", 0, 0))) as running:
         if start is not None:
             running.pool.publish(0, read_adapter(start))
-        yield running.pool
+        yield running
 
 
 @contextmanager
@@ -77,3 +84,16 @@ def started_here(config: Config, on_progress: Callable[[Progress], None]) -> Ite
         if start is not None:
             pool.publish(0, read_adapter(start))
         yield pool
+
+
+@contextmanager
+def sampling_pool(
+    config: Config, on_progress: Callable[[Progress], None], quick: bool
+) -> Iterator[RolloutPool | LocalPool]:
+    """Start the pool of `started`, or with `quick` of `started_here`, and stop it at the end of the block."""
+    if quick:
+        with started_here(config, on_progress) as pool:
+            yield pool
+    else:
+        with started(config, on_progress) as running:
+            yield running.pool

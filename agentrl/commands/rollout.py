@@ -14,7 +14,7 @@ from rich.text import Text
 from agentrl.advantages import get_stratifier
 from agentrl.advantages.episodes import episode_advantages, group_strata
 from agentrl.advantages.schedule import Options
-from agentrl.commands.policy import prepare, started, started_here
+from agentrl.commands.policy import prepare, sampling_pool
 from agentrl.config import Config, ConfigError
 from agentrl.progress import Progress
 from agentrl.runs import write_trajectories
@@ -55,8 +55,7 @@ def run_rollout(
         out.parent.mkdir(parents=True, exist_ok=True)
     count = samples or config.rollout.group_size
     requests = [(question, [f"rollout/{question.id}/{i}" for i in range(count)]) for question in questions]
-    start = started_here if quick else started
-    with start(config, on_progress) as pool:
+    with sampling_pool(config, on_progress, quick) as pool:
         total = count * len(questions)
         on_progress(Progress(0, "sampling", 0, total))
         groups = pool.sample(
