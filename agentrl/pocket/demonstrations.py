@@ -38,11 +38,13 @@ STRUCTURES: Mapping[int, Mapping[str, float]] = {
     1: {"direct": 0.32, "question": 0.25, "title": 0.25, "question, title": 0.15, "wanted": 0.03},
     2: {
         "direct": 0.24,
-        "title, guess": 0.38,
-        "question, guess": 0.11,
+        "title, guess": 0.36,
+        "question, guess": 0.1,
         "title, title": 0.16,
-        "question, title": 0.08,
+        "question, title": 0.06,
         "title, wanted": 0.03,
+        "wanted, title": 0.03,
+        "wanted, wanted": 0.02,
     },
     3: {
         "direct": 0.24,
