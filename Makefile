@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps
 # Each quickstart is a run of its own, so that none overwrites another.
 STAMP := $(shell date +%m%d-%H%M%S)
 
-.PHONY: quickstart quickstart-smollm2 test test-fast lint format lock starter env clean
+.PHONY: quickstart quickstart-smollm2 test test-fast lint format lock pocket starter env clean
 
 quickstart: CONFIG := pocket.yaml
 quickstart-smollm2: CONFIG := smollm2.yaml
@@ -38,6 +38,10 @@ lint: $(READY)
 
 format: $(READY)
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+# Makes pocket_policy/ anew, from nothing.
+pocket: $(READY)
+	$(BIN)/agentrl pocket
 
 # Trains starter/ anew: needs AGENTRL_DATA with the question sets and the index that configs/starter.yaml names.
 starter: $(READY)

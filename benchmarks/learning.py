@@ -115,7 +115,8 @@ def _write(study: Study, cells: Sequence[Cell], records: Sequence[Record], path:
         "study": study.name,
         "date": time.strftime("%F"),
         "config": study.config,
-        "overrides": list(study.overrides),
+        # Where the data lies says nothing about a result.
+        "overrides": [override for override in study.overrides if not override.startswith("data.root=")],
         "seeds": list(study.seeds),
         "variants": {
             name: {

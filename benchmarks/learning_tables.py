@@ -28,10 +28,11 @@ Record = dict[str, Any]
 def read_record(cell: Cell) -> Record:
     """Describe a finished run.
 
-    `before`, `after` and `ceiling` are exact match over all sets with Wilson's interval, None where it was not asked for;
-    `minutes` are of work, as is `minutes_to_threshold`, until the mean reward of WINDOW steps first passes THRESHOLD (None
-    if it never does). `failed` counts environment failures, `excluded` prompts that were too long, both in training and
-    evaluations. `steps` has reward, searches, the share of each stratum, and minutes.
+    `before` and `after` are exact match over all sets with Wilson's interval, None where it was not asked for. `minutes`
+    are of work from the start, evaluations among it, as are `seconds_to_first_step` and `minutes_to_threshold`: until the
+    mean reward of WINDOW steps first passes THRESHOLD, None if it never does. `failed` counts environment failures,
+    `excluded` prompts that were too long, both in training and evaluations. `steps` has reward, searches, the share of each
+    stratum, and minutes.
     """
     folder, metrics = cell.folder, cell.folder.read_metrics()
     seconds, spent = read_times(cell)
@@ -52,7 +53,6 @@ def read_record(cell: Cell) -> Record:
     return {
         "variant": cell.variant,
         "seed": cell.seed,
-        "overrides": list(cell.overrides),
         **{when: _pooled(scores) for when, scores in found.items()},
         "minutes": spent / 60,
         "seconds_to_first_step": seconds.get(1),
