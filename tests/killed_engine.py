@@ -1,6 +1,6 @@
 """Samples through real engines, undisturbed and then with their processes killed meanwhile; writes what came of it as JSON.
 
-Run as `python killed_engine.py FILE EPISODES KEY=VALUE...`; the overrides are those of smollm2.yaml. It kills an engine's
+Run as `python killed_engine.py FILE EPISODES KEY=VALUE...`; the overrides are those of pocket.yaml. It kills an engine's
 core, then a rollout worker, whose core must not outlive it, and a core again.
 """
 
@@ -34,7 +34,7 @@ def is_core(process: psutil.Process) -> bool:
 
 def main() -> None:
     episodes = int(sys.argv[2])
-    config = load_config("smollm2.yaml", sys.argv[3:])
+    config = load_config("pocket.yaml", sys.argv[3:])
     requests = [(q, [f"{q.id}/{i}" for i in range(episodes)]) for q in evaluation_questions(config.data)]
     killed, outlived = [], []
 

@@ -13,6 +13,7 @@ from agentrl.extras import EXTRAS
 
 TOP = Path(__file__).parents[1]
 PROJECT = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]
+FOLDERS = ("agentrl", "retrievers", "configs", "pocket_policy", "starter")
 IMPORTED_AS = {"pyjnius": "jnius", "faiss-cpu": "faiss", "prometheus-client": "prometheus_client"}
 
 # Runs the command line where a package of an extra cannot be imported, as if it were not installed.
@@ -108,7 +109,7 @@ def test_a_wheel_runs_in_an_empty_folder(tmp_path):
     empty.mkdir()
     source.mkdir()
     # A copy, because setuptools leaves a build folder behind.
-    for name in ("agentrl", "retrievers", "configs", "starter", "pyproject.toml", "setup.py", "README.md", "LICENSE"):
+    for name in (*FOLDERS, "pyproject.toml", "setup.py", "README.md", "LICENSE"):
         (source / name).symlink_to(TOP / name)
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     bare = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -116,6 +117,7 @@ def test_a_wheel_runs_in_an_empty_folder(tmp_path):
     subprocess.run(build, check=True, env=bare)
     [wheel] = tmp_path.glob("*.whl")
     subprocess.run([*pip, "install", "--no-deps", "--target", str(installed), str(wheel)], check=True, env=bare)
+    assert (installed / "agentrl/pocket_policy/model.safetensors").is_file()
     done = subprocess.run(
         [installed / "bin" / "agentrl", "train", "--config", "smollm2.yaml", "--dry-run"],
         cwd=empty,

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tiny import tiny_llama
 
 from agentrl.runs import RunFolder, read_trajectories
 
@@ -19,13 +18,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 AGENTRL = [sys.executable, "-m", "agentrl.cli"]
 
-# A random model of a few layers: it never searches or answers, but every part works on it in seconds.
-TINY = [
-    "model.adapter=null",
+# The pocket policy searches and answers, rightly and wrongly, in seconds.
+SMALL = [
     "rollout.group_size=4",
-    "agent.max_turn_tokens=12",
-    "agent.max_episode_tokens=400",
-    "agent.max_observation_tokens=64",
+    "rollout.questions_per_step=2",
     "training.checkpoint_every=2",
     "evaluation.before=false",
     "evaluation.after=false",
@@ -41,15 +37,6 @@ def world(tmp_path_factory):
     return root
 
 
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory, tokenizer):
-    folder = tmp_path_factory.mktemp("model")
-    model = tiny_llama(len(tokenizer), head_dim=32, max_position_embeddings=1024, tie_word_embeddings=True)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 def run(arguments, check=True, **kwargs):
     result = subprocess.run([*AGENTRL, *arguments], capture_output=True, text=True, timeout=800, **kwargs)
     if check and result.returncode:
@@ -57,9 +44,8 @@ def run(arguments, check=True, **kwargs):
     return result
 
 
-def tiny_arguments(world, model, runs, name, *more):
-    settings = [f"data.root={world}", f"model.path={model}", f"run_dir={runs}", f"name={name}", *TINY, *more]
-    return ["train", "--config", "smollm2.yaml", *settings]
+def pocket_arguments(world, runs, name, *more):
+    return ["train", "--config", "pocket.yaml", f"data.root={world}", f"run_dir={runs}", f"name={name}", *SMALL, *more]
 
 
 def folder_of(runs, name):
@@ -112,12 +98,12 @@ def test_a_real_model_learns_to_search_and_its_adapter_evaluates(world, tmp_path
     assert len(list(read_trajectories(tmp_path / "scores/ceiling.jsonl.zst"))) == 2
 
 
-def test_a_killed_run_resumes_to_the_same_data_order_and_leaves_no_process(world, tiny_model, tmp_path):
+def test_a_killed_run_resumes_to_the_same_data_order_and_leaves_no_process(world, tmp_path):
     steps = "training.steps=4"
-    run(tiny_arguments(world, tiny_model, tmp_path, "unbroken", steps))
+    run(pocket_arguments(world, tmp_path, "unbroken", steps))
     unbroken = question_order(folder_of(tmp_path, "unbroken"), 4)
 
-    arguments = tiny_arguments(world, tiny_model, tmp_path, "broken", steps)
+    arguments = pocket_arguments(world, tmp_path, "broken", steps)
     process = psutil.Popen([*AGENTRL, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     broken = folder_of(tmp_path, "broken")
     deadline = time.monotonic() + 300
@@ -138,9 +124,9 @@ def test_a_killed_run_resumes_to_the_same_data_order_and_leaves_no_process(world
     assert len(set(flat)) == len(flat) == 8
 
 
-def test_engines_work_ahead_as_far_as_the_bound_on_staleness_and_weights_correct_for_it(world, tiny_model, tmp_path):
+def test_engines_work_ahead_as_far_as_the_bound_on_staleness_and_weights_correct_for_it(world, tmp_path):
     more = ["rollout.max_staleness=2", "training.steps=5", "engine.kind=transformers"]
-    run(tiny_arguments(world, tiny_model, tmp_path, "ahead", *more))
+    run(pocket_arguments(world, tmp_path, "ahead", *more))
     metrics = folder_of(tmp_path, "ahead").read_metrics()
     assert [line["step"] for line in metrics] == [1, 2, 3, 4, 5]
     assert max(line["staleness/max"] for line in metrics) <= 2
@@ -169,10 +155,10 @@ def test_sampled_episodes_are_the_same_in_every_run_on_any_number_of_engines_and
     assert sampled[0] == sampled[1] == sampled[2]
 
 
-def test_killed_engines_and_workers_cost_no_episode_change_none_and_leave_nothing(world, tiny_model, tmp_path):
+def test_killed_engines_and_workers_cost_no_episode_change_none_and_leave_nothing(world, tmp_path):
     script, out, scratch = Path(__file__).with_name("killed_engine.py"), tmp_path / "killed", tmp_path / "tmp"
     scratch.mkdir()
-    settings = [f"data.root={world}", f"model.path={tiny_model}", *TINY, "data.eval.0.limit=24", "rollout.workers=2"]
+    settings = [f"data.root={world}", *SMALL, "data.eval.0.limit=24", "rollout.workers=2"]
     # Ray's sockets need a shorter name than a test's own folder has.
     environment = os.environ | {"TMPDIR": str(scratch), "RAY_TMPDIR": tempfile.gettempdir()}
     command = [sys.executable, str(script), str(out), "8", *settings]
@@ -193,9 +179,9 @@ def test_killed_engines_and_workers_cost_no_episode_change_none_and_leave_nothin
     assert len(list(scratch.glob("agentrl-*/*"))) <= 1
 
 
-def test_a_dead_retriever_ends_the_run_with_one_message_and_no_process(world, tiny_model, tmp_path):
+def test_a_dead_retriever_ends_the_run_with_one_message_and_no_process(world, tmp_path):
     """A server that cannot be reached: what the agent needs it for fails, and the run says so."""
-    arguments = tiny_arguments(world, tiny_model, tmp_path, "dead", "training.steps=1", "retriever.kind=http")
+    arguments = pocket_arguments(world, tmp_path, "dead", "training.steps=1", "retriever.kind=http")
     arguments += ["retriever.url=http://127.0.0.1:9/retrieve", "retriever.retries=0"]
     result = run(arguments, check=False)
     assert result.returncode != 0
@@ -204,9 +190,9 @@ def test_a_dead_retriever_ends_the_run_with_one_message_and_no_process(world, ti
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_a_run_that_is_stopped_keeps_its_state_and_takes_its_processes_along(world, tiny_model, tmp_path, name):
+def test_a_run_that_is_stopped_keeps_its_state_and_takes_its_processes_along(world, tmp_path, name):
     more = ["training.steps=50", "training.checkpoint_every=50"]
-    arguments = tiny_arguments(world, tiny_model, tmp_path, name, *more)
+    arguments = pocket_arguments(world, tmp_path, name, *more)
     process = psutil.Popen([*AGENTRL, *arguments], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     folder = folder_of(tmp_path, name)
     deadline = time.monotonic() + 300
@@ -233,10 +219,8 @@ def test_a_run_that_is_stopped_keeps_its_state_and_takes_its_processes_along(wor
         ("advantages.options.alhpa=0.5", "alpha"),
     ],
 )
-def test_what_is_missing_or_misspelt_is_named_before_anything_starts(
-    agentrl, world, tiny_model, tmp_path, override, expected
-):
-    status, _, errors = agentrl(*tiny_arguments(world, tiny_model, tmp_path, "bad", "training.steps=1"), override)
+def test_what_is_missing_or_misspelt_is_named_before_anything_starts(agentrl, world, tmp_path, override, expected):
+    status, _, errors = agentrl(*pocket_arguments(world, tmp_path, "bad", "training.steps=1"), override)
     assert status == 1
     assert expected in errors
     assert "Traceback" not in errors

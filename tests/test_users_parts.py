@@ -5,7 +5,6 @@ import sys
 from textwrap import dedent
 
 import pytest
-from tiny import tiny_llama
 
 from agentrl.runs import RunFolder, read_trajectories
 
@@ -44,26 +43,24 @@ def alternate(batch, size=1.0):
 CONFIG = """
     name: mine
     run_dir: runs
-    model: {{path: {model}, lora: {{rank: 4, alpha: 8}}}}
-    data: {{root: ., train: [{{path: questions.jsonl, name: q}}]}}
-    engine: {{kind: transformers, threads: 1, max_concurrent: 4}}
-    retriever: {{kind: object, target: "mine:MyLibrary", options: {{shelf: poetry}}}}
-    agent: {{protocol: "mine:EverySearch", instruction: "", max_turns: 1, max_turn_tokens: 8, max_observation_tokens: 64,
-             max_episode_tokens: 256}}
-    rollout: {{group_size: 4, questions_per_step: 1}}
-    advantages: {{estimator: "mine:alternate", stratum: "mine:by_last_digit", options: {{size: 0.5}}}}
-    training: {{steps: 1, learning_rate: 1.0e-3, threads: 1}}
-    evaluation: {{before: false, after: false}}
+    model: {path: pocket_policy, lora: {rank: 4, alpha: 8}}
+    data: {root: ., train: [{path: questions.jsonl, name: q}]}
+    engine: {kind: transformers, threads: 1, max_concurrent: 4}
+    retriever: {kind: object, target: "mine:MyLibrary", options: {shelf: poetry}}
+    agent: {protocol: "mine:EverySearch", instruction: "", max_turns: 1, max_turn_tokens: 8, max_observation_tokens: 64,
+             max_episode_tokens: 256}
+    rollout: {group_size: 4, questions_per_step: 1}
+    advantages: {estimator: "mine:alternate", stratum: "mine:by_last_digit", options: {size: 0.5}}
+    training: {steps: 1, learning_rate: 1.0e-3, threads: 1}
+    evaluation: {before: false, after: false}
 """
 
 
 @pytest.fixture
-def folder(tmp_path, tokenizer):
-    tiny_llama(len(tokenizer), max_position_embeddings=256).save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
+def folder(tmp_path):
     (tmp_path / "mine.py").write_text(MINE)
     (tmp_path / "questions.jsonl").write_text('{"id": "1", "question": "who wrote it?", "golden_answers": ["me"]}\n')
-    (tmp_path / "mine.yaml").write_text(dedent(CONFIG.format(model=tmp_path / "model")))
+    (tmp_path / "mine.yaml").write_text(dedent(CONFIG))
     return tmp_path
 
 

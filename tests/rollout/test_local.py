@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny import tiny_llama
 
 TOP = Path(__file__).parents[2]
 
@@ -22,31 +21,42 @@ def agentrl(*arguments):
     )
 
 
+CITIES = {"Nha Trang": "Vietnam", "Da Nang": "Vietnam", "Curitiba": "Brazil", "Recife": "Brazil"}
+
+
 @pytest.fixture
-def policy(tmp_path, tokenizer):
-    """A config with a random model, an index of two passages and four questions."""
-    tokenizer.save_pretrained(tmp_path / "model")
-    tiny_llama(len(tokenizer)).save_pretrained(tmp_path / "model")
-    rows = [{"id": str(i), "contents": f'"Title {i}"\nPassage {i}.'} for i in range(2)]
+def policy(tmp_path):
+    """A config with the pocket policy, an index of four cities and a question on each."""
+    rows = [
+        {"id": city, "contents": f'"{city}"\nThe city of {city} belongs to {country}.'}
+        for city, country in CITIES.items()
+    ]
     (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    rows = [{"id": str(i), "question": f"why {i}?", "golden_answers": ["so"]} for i in range(4)]
+    rows = [
+        {"id": city, "question": f"Which country does the city of {city} belong to?", "golden_answers": [country]}
+        for city, country in CITIES.items()
+    ]
     (tmp_path / "dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     built = agentrl("index", "build", "--corpus", tmp_path / "corpus.jsonl", "--out", tmp_path / "index")
     assert built.returncode == 0, built.stderr
     config = tmp_path / "small.yaml"
     config.write_text(
-        f"name: small\nmodel: {{path: {tmp_path / 'model'}}}\ndata: {{root: {tmp_path}, eval: [{{path: dev.jsonl}}]}}\n"
-        "retriever: {index: index, k: 1}\nagent: {max_turns: 2, max_turn_tokens: 16, max_episode_tokens: 600}\n"
+        f"name: small\nmodel: {{path: pocket_policy}}\ndata: {{root: {tmp_path}, eval: [{{path: dev.jsonl}}]}}\n"
+        'retriever: {index: index, k: 1}\nagent: {instruction: "", max_turns: 2, max_turn_tokens: 48, '
+        "max_episode_tokens: 512}\n"
     )
     return config
 
 
 @pytest.mark.slow
 def test_a_policy_is_shown_from_one_process(policy):
-    shown = agentrl("rollout", "--config", policy, "--quick", "--samples", 2)
+    shown = agentrl("rollout", "--config", policy, "--quick", "--samples", 4)
     assert shown.returncode == 0, shown.stderr
-    assert shown.stdout.count("question  ") == 6
-    assert "episodes  6 for 3 question(s)" in shown.stdout
+    assert shown.stdout.count("question  ") == 12
+    assert "episodes  12 for 3 question(s)" in shown.stdout
+    # It searches, reads what it found, and answers rightly.
+    assert "belongs to Vietnam." in shown.stdout
+    assert "reward 1" in shown.stdout
     assert "ray" not in shown.stdout.lower().replace("without ray", "")
 
 
