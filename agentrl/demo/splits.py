@@ -24,23 +24,30 @@ def split_questions(world: World, drafts: Sequence[Draft], seed: int) -> dict[st
     """Return the questions of each split, in random order, as many as `SIZES` says or as there are.
 
     A tenth of them has three hops where the split's countries have as many; the rest is divided evenly between one hop and
-    two. The three-hop questions of each split are on at least two countries that are the only neighbour of another, if the
-    world has six of them that need not be in one split; where it has fewer, dev is served first and training last. The seed
-    chooses the first country of dev and of test, and the second is one that adds most of the kinds that the first lacks.
+    two. In training the kinds of as many hops are equally frequent, as far as there are enough of each; dev and test ask each
+    kind as often as training does.
+
+    The three-hop questions of each split are on at least two countries that are the only neighbour of another, if the world has
+    six of them that need not be in one split; where it has fewer, dev is served first and training last. The seed chooses the
+    first country of dev and of test, and the second is one that adds most of the kinds that the first lacks.
     """
     three_hops: dict[str, set[str]] = defaultdict(set)
     for draft in drafts:
         if len(draft.passages) == 3:
             three_hops[draft.country].add(draft.kind)
     home = _split_countries(world, three_hops, seed)
-    splits = {}
+    splits: dict[str, list[Draft]] = {}
     for split, size in SIZES.items():
-        mine = [draft for draft in drafts if home[draft.country] == split]
+        by_hops: dict[int, list[Draft]] = {1: [], 2: [], 3: []}
+        for draft in drafts:
+            if home[draft.country] == split:
+                by_hops[len(draft.passages)].append(draft)
         rng = random.Random(f"{seed}:{split}")
-        triple = balanced([d for d in mine if len(d.passages) == 3], round(_THREE_HOPS * size), rng)
+        frequencies = Counter(draft.kind for draft in splits.get("train", ())) or None
+        triple = balanced(by_hops[3], round(_THREE_HOPS * size), rng, frequencies)
         rest = size - len(triple)
-        single = balanced([d for d in mine if len(d.passages) == 1], rest - rest // 2, rng)
-        double = balanced([d for d in mine if len(d.passages) == 2], rest // 2, rng)
+        single = balanced(by_hops[1], rest - rest // 2, rng, frequencies)
+        double = balanced(by_hops[2], rest // 2, rng, frequencies)
         chosen = [*single, *double, *triple]
         rng.shuffle(chosen)
         splits[split] = chosen
@@ -87,10 +94,13 @@ def _split_countries(world: World, three_hops: Mapping[str, Set[str]], seed: int
     return home | {code: "train" for group_codes in order for code in group_codes}
 
 
-def balanced(drafts: Sequence[Draft], count: int, rng: random.Random) -> list[Draft]:
-    """Return `count` drafts, or all where there are fewer.
+def balanced(
+    drafts: Sequence[Draft], count: int, rng: random.Random, frequencies: Mapping[str, int] | None = None
+) -> list[Draft]:
+    """Return `count` drafts, or all of the kinds that are wanted where there are fewer.
 
-    The kinds take turns, and within a kind the countries do, so that neither fills a split.
+    The kinds take turns, and within a kind the countries do, so that neither fills a split. With `frequencies` each kind is as
+    frequent among those returned as in them (Sainte-Laguë's method), as far as there are enough.
     """
     kinds: dict[str, list[Draft]] = defaultdict(list)
     for draft in rng.sample(drafts, len(drafts)):
@@ -103,8 +113,13 @@ def balanced(drafts: Sequence[Draft], count: int, rng: random.Random) -> list[Dr
             seen[draft.country] += 1
         kinds[kind] = [draft for _, draft in sorted(turns, key=lambda turn: -turn[0])]
     chosen: list[Draft] = []
-    while len(chosen) < min(count, len(drafts)):
-        for kind in sorted(kinds):
-            if kinds[kind] and len(chosen) < count:
-                chosen.append(kinds[kind].pop())
+    taken: Counter[str] = Counter()
+    weights = {kind: 1 if frequencies is None else frequencies.get(kind, 0) for kind in sorted(kinds)}
+    while len(chosen) < count:
+        left = [kind for kind, weight in weights.items() if weight and kinds[kind]]
+        if not left:
+            break
+        kind = min(left, key=lambda kind: (taken[kind] + 0.5) / weights[kind])
+        chosen.append(kinds[kind].pop())
+        taken[kind] += 1
     return chosen
