@@ -54,6 +54,9 @@ ITSELF = "as configured"
 STEPS_A_LINE = 10
 
 console = Console(highlight=False)
+# Tables are read whole in a file too.
+if not console.is_terminal:
+    console.width = 140
 
 
 def run_study(study: Study, out: Path, results: Path) -> bool:

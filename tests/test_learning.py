@@ -38,7 +38,7 @@ CONFIG = """
     engine: {{threads: 1, kv_cache_gib: 1, max_concurrent: 64}}
     rollout: {{group_size: 8, questions_per_step: 8, max_staleness: 1}}
     advantages: {{estimator: grpo}}
-    training: {{steps: 14, learning_rate: 2.0e-3, micro_batch: 16, checkpoint_every: 100, threads: 1}}
+    training: {{steps: 24, learning_rate: 1.0e-3, micro_batch: 16, checkpoint_every: 100, threads: 1}}
 """
 
 _shuffle = np.random.default_rng(0)
@@ -87,9 +87,9 @@ def train(world, name, *overrides):
 def test_a_policy_learns_to_search_again_where_one_search_does_not_do(world):
     rewards, before, after = train(world, "learns")
     assert rewards[0] < 0.4
-    assert statistics.mean(rewards[-3:]) > 0.6
+    assert statistics.mean(rewards[-3:]) > 0.8
     assert before < 0.3
-    assert after > 0.8
+    assert after > 0.5
 
 
 def test_a_policy_learns_nothing_from_advantages_dealt_out_to_the_wrong_episodes(world):

@@ -83,9 +83,16 @@ def _draw_evaluations(axes: Axes, evaluations: dict[int, Evaluation], ceiling: E
 
 def _draw_strata(axes: Axes, history: History) -> None:
     axes.set_ylim(0.0, 1.0)
-    axes.set_ylabel("share of strata")
+    axes.set_ylabel("share of episodes")
     if history.shares:
         axes.stackplot(history.steps, *history.shares.values(), labels=list(history.shares), alpha=0.8)
         handles, labels = axes.get_legend_handles_labels()
         # As they lie on one another.
-        axes.legend(handles[::-1], labels[::-1], loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")
+        axes.legend(
+            handles[::-1],
+            labels[::-1],
+            title="stratum",
+            loc="center left",
+            bbox_to_anchor=(1.0, 0.5),
+            fontsize="small",
+        )
