@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from enum import StrEnum
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -34,7 +35,8 @@ app.add_typer(runs, name="runs")
 # Wider than any line: in a file or a pipe nothing is wrapped or shortened to fit a screen that is not there.
 _UNBOUNDED = 100_000
 
-console = Console() if sys.stdout.isatty() else Console(width=_UNBOUNDED)
+# FORCE_COLOR makes no terminal of a file.
+console = Console() if sys.stdout.isatty() else Console(width=_UNBOUNDED, force_terminal=False)
 errors = Console(stderr=True)
 
 ConfigOption = Annotated[str, typer.Option("--config", "-c", help="A config file, or the name of a packaged one.")]
@@ -90,17 +92,16 @@ def train(
         return
     from agentrl.commands.runs import finish
     from agentrl.display import RunDisplay, evaluation_table
-    from agentrl.evaluation.run import Evaluation
+    from agentrl.evaluation.run import read_evaluation
     from agentrl.runs import RunFolder
     from agentrl.training.run import train as run
 
     earlier = RunFolder(settings.folder).read_metrics() if resume else []
     with RunDisplay(console, settings.training.steps, earlier) as display:
         folder, before, after = run(settings, resume=resume, on_progress=display.update)
-    if after is not None:
-        recorded = folder.read_evaluation("ceiling") if settings.evaluation.ceiling else None
-        ceiling = None if recorded is None else Evaluation.from_dict(recorded)
-        columns = {"before": before, "after": after, "ceiling": ceiling}
+    ceiling = read_evaluation(folder, "ceiling") if settings.evaluation.ceiling else None
+    columns = {"before": before, "after": after, "ceiling": ceiling}
+    if any(columns.values()):
         console.print(evaluation_table(f"{settings.name}: before and after", columns))
     finish(folder, console)
 
@@ -389,6 +390,10 @@ def main() -> None:
     for name in ("AGENTRL_CACHE", "RETRIEVERS_CACHE", "HF_HOME"):
         if os.environ.get(name):
             os.environ[name] = os.path.abspath(os.path.expanduser(os.environ[name]))
+    # What a terminal cannot write is no reason to stop.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         app()
     except (AgentRLError, RetrieverError, OSError) as error:

@@ -61,7 +61,8 @@ def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
     spread = 1 + z * z / n
     middle = (share + z * z / (2 * n)) / spread
     half = z / spread * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    # Exactly, where rounding would leave the share outside of its own interval.
+    return 0.0 if successes == 0 else middle - half, 1.0 if successes == n else middle + half
 
 
 def _best(prediction: str, golds: Sequence[str], score: Callable[[str, str], float]) -> float:

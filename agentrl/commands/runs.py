@@ -8,6 +8,7 @@ from rich.console import Console
 
 from agentrl.commands.show import show_change
 from agentrl.display import evaluation_table
+from agentrl.display.history import WINDOW, History
 from agentrl.display.scores import read_ceiling, read_evaluations
 from agentrl.extras import missing_extra
 from agentrl.runs import RunError, RunFolder, read_trajectories
@@ -21,9 +22,15 @@ def open_run(path: Path) -> RunFolder:
 
 
 def plot(path: Path, out: Path | None) -> Path:
-    """Draw the picture of a run and return its file; see `agentrl.display.picture.draw_run`."""
+    """Draw the picture of a run and return its file; see `agentrl.display.picture.draw_run`.
+
+    Raises:
+        RunError: if there is no run, it has nothing to draw, or `out` is a folder.
+    """
     from agentrl.display.picture import draw_run
 
+    if out is not None and out.is_dir():
+        raise RunError(f"{out}: a folder; give the name of a file with --out")
     return draw_run(open_run(path), out)
 
 
@@ -40,18 +47,25 @@ def show_learned(folder: RunFolder, console: Console) -> None:
 
 
 def show_run(path: Path, console: Console) -> None:
-    """Print what `agentrl train` prints of a run at its end: scores by evaluation, and a question before and after.
+    """Print how far a run came, its scores by evaluation, a question before and after, and where its error lies if it failed.
 
     Raises:
-        RunError: if there is no run, or it has no evaluation.
+        RunError: if there is no run, or what it has is damaged.
         OSError: if a file of it cannot be read.
     """
     folder = open_run(path)
+    history = History.of(folder.read_metrics())
+    reward = f", reward {history.means[-1]:.3f} over the last {WINDOW}" if history.means else ""
+    _tell(console, "steps", f"{history.steps[-1] if history.steps else 0}{reward}")
     scores = {f"step {step}": evaluation for step, evaluation in read_evaluations(folder).items()}
-    if not scores:
-        raise RunError(f"{folder.evaluations}: no evaluation yet")
-    console.print(evaluation_table(path.resolve().name, scores | {"ceiling": read_ceiling(folder)}))
+    columns = scores | {"ceiling": read_ceiling(folder)}
+    if any(columns.values()):
+        console.print(evaluation_table(path.resolve().name, columns))
+    else:
+        _tell(console, "scores", "no evaluation")
     show_learned(folder, console)
+    if (folder.path / "error.txt").is_file():
+        _tell(console, "failed", f"the traceback is in {folder.path / 'error.txt'}")
 
 
 def finish(folder: RunFolder, console: Console) -> None:

@@ -63,7 +63,7 @@ class RunDisplay:
             console=console,
         )
         self._task = self._bars.add_task("starting", total=None)
-        self._live = Live(self, console=console, refresh_per_second=4) if console.is_terminal else None
+        self._live = Live(self, console=console, refresh_per_second=4) if _is_live(console) else None
 
     def __enter__(self) -> Self:
         if self._live is not None:
@@ -159,6 +159,11 @@ class RunDisplay:
         for row in self._rows[-rows:]:
             table.add_row(*(escape(row[place]) for place in places))
         return table
+
+
+def _is_live(console: Console) -> bool:
+    # On a dumb terminal rich shows a live view at its end alone.
+    return console.is_terminal and not console.is_dumb_terminal
 
 
 def strata_shares(metrics: Mapping[str, float]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,19 +9,19 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from agentrl.evaluation.run import Evaluation
+from agentrl.evaluation.run import Evaluation, read_evaluation
 from agentrl.runs import RunFolder
 
 
 def read_evaluations(folder: RunFolder) -> dict[int, Evaluation]:
     """Return the scores of a run's evaluations by the number of steps after which they were made, ascending."""
-    return {step: Evaluation.from_dict(folder.read_evaluation(step) or {}) for step in folder.evaluated_steps()}
+    read = {step: read_evaluation(folder, step) for step in folder.evaluated_steps()}
+    return {step: evaluation for step, evaluation in read.items() if evaluation is not None}
 
 
 def read_ceiling(folder: RunFolder) -> Evaluation | None:
     """Return what a perfect searcher would score in a run, or None where that was not measured."""
-    path = folder.evaluations / "ceiling.json"
-    return Evaluation.from_dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+    return read_evaluation(folder, "ceiling")
 
 
 def evaluation_table(title: str, columns: Mapping[str, Evaluation | None]) -> Table:

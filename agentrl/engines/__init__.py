@@ -31,6 +31,20 @@ def environment(config: Config) -> dict[str, str]:
     return import_path(f"{module}:environment")(config.engine, config.device)
 
 
+def check_device(config: Config) -> None:
+    """Raise ConfigError if the config wants GPUs and this machine, which is to run it, has none."""
+    if config.device == "cpu":
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        instead = f"; on a CPU use --config {config.cpu_config}" if config.cpu_config else ""
+        raise ConfigError(
+            f"config {config.name!r} asks for device cuda and this machine has no GPU{instead}, or train and evaluate on a "
+            "cluster that has GPUs with ray.address"
+        )
+
+
 def require_trainable(config: Config) -> None:
     """Raise ConfigError if the config's engine returns ids that must not be trained on."""
     kind = config.engine.kind

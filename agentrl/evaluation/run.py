@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
+from agentrl.runs import RunError, RunFolder
+from agentrl.runs.folder import Evaluated
 from agentrl.scores import exact_match, f1, wilson
 from agentrl.types import Question, Trajectory, check_failures
 
@@ -55,6 +57,15 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         return {"sets": [asdict(result) for result in self.sets]}
+
+
+def read_evaluation(folder: RunFolder, after: Evaluated) -> Evaluation | None:
+    """Return an evaluation of a run, without its episodes, or None if there was none. Raises RunError if it is damaged."""
+    recorded = folder.read_evaluation(after)
+    try:
+        return None if recorded is None else Evaluation.from_dict(recorded)
+    except TypeError as error:
+        raise RunError(f"{folder.evaluations}: damaged scores of evaluation {after}: {error}") from error
 
 
 def evaluate(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 
 from agentrl.adapters import adapter_folder, check_tensors
 from agentrl.config import Config, with_setting
+from agentrl.engines import check_device
 from agentrl.models import resolve_model
 from agentrl.rollout.pool import Request
 from agentrl.rollout.retriever import retriever_identity, retriever_over
@@ -64,10 +65,12 @@ def local_pool(config: Config, on_phase: Callable[[str], None] = lambda phase: N
     """Start engine and retriever of a config of `local_config` in this process, and stop them at the end of the block.
 
     Raises:
+        ConfigError: if the config wants a GPU and there is none.
         ModelError: if there is no such model, or the adapter does not fit it.
         EngineDied, RetrieverError: if a part does not start.
     """
     config.require("retriever")
+    check_device(config)
     on_phase("model files")
     adapter = adapter_folder(config)
     model = resolve_model(config.model.path, weights=config.engine.kind != "openai")
@@ -76,21 +79,29 @@ def local_pool(config: Config, on_phase: Callable[[str], None] = lambda phase: N
     with asyncio.Runner() as runner:
         on_phase("retriever")
         identity = "" if config.retriever.replay is not None else retriever_identity(config.retriever, config.data)
-        worker = _LocalWorker(config, identity, ())
-        try:
-            on_phase("engine")
-            runner.run(worker.prepare())
-            yield LocalPool(worker, runner)
-        finally:
-            runner.run(worker.close())
+        with ExitStack() as opened:
+            worker = _LocalWorker(config, identity, opened)
+            try:
+                on_phase("engine")
+                runner.run(worker.prepare())
+                yield LocalPool(worker, runner)
+            finally:
+                runner.run(worker.close())
 
 
 class _LocalWorker(RolloutWorker):
-    """Opens its indexes itself."""
+    """Opens its indexes itself, and leaves it to `opened` to close them."""
+
+    def __init__(self, config: Config, identity: str, opened: ExitStack) -> None:
+        self._opened = opened
+        super().__init__(config, identity, ())
 
     def _make_retriever(self, identity: str, indexes: Sequence[str]) -> Retriever:
         settings, data = self._config.retriever, self._config.data
         # What is replayed needs no index.
         searched = settings.indexes if settings.replay is None else []
-        opened = [open_index(data.resolve_index(index.index), **index.options) for index in searched]
+        opened = [
+            self._opened.enter_context(closing(open_index(data.resolve_index(index.index), **index.options)))
+            for index in searched
+        ]
         return retriever_over(settings, data, identity, opened)

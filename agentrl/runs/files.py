@@ -62,5 +62,5 @@ def append(path: Path, data: bytes) -> None:
 
 
 def _naming(error: OSError, path: Path) -> OSError:
-    """Return the error with the file's name, which the system leaves out where a write fails."""
-    return OSError(error.errno, error.strerror, str(path)) if error.filename is None else error
+    """Return the error with the name of the file that was asked for."""
+    return OSError(error.errno, error.strerror, str(path))

@@ -214,11 +214,15 @@ class RunFolder:
         append(self.metrics, (json.dumps({"step": step, **finite}) + "\n").encode())
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Return the metrics line by line; a last line that was cut off by a kill is left out."""
+        """Return the metrics line by line; a last line that was cut off by a kill is left out.
+
+        Raises:
+            RunError: if another line is damaged; it names the line.
+        """
         if not self.metrics.exists():
             return []
-        lines = self.metrics.read_text(encoding="utf-8").split("\n")
-        return [json.loads(line) for line in lines[:-1]]
+        lines = self.metrics.read_bytes().split(b"\n")
+        return [_parse(line, f"{self.metrics}:{number}", "step") for number, line in enumerate(lines[:-1], 1)]
 
     def append_trajectories(self, step: int, trajectories: Iterable[Trajectory]) -> None:
         """Add trajectories of a step, as they arrive, to its file. Raises OSError if they cannot be written."""
@@ -233,9 +237,9 @@ class RunFolder:
         replace_text(self._evaluation_file(after, "json"), json.dumps(result, indent=2) + "\n")
 
     def read_evaluation(self, after: Evaluated) -> dict[str, Any] | None:
-        """Return the scores of an evaluation, or None if there was none."""
+        """Return the scores of an evaluation, or None if there was none. Raises RunError if its file is damaged."""
         path = self._evaluation_file(after, "json")
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        return _parse(path.read_bytes(), str(path), "sets") if path.exists() else None
 
     def evaluated_steps(self) -> list[int]:
         """Return after how many steps there are scores of an evaluation, ascending."""
@@ -264,6 +268,17 @@ def versions() -> dict[str, str]:
             found[package] = version(package)
         except PackageNotFoundError:
             continue
+    return found
+
+
+def _parse(data: bytes, source: str, key: str) -> dict[str, Any]:
+    """Read a JSON object that has `key`."""
+    try:
+        found = json.loads(data)
+    except ValueError as error:
+        raise RunError(f"{source}: damaged: {error}; bring it back from a copy, or remove it") from error
+    if not isinstance(found, dict) or key not in found:
+        raise RunError(f"{source}: damaged: it has no {key!r}; bring it back from a copy, or remove it")
     return found
 
 

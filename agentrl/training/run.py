@@ -12,9 +12,9 @@ from agentrl.adapters import WEIGHTS, adapter_folder, check_tensors, read_adapte
 from agentrl.config import Config, ConfigError
 from agentrl.data.inputs import check_index, describe_inputs, evaluation_questions, file_sha256, read_set
 from agentrl.data.stream import QuestionStream
-from agentrl.engines import require_trainable
+from agentrl.engines import check_device, require_trainable
 from agentrl.evaluation.ceiling import measure_ceiling
-from agentrl.evaluation.run import Evaluation, evaluate
+from agentrl.evaluation.run import Evaluation, evaluate, read_evaluation
 from agentrl.models import model_on_disk
 from agentrl.progress import OnProgress, Progress
 from agentrl.rollout.cluster import cluster
@@ -62,20 +62,6 @@ def _check_adapter(config: Config) -> None:
         check_tensors(start, str(model))
 
 
-def check_device(config: Config) -> None:
-    """Raise ConfigError if the config wants GPUs and this machine, which is to run it, has none."""
-    if config.device == "cpu" or config.ray.address is not None:
-        return
-    import torch
-
-    if not torch.cuda.is_available():
-        instead = f"; on a CPU use --config {config.cpu_config}" if config.cpu_config else ""
-        raise ConfigError(
-            f"config {config.name!r} asks for device cuda and this machine has no GPU{instead}, or name a cluster that "
-            "has GPUs with ray.address"
-        )
-
-
 def train(
     config: Config, *, resume: bool, on_progress: OnProgress
 ) -> tuple[RunFolder, Evaluation | None, Evaluation | None]:
@@ -91,7 +77,8 @@ def train(
             error.txt.
         RetrieverError: if the index is missing or damaged.
     """
-    check_device(config)
+    if config.ray.address is None:
+        check_device(config)
     inputs = load_inputs(config)
     described = describe_inputs(config)
     start = adapter_folder(config)
@@ -119,8 +106,7 @@ class _Run:
         config, settings = self.config, self.config.evaluation
         if self.folder.changes:
             self._tell(self.done, f"continuing with {'; '.join(self.folder.changes)}")
-        recorded = self.folder.read_evaluation(0)
-        before = None if recorded is None else Evaluation.from_dict(recorded)
+        before = read_evaluation(self.folder, 0)
         after = None
         trains = self.done < config.training.steps or not self.folder.adapter.exists()
         with (
