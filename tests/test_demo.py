@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import random
 import re
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from agentrl.demo.facts import City, Country, World, mentions
 from agentrl.demo.passages import write_passages
 from agentrl.demo.questions import draft_questions
 from agentrl.demo.sources import load_world
-from agentrl.demo.splits import split_questions
+from agentrl.demo.splits import balanced, split_questions
 from agentrl.demo.world import write_demo
 from agentrl.scores import normalize_answer
 
@@ -114,15 +115,40 @@ def test_small_splits_ask_each_kind_of_question_as_often_as_training_where_they_
     world = load_world()
     library = write_passages(world, seed)
     splits = split_questions(world, draft_questions(world, library, seed), seed)
+    trained = Counter(draft.kind for draft in splits["train"])
     for split in ("dev", "test"):
-        for hops in (1, 2, 3):
-            trained = Counter(draft.kind for draft in splits["train"] if len(draft.passages) == hops)
-            asked = Counter(draft.kind for draft in splits[split] if len(draft.passages) == hops)
-            assert set(asked) <= set(trained)
-            # No kind is asked more often than the others make up for.
-            scarce = sum(max(0.0, n / trained.total() * asked.total() - asked[kind]) for kind, n in trained.items())
-            for kind, n in trained.items():
-                assert asked[kind] <= n / trained.total() * asked.total() + 1 + scarce
+        asked = Counter(draft.kind for draft in splits[split])
+        assert set(asked) <= set(trained)
+        # Of these every country has some.
+        for kind in ("country_tld", "city_country", "city_tld", "city_currency"):
+            assert abs(asked[kind] - trained[kind] * len(splits[split]) / len(splits["train"])) <= 2
+        for kind in ("neighbour_tld", "city_neighbour", "country_neighbour"):
+            assert asked[kind] <= trained[kind] * len(splits[split]) / len(splits["train"]) + 1
+
+
+def test_kinds_are_drawn_as_often_as_frequencies_say_or_equally_often():
+    world = load_world()
+    drafts = draft_questions(world, write_passages(world, 0), 0)
+    frequencies = {"country_tld": 6, "city_country": 3, "city_tld": 1, "no such kind": 5}
+    chosen = Counter(draft.kind for draft in balanced(drafts, 100, random.Random(0), frequencies))
+    assert chosen == {"country_tld": 60, "city_country": 30, "city_tld": 10}
+    equal = Counter(draft.kind for draft in balanced(drafts, 60, random.Random(0)))
+    assert max(equal.values()) - min(equal.values()) <= 1
+
+
+def test_a_world_where_only_a_small_split_has_neighbours_still_asks_about_them():
+    countries = {code: a_country(code, f"{code}land") for code in (f"{a}{b}" for a in "ABCDE" for b in "ABCDE")}
+    countries["AA"] = a_country("AA", "AAland", neighbours=("AB",))
+    cities = tuple(
+        City(code, f"{code}{letter}ville", 50_000, 1.0, 2.0, None, None, None)
+        for code in countries
+        for letter in "pqrst"
+    )
+    world = World(countries, {}, cities)
+    splits = split_questions(world, draft_questions(world, write_passages(world, 0), 0), 0)
+    hops = {split: Counter(len(draft.passages) for draft in drafts) for split, drafts in splits.items()}
+    assert not hops["train"][3]
+    assert hops["dev"][3]
 
 
 def test_a_world_with_a_single_pair_of_neighbours_has_three_hop_questions_in_one_split():

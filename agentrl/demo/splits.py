@@ -21,7 +21,7 @@ _SHARES = {"dev": 0.09, "test": 0.13}
 
 
 def split_questions(world: World, drafts: Sequence[Draft], seed: int) -> dict[str, list[Draft]]:
-    """Return the questions of each split, in random order, as many as `SIZES` says or as there are.
+    """Return the questions of each split, in random order, as many as `SIZES` says, or fewer where some hops have too few.
 
     A tenth of them has three hops where the split's countries have as many; the rest is divided evenly between one hop and
     two. In training the kinds of as many hops are equally frequent, as far as there are enough of each; dev and test ask each
@@ -43,11 +43,15 @@ def split_questions(world: World, drafts: Sequence[Draft], seed: int) -> dict[st
             if home[draft.country] == split:
                 by_hops[len(draft.passages)].append(draft)
         rng = random.Random(f"{seed}:{split}")
-        frequencies = Counter(draft.kind for draft in splits.get("train", ())) or None
-        triple = balanced(by_hops[3], round(_THREE_HOPS * size), rng, frequencies)
+        # Training may have none with so many hops; each kind is then as good as another.
+        frequencies = {
+            hops: Counter(draft.kind for draft in splits.get("train", ()) if len(draft.passages) == hops) or None
+            for hops in by_hops
+        }
+        triple = balanced(by_hops[3], round(_THREE_HOPS * size), rng, frequencies[3])
         rest = size - len(triple)
-        single = balanced(by_hops[1], rest - rest // 2, rng, frequencies)
-        double = balanced(by_hops[2], rest // 2, rng, frequencies)
+        single = balanced(by_hops[1], rest - rest // 2, rng, frequencies[1])
+        double = balanced(by_hops[2], rest // 2, rng, frequencies[2])
         chosen = [*single, *double, *triple]
         rng.shuffle(chosen)
         splits[split] = chosen

@@ -45,6 +45,7 @@ def write_demo(out: Path, seed: int = 0) -> DemoSummary:
     Raises:
         DataError: if `out` is a file or a folder that is not empty, or cannot be written.
     """
+    out = out.absolute()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out}: already there and not an empty folder; give another folder or remove it first")
     world = load_world()

@@ -1,7 +1,7 @@
 """The ceiling: what a perfect searcher would score on questions whose gold passages are known.
 
-It is played, not estimated: every query of a small family goes through the real protocol and the real retriever, and the
-shortest sequence that leads to the answer is an episode that a policy could have written. What stays below 1 is what the
+It is played, not estimated: every query of a small family goes through the real protocol and the real retriever, and a
+sequence of them that leads to the answer is an episode that a policy could have written. What stays below 1 is what the
 retriever does not find for these queries, and what the limits of `agent` cut off.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from agentrl.evaluation.run import Evaluation, evaluation_of
 from agentrl.models import load_tokenizer, resolve_model
 from agentrl.rollout.retriever import make_retriever
 from agentrl.scores import normalize_answer
-from agentrl.types import Action, ActionKind, Question, Trajectory, check_failures
+from agentrl.types import Action, ActionKind, End, Question, Trajectory, check_failures
 
 _WANTED = {
     "capital": "capital of {}",
@@ -50,19 +50,23 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """What the search for a query brings: the hops whose gold passages came back, and the answer if the last one shows it."""
+    """What the search for a query brings: the hops whose gold passages came back, and the answer if the last one shows it.
+
+    A yes or no is not legible: it follows from the passages of all hops.
+    """
 
     query: Query
     hops: frozenset[int]
     answer: str | None
+    is_legible: bool
 
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """Searches that lead to the answer, or without one as far as any do."""
+    """Searches that lead to the answer, or to `_NOTHING_FOUND` as far as any do."""
 
     queries: tuple[Query, ...]
-    answer: str | None
+    answer: str
 
 
 def measure_ceiling(
@@ -115,10 +119,10 @@ async def perfect_episodes(
 ) -> list[Trajectory]:
     """Play one episode for each question, in the order of the questions.
 
-    It is the shortest one that gets the gold passages of all hops and reads an accepted answer where the last one came back,
-    within `agent.max_turns` searches, each for a query of `queries_of` that what was read before allows. A yes or no counts
-    as read with the last gold passage. Where there is no such episode, it ends with the answer "unknown". Questions need
-    `metadata.supporting_titles` and `metadata.gold_passage_ids`, both in hop order.
+    It is the one with the fewest searches that reads an accepted answer in the last hop's gold passage and ends within the
+    limits of `agent`. Its searches are for queries of `queries_of` that what was read before allows,
+    and a yes or no counts as read with the gold passages of all hops. Where there is no such episode, it ends with the answer
+    "unknown". Questions need `metadata.supporting_titles` and `metadata.gold_passage_ids`, both in hop order.
 
     Raises:
         EnvironmentFailure: if retriever or protocol raise what they do not document.
@@ -138,19 +142,19 @@ async def perfect_episodes(
 
 
 def queries_of(question: Question) -> list[Query]:
-    """Return the queries that a perfect searcher tries: the question without its mark, and for each hop two more.
+    """Return the queries that a perfect searcher tries: for each hop up to two, and last the question without its mark.
 
     They are the title of the hop's gold passage and, where `metadata.kind` and `metadata.chain` tell what the passage should
     say of which place, that, such as "capital of Vietnam".
     """
     titles = question.metadata["supporting_titles"]
-    queries = [Query(question.text.rstrip("?").strip(), 0)]
+    queries = []
     for hop, title in enumerate(titles):
         queries.append(Query(title, hop))
         wanted = _wanted(question, hop, last=hop == len(titles) - 1)
         if wanted is not None:
             queries.append(Query(wanted, hop))
-    return queries
+    return [*queries, Query(question.text.rstrip("?").strip(), 0)]
 
 
 def _wanted(question: Question, hop: int, last: bool) -> str | None:
@@ -160,7 +164,9 @@ def _wanted(question: Question, hop: int, last: bool) -> str | None:
         is_neighbour = "neighbour_" in kind and hop == len(question.metadata["supporting_titles"]) - 2
         kind = "neighbour" if is_neighbour else ""
     wording = next((wording for ending, wording in _WANTED.items() if kind.endswith(ending)), None)
-    return None if wording is None or hop >= len(chain) else wording.format(chain[hop])
+    if wording is None or not isinstance(chain, list | tuple) or hop >= len(chain):
+        return None
+    return wording.format(chain[hop])
 
 
 async def _perfect_episode(question: Question, player: ScriptPlayer) -> Trajectory:
@@ -170,9 +176,14 @@ async def _perfect_episode(question: Question, player: ScriptPlayer) -> Trajecto
         if not tried.valid:
             return tried
         readings.append(_read(question, query, tried))
-    plan = _shortest(readings, len(question.metadata["supporting_titles"]), player.config.max_turns)
-    answer = _NOTHING_FOUND if plan.answer is None else plan.answer
-    return await player.play(question, [*(_search(query.text) for query in plan.queries), _answer(answer)])
+    hops = len(question.metadata["supporting_titles"])
+    played = None
+    for plan in _plans(readings, hops, player.config.max_turns):
+        played = await player.play(question, [*(_search(query.text) for query in plan.queries), _answer(plan.answer)])
+        # One with other searches may fit where this one was cut off.
+        if not played.valid or played.end is End.ANSWERED:
+            return played
+    return played or await player.play(question, [_answer(_NOTHING_FOUND)])
 
 
 def _read(question: Question, query: Query, tried: Trajectory) -> _Reading:
@@ -182,13 +193,18 @@ def _read(question: Question, query: Query, tried: Trajectory) -> _Reading:
     shown = f" {normalize_answer(' '.join(turn.observation for turn in tried.turns))} "
     words_of = {answer: normalize_answer(answer) for answer in question.golden_answers}
     # An answer in another passage, such as a language that many countries share, would be read by luck.
-    legible = len(gold) - 1 in hops
-    read = (a for a, words in words_of.items() if words and (f" {words} " in shown or words in ("yes", "no")))
-    return _Reading(query, hops, next(read, None) if legible else None)
+    if len(gold) - 1 not in hops:
+        return _Reading(query, hops, None, False)
+    legible = next((answer for answer, words in words_of.items() if words and f" {words} " in shown), None)
+    inferred = next((answer for answer, words in words_of.items() if words in ("yes", "no")), None)
+    return _Reading(query, hops, legible if inferred is None else inferred, inferred is None)
 
 
-def _shortest(readings: Sequence[_Reading], hops: int, most: int) -> _Plan:
-    """Return the shortest sequence of at most `most` searches to the answer, or the first one that finds most hops."""
+def _plans(readings: Sequence[_Reading], hops: int, most: int) -> Iterator[_Plan]:
+    """Yield sequences of at most `most` searches to the answer, those with fewer searches first, and last the one without.
+
+    The last one has found as many hops as any. No two others end with the same search after finding the same hops.
+    """
     earlier = frozenset(range(hops - 1))
     best: tuple[frozenset[int], tuple[Query, ...]] = frozenset(), ()
     ahead = deque([best])
@@ -201,13 +217,13 @@ def _shortest(readings: Sequence[_Reading], hops: int, most: int) -> _Plan:
             if not found.issuperset(range(reading.query.hop)):
                 continue
             now, then = found | reading.hops, (*queries, reading.query)
-            if reading.answer is not None and now >= earlier:
-                return _Plan(then, reading.answer)
+            if reading.answer is not None and (reading.is_legible or now >= earlier):
+                yield _Plan(then, reading.answer)
             if now not in seen:
                 seen.add(now)
                 ahead.append((now, then))
                 best = max(best, (now, then), key=lambda state: len(state[0]))
-    return _Plan(best[1], None)
+    yield _Plan(best[1], _NOTHING_FOUND)
 
 
 def _search(query: str) -> str:

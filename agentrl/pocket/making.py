@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
-import shutil
 import tempfile
 import time
 from collections import Counter
@@ -49,17 +49,22 @@ def make_pocket_policy(config: Config, recipe: Recipe, out: Path, on_progress: O
 
     Demonstrations are played by `recipe.pretraining.processes` processes, each with a Lucene of its own.
 
+    An earlier policy in `out` is replaced once the new one is whole; other files there stay.
+
     Raises:
         ConfigError: if `out` holds something else than an earlier policy.
+        OSError: if `out` cannot be written, which is tried first.
         RetrieverError, EnvironmentFailure: if demonstrations cannot be played.
     """
     config.require("retriever")
-    if out.exists() and not (out / "card.json").exists():
+    if out.exists() and not _may_replace(out):
         raise ConfigError(f"{out}: already there and no pocket policy; give another folder with --out")
     started = time.monotonic()
     names = names_of(load_world())
-    with tempfile.TemporaryDirectory(prefix="agentrl-pocket-") as scratch:
-        folder = Path(scratch, "pocket")
+    out.mkdir(parents=True, exist_ok=True)
+    # Inside, so that it is on the same disk.
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=out) as scratch:
+        folder = Path(scratch)
         _tokenizer(names, config.retriever.k).save_pretrained(folder)
         # Processes read it as runs will.
         tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -89,11 +94,25 @@ def make_pocket_policy(config: Config, recipe: Recipe, out: Path, on_progress: O
             },
         }
         model.to(torch.bfloat16).save_pretrained(folder)
+        card["sha256"] = {
+            path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(folder.iterdir())
+            if path.is_file()
+        }
         (folder / "card.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
-        out.mkdir(parents=True, exist_ok=True)
-        for file in folder.iterdir():
-            shutil.copy(file, out)
+        for path in folder.iterdir():
+            path.chmod(0o644)
+            path.replace(out / path.name)
     return card
+
+
+def _may_replace(folder: Path) -> bool:
+    if not folder.is_dir():
+        return False
+    try:
+        return not any(folder.iterdir()) or "held_out" in json.loads((folder / "card.json").read_bytes())
+    except (FileNotFoundError, ValueError):
+        return False
 
 
 def _tokenizer(names: Names, k: int) -> PreTrainedTokenizerBase:

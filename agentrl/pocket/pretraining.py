@@ -10,6 +10,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -53,6 +54,8 @@ class Pretraining:
 
 
 _WARMUP = 30
+# How long a process waits for another at the start and after each step of seconds.
+_PATIENCE = timedelta(minutes=3)
 _CONSTANT_SHARE, _LAST_RATE = 0.3, 0.02
 _REPORT_EVERY = 10
 
@@ -68,7 +71,8 @@ def pretrain(
     This process is the first of `settings.processes`; the others are started here and end here.
 
     Raises:
-        RuntimeError: if one of the others dies.
+        RuntimeError: if one of the others dies, within three minutes.
+        ValueError: if there are fewer batches than processes.
     """
     # The processes are on this machine, and nothing outside it may join them.
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
@@ -100,7 +104,9 @@ def _train(
     on_progress: OnProgress = lambda progress: None,
 ) -> tuple[LlamaForCausalLM, list[float]]:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=settings.processes)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=settings.processes, timeout=_PATIENCE
+    )
     try:
         model = make_model(len(tokenizer), tokenizer.eos_token_id, settings.seed).train()
         # On CPUs the backward pass of torch's fused attention is slower than matrix products.
@@ -190,6 +196,11 @@ class _Batches:
             drawn = self._epoch(order)
             # All processes take equally many, since they wait for each other after each.
             whole = len(drawn) - len(drawn) % self._settings.processes
+            if not whole:
+                raise ValueError(
+                    f"{len(self._demonstrations)} demonstrations make {len(drawn)} batch(es) of {self._settings.tokens} "
+                    f"tokens, too few for {self._settings.processes} processes"
+                )
             for batch in drawn[rank : whole : self._settings.processes]:
                 yield self._laid_out(batch, masks)
 

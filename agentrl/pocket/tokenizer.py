@@ -21,7 +21,9 @@ _SPACE = "▁"
 _TAGS = tuple(f"<{slash}{name}>" for name in ("think", "search", "answer", "information") for slash in ("", "/"))
 _WORD = re.compile(r"<[^>]+>| ?[A-Za-z]+(?:'s)?")
 # A Unigram model picks the pieces whose scores add up to the most: one before two, a name before words, a word before letters.
-_NAME, _HEADING, _FREQUENT, _NUMBER, _LETTER, _BYTE = -1.0, -2.0, -6.0, -9.0, -14.0, -20.0
+_NAME, _HEADING, _FREQUENT, _NUMBER, _LETTER = -1.0, -2.0, -6.0, -9.0, -14.0
+# Below the six letters of its name: a text that spells "<0x41>" means no byte.
+_BYTE = -200.0
 _LEAST = 10
 """How often a word must stand in the texts to be a piece."""
 
@@ -29,7 +31,8 @@ _LEAST = 10
 def make_tokenizer(names: Sequence[str], texts: Iterable[str], documents: int) -> PreTrainedTokenizerFast:
     """Return a Unigram tokenizer whose pieces are the names, tags, numbers below 1,000 and the frequent words of the texts.
 
-    Everything else is spelled in letters, and what no letter of the texts spells in bytes. `documents` is how many passages a
+    Everything else is spelled in letters, and what no letter of the texts spells in bytes. Text comes back as it was, but for
+    "▁", which stands for a space. `documents` is how many passages a
     search shows: the heading of each is one piece.
     """
     taken = set(names)

@@ -1,7 +1,7 @@
 """Names are one piece each, and every text comes back as it was."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from agentrl.agent.codec import Codec
@@ -36,6 +36,8 @@ def test_a_rare_word_is_spelled(tokenizer):
 
 
 @given(st.text())
+@example("<0x41>")
+@example("<0x3C>/information<0x3E>")
 @settings(deadline=None)
 def test_every_text_comes_back(tokenizer, text):
     # The piece that stands for a space cannot stand for itself.
