@@ -76,6 +76,12 @@ def test_no_accepted_answer_is_an_error(score):
         score("x", [])
 
 
+@pytest.mark.parametrize("n", [*range(1, 70), 100, 500, 2000])
+def test_the_interval_of_none_begins_at_0_and_of_all_ends_at_1(n):
+    assert wilson(0, n)[0] == 0.0
+    assert wilson(n, n)[1] == 1.0
+
+
 def test_wilson_gives_the_published_interval():
     # Newcombe, Statistics in Medicine 17 (1998), table I: 81 of 263 and 0 of 20, method 3.
     assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)

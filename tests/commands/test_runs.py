@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import subprocess
 import sys
 
 import pytest
@@ -105,3 +107,66 @@ def test_a_run_without_evaluations_ends_with_its_picture(folder):
     for file in folder.evaluations.iterdir():
         file.unlink()
     assert ended(folder).startswith("picture     ")
+
+
+def test_a_run_without_evaluations_is_shown_with_its_steps_and_where_its_error_lies(agentrl, folder):
+    for file in folder.evaluations.iterdir():
+        file.unlink()
+    (folder.path / "error.txt").write_text("Traceback")
+    status, out, _ = agentrl("runs", "show", folder.path)
+    assert status == 0
+    assert out.splitlines() == [
+        "steps       3, reward 0.667 over the last 5",
+        "scores      no evaluation",
+        f"failed      the traceback is in {folder.path / 'error.txt'}",
+    ]
+
+
+@pytest.mark.parametrize("command", ["show", "plot"])
+@pytest.mark.parametrize(
+    ("file", "text", "place"),
+    [
+        ("metrics.jsonl", '{"step": 1}\n{"step": 2, "loss": -\n{"step": 3}\n', "metrics.jsonl:2"),
+        ("metrics.jsonl", "17\n", "metrics.jsonl:1"),
+        ("evaluations/step-00003.json", "", "step-00003.json"),
+        ("evaluations/step-00003.json", "{}", "step-00003.json"),
+        ("evaluations/ceiling.json", '{"sets": [{"n": 1}]}', "ceiling"),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named(agentrl, folder, command, file, text, place):
+    (folder.path / file).write_text(text)
+    status, _, err = agentrl("runs", command, folder.path)
+    assert status == 1
+    assert place in err
+    assert "damaged" in err
+
+
+def test_a_picture_is_not_written_over_a_folder(agentrl, folder, tmp_path):
+    status, _, err = agentrl("runs", "plot", folder.path, "--out", tmp_path)
+    assert (status, err) == (1, f"error: {tmp_path}: a folder; give the name of a file with --out\n")
+
+
+def test_a_file_that_cannot_be_written_is_named_as_it_was_given(agentrl, folder, tmp_path):
+    status, _, err = agentrl("runs", "plot", folder.path, "--out", tmp_path / "none" / "x.png")
+    assert status == 1
+    assert f"{tmp_path / 'none' / 'x.png'}'" in err
+
+
+def test_colours_that_are_asked_for_do_not_make_a_terminal_of_a_pipe(folder):
+    command = [sys.executable, "-m", "agentrl.cli", "runs", "show", folder.path]
+    plain, coloured = (
+        subprocess.run(command, capture_output=True, env=os.environ | more, check=True).stdout
+        for more in ({}, {"FORCE_COLOR": "1"})
+    )
+    assert len(coloured) < 2 * len(plain)
+
+
+def test_what_the_output_cannot_write_is_replaced(folder):
+    question = Question("q", "why?" * 100, ("so",), dataset="demo")
+    for step, answer in ((0, "no"), (3, "so")):
+        episodes = [make_episode("eval/q", question, answer=answer + " é" * 200, reward=float(answer == "so"))]
+        folder.evaluated_file(step).unlink()
+        folder.write_evaluated(step, episodes)
+    command = [sys.executable, "-m", "agentrl.cli", "runs", "show", folder.path]
+    done = subprocess.run(command, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii"}, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from agentrl.config import load_config
+from agentrl.rollout import local
+
 TOP = Path(__file__).parents[2]
 
 
@@ -56,8 +59,37 @@ def test_a_policy_is_shown_from_one_process(policy):
     assert "episodes  12 for 3 question(s)" in shown.stdout
     # It searches, reads what it found, and answers rightly.
     assert "belongs to Vietnam." in shown.stdout
-    assert "reward 1" in shown.stdout
+    assert "reward      1  answered" in shown.stdout
     assert "ray" not in shown.stdout.lower().replace("without ray", "")
+
+
+@pytest.mark.slow
+def test_a_config_for_a_gpu_is_refused_without_one(policy):
+    shown = agentrl("rollout", "--config", policy, "--quick", "device=cuda")
+    assert shown.returncode == 1
+    assert "asks for device cuda and this machine has no GPU" in shown.stderr
+    assert "Traceback" not in shown.stderr
+
+
+@pytest.mark.slow
+def test_what_was_opened_is_closed(policy, monkeypatch):
+    opened = []
+
+    class Recorded:
+        def __init__(self, path):
+            self.closed = False
+            opened.append(self)
+
+        async def search(self, queries, k):
+            return [[] for _ in queries]
+
+        def close(self):
+            self.closed = True
+
+    monkeypatch.setattr(local, "open_index", Recorded)
+    with local.local_pool(local.local_config(load_config(str(policy), []))):
+        assert [index.closed for index in opened] == [False]
+    assert [index.closed for index in opened] == [True]
 
 
 @pytest.mark.slow
