@@ -17,6 +17,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from agentrl.display.text import printable
 from agentrl.runs import read_trajectories
 from agentrl.scores import exact_match
 from agentrl.types import ActionKind, End, Trajectory, Turn
@@ -29,8 +30,6 @@ _DOCUMENT = re.compile(r"Doc (\d+)\s*\((?:Id: .*?, )?Title: (.*?)\)\s*(.*)")
 _ACTION = re.compile(r"<(search|answer|tool_call)>", re.IGNORECASE)
 _THINK = re.compile(r"</?think>", re.IGNORECASE)
 _ENVELOPE = re.compile(r"</?(information|tool_response)>", re.IGNORECASE)
-# A sampled text can hold any character; some would move the cursor, or cannot be written at all.
-_UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 Row = tuple[str, Text]
 """A label and what stands beside it."""
@@ -212,4 +211,4 @@ def _shorten(text: str, limit: int | None) -> str:
 
 
 def _text(text: str, style: str = "") -> Text:
-    return Text(_UNSEEN.sub("\N{REPLACEMENT CHARACTER}", text), style)
+    return Text(printable(text, keep="\t\n"), style)

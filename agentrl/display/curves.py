@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.segment import Segment
 from rich.style import Style
 
 from agentrl.display.history import WINDOW, History
+from agentrl.display.text import printable
 
 HEIGHT = 6
 """Rows of a plot, without the line above it and the one below."""
@@ -23,6 +25,8 @@ _BRAILLE = 0x2800
 # The dots of a braille character by column and row from above.
 _DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))
 
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+_OTHER = "#"
 Line = list[Segment]
 
 
@@ -76,14 +80,19 @@ class Curves:
         yield self._axis(margin, width)
 
     def _strata(self, width: int) -> Iterator[Line]:
-        shares = self.history.shares
-        marks = _marks(list(shares))
-        names = [mark if mark == name else f"{mark}={name}" for mark, name in zip(marks, shares, strict=True)]
-        yield [Segment(f"strata: {'  '.join(names)}")]
+        names = [printable(name) for name in self.history.shares]
+        shares = list(self.history.shares.values())
+        marks = _marks(names)
+        if len(marks) < len(names):
+            rest = [sum(step) for step in zip(*shares[len(marks) - 1 :], strict=True)]
+            names = [*names[: len(marks) - 1], "other"]
+            shares = [*shares[: len(marks) - 1], tuple(rest)]
+        titles = [mark if mark == name else f"{mark}={name}" for mark, name in zip(marks, names, strict=True)]
+        yield [Segment(f"strata: {'  '.join(titles)}")]
         styles = {mark: _STRATA[position % len(_STRATA)] for position, mark in enumerate(marks)}
         columns = []
         for members in self._spans(width):
-            column = _stack([_mean([share[m] for m in members]) for share in shares.values()]) if members else []
+            column = _stack([_mean([share[m] for m in members]) for share in shares]) if members else []
             columns.append([marks[place] for place in column])
         for row in range(HEIGHT - 1, -1, -1):
             cells = [column[row] if row < len(column) else " " for column in columns]
@@ -164,11 +173,14 @@ def _stack(shares: Sequence[float]) -> list[int]:
 
 
 def _marks(names: Sequence[str]) -> list[str]:
-    """Return one character for each stratum: how its name begins where that tells all apart, else a letter."""
+    """Return one character for each stratum: how its name begins where that tells all apart, else a letter.
+
+    Where there are more strata than letters, the last mark stands for all that are left.
+    """
     first = [name[:1] for name in names]
-    if len(set(first)) == len(names) and all(mark.isalnum() for mark in first):
+    if len(set(first)) == len(names) and all(mark.isalnum() and cell_len(mark) == 1 for mark in first):
         return first
-    return [chr(ord("a") + place % 26) for place in range(len(names))]
+    return list(_LETTERS[: len(names)]) if len(names) <= len(_LETTERS) else [*_LETTERS, _OTHER]
 
 
 def _fit(line: Line, width: int) -> Line:

@@ -21,6 +21,7 @@ from rich.table import Table
 from agentrl.advantages import by_stratum, report_table
 from agentrl.display.curves import Curves
 from agentrl.display.history import REWARD, WINDOW, History
+from agentrl.display.text import printable
 from agentrl.progress import Progress
 
 _ROWS, _LEAST_ROWS = 12, 3
@@ -168,4 +169,6 @@ def _is_live(console: Console) -> bool:
 
 def strata_shares(metrics: Mapping[str, float]) -> str:
     """Return the shares of the strata in a step in percent, such as `0:12 1:50 2:38`."""
-    return " ".join(f"{stratum}:{100 * values['share']:.0f}" for stratum, values in by_stratum(metrics).items())
+    return " ".join(
+        f"{printable(stratum)}:{100 * values['share']:.0f}" for stratum, values in by_stratum(metrics).items()
+    )

@@ -2,6 +2,8 @@
 
 import io
 
+import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
 from agentrl.display.curves import HEIGHT, Curves
@@ -70,6 +72,33 @@ def test_rewards_beyond_0_and_1_widen_the_axis():
 def test_strata_whose_names_begin_alike_get_letters():
     names = {"search,answer": [0.5], "search,search": [0.5]}
     assert "a=search,answer" in drawn(Curves(history([0.0], names), 1), 120)[0]
+
+
+def test_strata_whose_names_begin_with_a_wide_character_get_letters_and_every_line_is_as_wide_as_the_screen():
+    names = {"搜": [0.5, 0.5], "答": [0.5, 0.5]}
+    heading, *rows, axis = drawn(Curves(history([0.0] * 2, names), 2))
+    assert heading.endswith("strata: a=搜  b=答")
+    assert [set(row[42:]) for row in rows] == [{"b"}] * 3 + [{"a"}] * 3
+    assert {cell_len(line) for line in (*rows, axis)} == {80}
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\tb", "a\x1b[2Jb", "a\x9bb", "a\u202eb", "a\ud800b"])
+def test_a_character_in_the_name_of_a_stratum_that_would_disturb_the_terminal_is_replaced(name):
+    lines = drawn(Curves(history([0.0], {name: [0.5], "x": [0.5]}), 1), 120)
+    assert len(lines) == HEIGHT + 2
+    assert "a=a\ufffd" in lines[0]
+    assert lines[0].endswith("b  x=x") or lines[0].endswith("b  x")
+    assert name[1] not in "".join(lines)
+
+
+@pytest.mark.parametrize(("count", "rest"), [(26, []), (27, ["#=s26"]), (28, ["#=other"]), (40, ["#=other"])])
+def test_each_stratum_has_a_letter_and_those_beyond_the_letters_stand_together_as_other(count, rest):
+    names = [f"s{place:02}" for place in range(count)]
+    heading, *rows, _ = drawn(Curves(history([0.0], {name: [1 / count] for name in names}), 1), 900)
+    letters = [f"{chr(ord('a') + place)}={name}" for place, name in enumerate(names[:26])]
+    assert heading.partition("strata: ")[2].split("  ") == letters + rest
+    # They lie on top, the other 14 of 40 strata being two of six rows.
+    assert ["#" in row for row in rows].count(True) == (2 if count == 40 else 0)
 
 
 def test_nothing_is_drawn_before_the_first_step_or_where_there_is_no_room():
