@@ -1,9 +1,13 @@
-"""Does it learn? A small policy finds the second search by practice, through every real part: Ray, vLLM, Lucene, TRL, PEFT.
+"""Does it learn? The pocket policy finds the second search by practice, through every real part: Ray, vLLM, Lucene, TRL, PEFT.
 
 Eight questions of two hops ("What is the telephone calling code of the country that Curitiba belongs to?") are asked eight
-times each a step. The policy begins with about one right answer in eight, for want of a second search; greedily it answers
-none. Rewarded for right answers alone, it comes to search twice, also for cities that it was never trained on. Everything
-else equal, advantages that are dealt out to the wrong episodes teach it nothing.
+times each a step. The policy begins with about one right answer in six, for want of a second search; greedily it answers
+three in forty. Rewarded for right answers alone, it comes to search twice, also for cities that it was never trained on.
+Everything else equal, advantages that are dealt out to the wrong episodes teach it nothing.
+
+How often it fails by chance: with seeds 0 to 6 the first reward was .12 to .20, the mean of the last three .973 to .993, and
+exact match on other cities .85 to 1.00 (means .164, .984, .971; standard deviations .033, .008, .057). By Student's prediction
+interval a further run passes the bounds below, .4, .8 and .5, with probabilities of 3e-4, 1e-6 and 2e-4 of not doing so.
 """
 
 import json
