@@ -34,6 +34,7 @@ from learning_tables import (
     WINDOW,
     Record,
     by_variant,
+    cost_table,
     draw,
     read_record,
     run_table,
@@ -150,7 +151,7 @@ def describe_cpu() -> dict[str, Any]:
 
 
 def _show(study: Study, records: Sequence[Record], results: Path) -> None:
-    console.print(run_table(records))
+    console.print(run_table(records), cost_table(records))
     if len(records) > 1:
         console.print(variant_table(records))
     picture = results.with_suffix(".png")

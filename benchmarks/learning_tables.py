@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from learning_cells import Cell, read_times
@@ -106,41 +106,54 @@ def summarize(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def run_table(records: Sequence[Record]) -> Table:
-    """Lay out one line a run, and below each variant the means over its seeds."""
-    table = Table(title="Runs", title_justify="left")
-    several = len(by_variant(records)) > 1
-    for heading in (["variant"] if several else []) + ["seed", "EM before [95 %]", "EM after [95 %]", "apart"]:
-        table.add_column(heading)
-    for heading in ("minutes", "s to step 1", f"min to {THRESHOLD:g}", "failed", "excluded"):
-        table.add_column(heading, justify="right")
+    """Lay out exact match, one line a run, and below each variant the means over its seeds.
+
+    It fits into 80 columns, as `cost_table` does; only a variant's name is broken where it is long.
+    """
+    headings = ("EM before [95 %]", "EM after [95 %]", "apart")
+    rows = {
+        variant: [[_interval(record["before"]), _interval(record["after"]), _apart(record)] for record in own]
+        + [[*(_mean(summarize(own)[when]) for when in ("before", "after")), ""]]
+        for variant, own in by_variant(records).items()
+    }
+    return _by_run("Runs", headings, rows, records, "left")
+
+
+def cost_table(records: Sequence[Record]) -> Table:
+    """Lay out times, failures and exclusions as `run_table` does exact match; the last two are summed below."""
+    headings = ("minutes", "s to\nstep 1", f"min to\n{THRESHOLD:g}", "failed", "excluded")
+    digits = {"minutes": 1, "seconds_to_first_step": 0, "minutes_to_threshold": 1}
+    rows = {}
     for variant, own in by_variant(records).items():
-        first = [variant] if several else []
-        for record in own:
-            table.add_row(
-                *first,
-                str(record["seed"]),
-                _interval(record["before"]),
-                _interval(record["after"]),
-                _apart(record),
-                _shown(record["minutes"], 1),
-                _shown(record["seconds_to_first_step"], 0),
-                _shown(record["minutes_to_threshold"], 1),
-                str(record["failed"]),
-                str(record["excluded"]),
-            )
         whole = summarize(own)
-        times = [("minutes", 1), ("seconds_to_first_step", 0), ("minutes_to_threshold", 1)]
-        table.add_row(
-            *first,
-            "mean",
-            _mean(whole["before"]),
-            _mean(whole["after"]),
-            "",
-            *(_shown(whole[name] and whole[name]["mean"], digits) for name, digits in times),
-            str(whole["failed"]),
-            str(whole["excluded"]),
-            end_section=True,
-        )
+        means = {name: whole[name] and whole[name]["mean"] for name in digits}
+        counts = {name: whole[name] for name in ("failed", "excluded")}
+        rows[variant] = [
+            [*(_shown(line[name], digits[name]) for name in digits), str(line["failed"]), str(line["excluded"])]
+            for line in (*own, means | counts)
+        ]
+    return _by_run("Time and losses", headings, rows, records, "right")
+
+
+def _by_run(
+    title: str,
+    headings: Sequence[str],
+    rows: Mapping[str, Sequence[Sequence[str]]],
+    records: Sequence[Record],
+    justify: Literal["left", "right"],
+) -> Table:
+    """Lay out the rows of each variant, one for each of its runs and one of means."""
+    table = Table(title=title, title_justify="left")
+    variants = by_variant(records)
+    if several := len(variants) > 1:
+        table.add_column("variant", overflow="fold")
+    table.add_column("seed", no_wrap=True)
+    for heading in headings:
+        table.add_column(heading, justify=justify, no_wrap=True)
+    for variant, own in variants.items():
+        seeds = [*(str(record["seed"]) for record in own), "mean"]
+        for seed, row in zip(seeds, rows[variant], strict=True):
+            table.add_row(*([variant] if several else []), seed, *row, end_section=seed == "mean")
     return table
 
 
@@ -149,7 +162,8 @@ def variant_table(records: Sequence[Record]) -> Table:
     table = Table(title="Means over seeds [95 %]", title_justify="left")
     headings = ("variant", "seeds", "EM before", "EM after", "gain", f"reward, last {WINDOW}", f"min to {THRESHOLD:g}")
     for heading in (*headings, "passed"):
-        table.add_column(heading)
+        # Where a console is narrow, words are broken rather than cut.
+        table.add_column(heading, overflow="fold")
     for variant, own in by_variant(records).items():
         whole = summarize(own)
         cells = [_mean(whole[name]) for name in ("before", "after", "gain", "last_rewards")]

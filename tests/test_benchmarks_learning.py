@@ -9,7 +9,16 @@ import learning_cells
 import pytest
 from learning import read_arguments, run_study
 from learning_cells import Study, make_cells, read_study, read_times, run_cell, vary
-from learning_tables import draw, over_seeds, passing_step, read_record, run_table, summarize, variant_table
+from learning_tables import (
+    cost_table,
+    draw,
+    over_seeds,
+    passing_step,
+    read_record,
+    run_table,
+    summarize,
+    variant_table,
+)
 from rich.console import Console
 
 from agentrl.config import ConfigError
@@ -200,11 +209,24 @@ def test_a_record_counts_what_the_run_folder_holds(place):
     assert record["steps"][0]["strata"] == {"0": 0.25, "1": 0.75}
 
 
+def test_tables_of_runs_read_whole_on_80_columns(place):
+    console = Console(width=80, record=True)
+    records = [read_record(finished(place, [0.9] * 6, variant=v)) for v in ("a", "rate=1e-3,estimator=grpo")]
+    for some in (records[:1], records):
+        console.print(run_table(some), cost_table(some), variant_table(some))
+        text = console.export_text()
+        assert "…" not in text
+        for whole in ("EM before [95 %]", "EM after [95 %]", "apart", "0.750 [0.598, 0.858]"):
+            assert whole in text
+        for whole in ("minutes", "s to", "step 1", "min to", "0.75", "failed", "excluded", "reward,", "passed"):
+            assert whole in text
+
+
 def test_tables_and_curves_are_made_of_runs_of_one_variant_and_of_several(place):
     records = [read_record(finished(place, [0.1, 0.9] * 3, seed=seed, variant=v)) for v in "ab" for seed in (0, 1)]
     console = Console(width=200, record=True)
     for some in (records[:2], records):
-        console.print(run_table(some), variant_table(some))
+        console.print(run_table(some), cost_table(some), variant_table(some))
         draw(some, place / "curves.png")
         assert (place / "curves.png").stat().st_size > 1000
     text = console.export_text()
