@@ -205,10 +205,11 @@ def _sweep(options: argparse.Namespace) -> Study:
         read["variants"] = vary(_axes(options.vary))
     elif options.variant:
         read["variants"] = _named(options.variant)
+    seeds = read.get("seeds") if options.seeds is None else options.seeds
     return Study(
         name=options.name or (options.study.stem if options.study else "sweep"),
         config=options.config or read.get("config", "pocket.yaml"),
-        seeds=range(_seeds(options.seeds or read.get("seeds"), 3)),
+        seeds=range(_seeds(seeds, 3)),
         overrides=[*read.get("overrides", []), *options.set],
         variants=read.get("variants", {ITSELF: []}),
     )
@@ -217,7 +218,7 @@ def _sweep(options: argparse.Namespace) -> Study:
 def _seeds(given: int | None, default: int) -> int:
     if given is not None and given < 1:
         raise ConfigError(f"--seeds {given}: give at least 1")
-    return given or default
+    return default if given is None else given
 
 
 def _axes(given: Sequence[str]) -> dict[str, list[str]]:

@@ -14,9 +14,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from agentrl.config import Config, ConfigError, load_config
 from agentrl.config.yaml12 import parse_yaml
@@ -27,6 +29,12 @@ from agentrl.runs.resume import changed_settings, check_inputs
 
 # Where a run stands says nothing about it.
 _PLACES = ("name", "run_dir", "data.root")
+# What the study sets in each run, and what sets it in the study.
+_OF_THE_STUDY = {
+    "seed": "say how many seeds with --seeds, or `seeds` in the study's file",
+    "name": "runs are named by their seeds; choose their folder with --out",
+    "run_dir": "choose the folder of the runs with --out",
+}
 _POLL_SECONDS = 0.5
 # What trains a cell, before `--config` and the overrides.
 TRAIN = [sys.executable, "-m", "agentrl.cli", "train"]
@@ -80,8 +88,12 @@ def make_cells(study: Study, out: Path) -> list[Cell]:
     """Return the cells of a study seed by seed, so that a study that is cut off has compared something.
 
     Raises:
-        ConfigError: if a variant's config is unsound, or two variants would share a folder.
+        ConfigError: if a variant's config is unsound, two variants would share a folder, or an override is of what the study
+            sets in each run.
     """
+    for override in chain(study.overrides, *study.variants.values()):
+        if hint := _OF_THE_STUDY.get(key := override.partition("=")[0]):
+            raise ConfigError(f"study {study.name}: override {override!r}: the study sets {key} in each run; {hint}")
     folders = {name: name.translate(_NOT_IN_A_NAME) for name in study.variants}
     if len(set(folders.values())) < len(folders):
         raise ConfigError(f"study {study.name}: two variants would share a folder: {', '.join(folders)}; rename one")
@@ -116,18 +128,29 @@ def read_study(path: Path) -> dict[str, Any]:
     `overrides` and `variants`, those that the file has.
 
     Raises:
-        ConfigError: if the file has another key, or a section of another kind.
+        ConfigError: if the file is not YAML in UTF-8, or has another key, or a section that is empty or of another kind.
+        OSError: if it cannot be read.
     """
-    tree = parse_yaml(path.read_text(encoding="utf-8"))
+    try:
+        tree = parse_yaml(path.read_bytes().decode())
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 ({error}); save the file as UTF-8") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
     known = {"config": str, "seeds": int, "set": dict, "vary": dict, "variants": dict}
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected a mapping of {', '.join(known)}")
     for key, value in tree.items():
         if key not in known:
             raise ConfigError(f"{path}: unknown key {key!r} (there are: {', '.join(known)})")
-        if not isinstance(value, known[key]):
+        # To Python, true is a whole number.
+        if not isinstance(value, known[key]) or isinstance(value, bool):
             kind = {str: "text", int: "a whole number", dict: "a mapping"}[known[key]]
             raise ConfigError(f"{path}: {key} must be {kind}, got {value!r}")
+        if key in ("vary", "variants") and not value:
+            raise ConfigError(f"{path}: {key} is empty; name what to compare, or leave {key} out")
+    if tree.get("seeds", 1) < 1:
+        raise ConfigError(f"{path}: seeds must be at least 1, got {tree['seeds']}")
     if {"vary", "variants"} <= tree.keys():
         raise ConfigError(f"{path}: give `vary` or `variants`, not both")
     for key, values in tree.get("vary", {}).items():

@@ -133,14 +133,24 @@ def test_each_seed_of_each_variant_has_a_folder_and_its_settings(place):
         make_cells(study(variants={"a b": [], "a/b": []}), place)
 
 
+@pytest.mark.parametrize(
+    ("override", "instead"), [("seed=1", "--seeds"), ("name=other", "--out"), ("run_dir=elsewhere", "--out")]
+)
+def test_what_the_study_sets_in_each_run_cannot_vary(place, override, instead):
+    for wrong in (study(overrides=[override]), study(variants={"a": [], "b": [override]})):
+        with pytest.raises(ConfigError, match=instead) as caught:
+            make_cells(wrong, place)
+        assert override in str(caught.value)
+
+
 def test_a_study_is_read_from_a_file_and_the_command_line_goes_before_it(tmp_path):
     file = tmp_path / "rates.yaml"
     file.write_text(
         "config: x.yaml\nseeds: 2\nset: {training.steps: 3}\nvary: {training.learning_rate: [1.0e-3, 2.0e-3]}\n"
     )
-    read, out, results = read_arguments(["sweep", str(file), "--seeds", "4", "--set", "seed=1"])
+    read, out, results = read_arguments(["sweep", str(file), "--seeds", "4", "--set", "training.threads=1"])
     assert (read.name, read.config, list(read.seeds)) == ("rates", "x.yaml", [0, 1, 2, 3])
-    assert read.overrides == ["training.steps=3", "seed=1"]
+    assert read.overrides == ["training.steps=3", "training.threads=1"]
     assert list(read.variants.values()) == [["training.learning_rate=0.001"], ["training.learning_rate=0.002"]]
     assert (out.name, results.name) == ("learning-rates", "learning_rates.json")
     file.write_text("variants: {grpo: {advantages.estimator: grpo, advantages.options: {}}}\n")
@@ -152,6 +162,13 @@ def test_a_study_is_read_from_a_file_and_the_command_line_goes_before_it(tmp_pat
     [
         ("seed: 3", "unknown key 'seed'"),
         ("seeds: many", "seeds must be a whole number"),
+        ("seeds: true", "seeds must be a whole number"),
+        ("seeds: 0", "seeds must be at least 1"),
+        ("vary: {}", "vary is empty"),
+        ("variants: {}", "variants is empty"),
+        ("vary: [", "not valid YAML"),
+        ("config: a\nconfig: b", "not valid YAML"),
+        ("config: caf\udce9", "not UTF-8"),
         ("vary: {a: 1}", "vary.a must be a list"),
         ("variants: {a: 1}", "variants.a must hold settings"),
         ("{vary: {a: [1]}, variants: {a: {b: 1}}}", "not both"),
@@ -160,7 +177,7 @@ def test_a_study_is_read_from_a_file_and_the_command_line_goes_before_it(tmp_pat
 )
 def test_an_unsound_study_file_is_refused_by_its_name_and_key(tmp_path, text, expected):
     file = tmp_path / "study.yaml"
-    file.write_text(text)
+    file.write_text(text, encoding="utf-8", errors="surrogateescape")
     with pytest.raises(ConfigError, match=expected) as caught:
         read_study(file)
     assert str(file) in str(caught.value)
@@ -178,6 +195,7 @@ def test_the_command_line_says_in_one_way_what_varies():
         ["sweep", "--vary", "a=1", "--vary", "a=2"],
         ["sweep", "--variant", "a=1"],
         ["pocket", "--seeds", "0"],
+        ["sweep", "--vary", "a=1", "--seeds", "0"],
     ):
         with pytest.raises(ConfigError):
             read_arguments(wrong)
