@@ -19,16 +19,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import signal
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from learning_cells import Cell, Study, config_hash, make_cells, model_hash, read_study, run_cell, vary
+from learning_cells import Cell, Study, config_hash, make_cells, model_hash, read_study, run_cell, vary, was_finished
 from learning_tables import (
     THRESHOLD,
     WINDOW,
@@ -45,12 +42,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from agentrl.config import ConfigError
-from agentrl.runs import RunError, versions
+from agentrl.runs import RunError
+from agentrl.runs.files import replace_text
 from agentrl.types import AgentRLError
 from retrievers.base import RetrieverError
 
 RESULTS = Path(__file__).parent / "results"
 ITSELF = "as configured"
+_ORIGIN = ("date", "cpu", "versions")
 # Where output is no terminal, a line so often.
 STEPS_A_LINE = 10
 
@@ -63,33 +62,43 @@ if not console.is_terminal:
 def run_study(study: Study, out: Path, results: Path) -> bool:
     """Run the cells of a study that are not finished, write the report after each, and tell whether all are finished.
 
+    What was finished before is read first, so that the report has it whatever ends the study.
+
     Raises:
         AgentRLError, RetrieverError: if a config or its data is unsound; nothing is started then.
     """
     cells = make_cells(study, out)
-    records: list[Record] = []
-    failures: list[str] = []
-    for number, cell in enumerate(cells, 1):
-        title = f"[{number}/{len(cells)}] {cell.variant}, seed {cell.seed}"
-        try:
-            fresh = _run(cell, title)
-        except RunError as error:
-            # What others found is worth having.
-            failures.append(f"{title}: {error}")
-            console.print(failures[-1], style="red", markup=False)
-            continue
-        records.append(read_record(cell))
-        console.print(_line(title, records[-1], fresh), markup=False)
-        _write(study, cells, records, results)
+    titles = [f"[{place}/{len(cells)}] {cell.variant}, seed {cell.seed}" for place, cell in enumerate(cells, 1)]
+    records: dict[int, Record] = {}
+    failures: dict[int, str] = {}
+    for do in (_find, _run):
+        for number, (cell, title) in enumerate(zip(cells, titles, strict=True)):
+            if number in records or number in failures:
+                continue
+            try:
+                record = do(cell, title)
+            except RunError as error:
+                # What others found is worth having.
+                failures[number] = f"{title}: {error}"
+                console.print(failures[number], style="red", markup=False)
+                continue
+            if record is not None:
+                records[number] = record
+                _write(study, cells, [records[number] for number in sorted(records)], results)
     if records:
-        _show(study, records, results)
-    for failure in failures:
-        console.print(f"not finished: {failure}", style="red", markup=False)
+        _show(study, [records[number] for number in sorted(records)], results)
+    for number in sorted(failures):
+        console.print(f"not finished: {failures[number]}", style="red", markup=False)
     return not failures
 
 
-def _run(cell: Cell, title: str) -> bool:
-    """Run one cell and show how far it is."""
+def _find(cell: Cell, title: str) -> Record | None:
+    """Return the record of a cell that was finished before, None of another."""
+    return _record(cell, title, fresh=False) if was_finished(cell) else None
+
+
+def _run(cell: Cell, title: str) -> Record:
+    """Run one cell, show how far it is, and return its record."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     total = cell.config.training.steps
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
@@ -104,20 +113,25 @@ def _run(cell: Cell, title: str) -> bool:
             if not console.is_terminal and metrics["step"] % STEPS_A_LINE == 0:
                 console.print(f"{said} at step {metrics['step']} of {total}", markup=False)
 
-        return run_cell(cell, on_step)
+        fresh = run_cell(cell, on_step)
+    return _record(cell, title, fresh)
 
 
-def _line(title: str, record: Record, fresh: bool) -> str:
+def _record(cell: Cell, title: str, fresh: bool) -> Record:
+    record = read_record(cell)
     scores = [f"{record[when]['em']:.3f}" if record[when] else "-" for when in ("before", "after")]
-    return f"{title}: EM {' to '.join(scores)} in {record['minutes']:.1f} min{'' if fresh else ', finished before'}"
+    said = f"{title}: EM {' to '.join(scores)} in {record['minutes']:.1f} min{'' if fresh else ', finished before'}"
+    console.print(said, markup=False)
+    return record
 
 
 def _write(study: Study, cells: Sequence[Cell], records: Sequence[Record], path: Path) -> None:
-    """Write what is known so far."""
+    """Write what is known so far. What runs have in common of `date`, `cpu` and `versions` stands once, the rest with each."""
     configs = {cell.variant: cell.config for cell in cells}
+    first, *others = records
+    common = {key: first[key] for key in _ORIGIN if all(other[key] == first[key] for other in others)}
     report = {
         "study": study.name,
-        "date": time.strftime("%F"),
         "config": study.config,
         # Where the data lies says nothing about a result.
         "overrides": [override for override in study.overrides if not override.startswith("data.root=")],
@@ -131,23 +145,14 @@ def _write(study: Study, cells: Sequence[Cell], records: Sequence[Record], path:
             for name, config in configs.items()
         },
         "runs_finished": f"{len(records)} of {len(cells)}",
-        "versions": versions(),
-        "cpu": describe_cpu(),
+        **common,
         "window": WINDOW,
         "threshold": THRESHOLD,
         "summary": {variant: summarize(own) for variant, own in by_variant(records).items()},
-        "runs": list(records),
+        "runs": [{key: value for key, value in record.items() if key not in common} for record in records],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-
-
-def describe_cpu() -> dict[str, Any]:
-    """Return the processor's name, the cores that this process may use, and the machine's memory in GiB."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return {"name": (names or [platform.machine()])[0], "cores": len(os.sched_getaffinity(0)), "gib": round(memory, 1)}
+    replace_text(path, json.dumps(report, indent=1) + "\n")
 
 
 def _show(study: Study, records: Sequence[Record], results: Path) -> None:
@@ -241,8 +246,11 @@ def _named(given: Sequence[Sequence[str]]) -> dict[str, list[str]]:
 
 
 def main() -> None:
-    # A terminated study ends its run in good order.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    # A study that is terminated, or whose terminal is closed, ends its run in good order.
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        # Under nohup, a study stays.
+        if signal.getsignal(ending) != signal.SIG_IGN:
+            signal.signal(ending, lambda number, frame: sys.exit(128 + number))
     try:
         finished = run_study(*read_arguments())
     except (AgentRLError, RetrieverError, OSError) as error:

@@ -1,7 +1,8 @@
 """The cells of a study of learning: a config, overrides and a seed, trained in a run folder of their own, once.
 
 A cell's run stands in OUT/VARIANT/seed-N. Beside it, `seed-N.log` holds what `agentrl train` prints, and `seed-N.times.jsonl`
-when it was started, when its steps were done, and when it ended, so that a run in several parts has its hours of work too.
+when it was started and on what machine, when its steps were done, and when it ended, so that a run in several parts has its
+hours of work too.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import subprocess
 import sys
 import time
@@ -24,7 +26,7 @@ from agentrl.config import Config, ConfigError, load_config
 from agentrl.config.yaml12 import parse_yaml
 from agentrl.data.inputs import describe_inputs, file_sha256
 from agentrl.runs import RunFolder
-from agentrl.runs.files import RunError, append
+from agentrl.runs.files import RunError, append, replace_text
 from agentrl.runs.resume import changed_settings, check_inputs
 
 # Where a run stands says nothing about it.
@@ -181,8 +183,8 @@ def _value(value: Any) -> str:
 def run_cell(cell: Cell, on_step: Callable[[Mapping[str, Any]], None]) -> bool:
     """Train a cell unless it is finished, going on where it was cut off, and tell whether there was anything to do.
 
-    `on_step` receives the metrics of each step as it is recorded. What ends this process, an exception of `on_step` among
-    it, ends the run as SIGTERM does: it saves its state first.
+    `on_step` receives the metrics of each step as it is recorded. What ends this process, Ctrl-C and an exception of `on_step`
+    among it, ends the run as SIGTERM does: it saves its state first, unless a second Ctrl-C or SIGTERM cuts that short.
 
     Raises:
         RunError: if the run in its folder is of other settings, questions or weights, or fails; the message says where
@@ -194,21 +196,28 @@ def run_cell(cell: Cell, on_step: Callable[[Mapping[str, Any]], None]) -> bool:
         return False
     command = [*TRAIN, "--config", cell.source, *cell.overrides, *(["--resume"] if begun else [])]
     cell.log.parent.mkdir(parents=True, exist_ok=True)
-    _note(cell, "start", model=model_hash(cell.config))
+    # Without a last line that was cut off, to which the next would be glued, and without those of a run that was removed.
+    replace_text(cell.times, "".join(json.dumps(line) + "\n" for line in (_noted(cell) if begun else [])))
+    _note(cell, "start", model=model_hash(cell.config), cpu=describe_cpu())
     with cell.log.open("ab") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
+        # In a session of its own, because Ctrl-C goes to all of a terminal's, and a second signal ends a run at once.
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         try:
             for metrics in _follow(cell.folder, process):
                 _note(cell, "step", step=metrics["step"])
                 on_step(metrics)
         finally:
-            process.terminate()
-            status = process.wait()
+            status = _end(process)
             _note(cell, "end", status=status)
     if status or not is_finished(cell):
         last = cell.log.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
         raise RunError(f"{cell.config.folder} is not finished (status {status}): {last}; all of it: {cell.log}")
     return True
+
+
+def was_finished(cell: Cell) -> bool:
+    """Tell whether there is nothing to do for `run_cell`. Raises RunError if another run stands in the cell's folder."""
+    return _check_same(cell) and is_finished(cell)
 
 
 def is_finished(cell: Cell) -> bool:
@@ -237,6 +246,29 @@ def model_hash(config: Config) -> str | None:
     folder = Path(config.model.path)
     files = sorted(folder.glob("*.safetensors")) if folder.is_absolute() else []
     return hashlib.sha256("".join(map(file_sha256, files)).encode()).hexdigest() if files else None
+
+
+def describe_cpu() -> dict[str, Any]:
+    """Return the processor's name, the cores that this process may use, and the machine's memory in GiB."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {"name": (names or [platform.machine()])[0], "cores": len(os.sched_getaffinity(0)), "gib": round(memory, 1)}
+
+
+def read_origin(cell: Cell) -> dict[str, Any]:
+    """Return where a run comes from: the `date` of its latest start, the `versions` then, and each `cpu` that it ran on.
+
+    A start that took no note of its cpu counts as this machine's. `date` and `versions` are None where nothing tells them.
+    """
+    starts = [line for line in _noted(cell) if line["event"] == "start"]
+    found = [start.get("cpu") or describe_cpu() for start in starts]
+    file = cell.folder.path / "versions.json"
+    return {
+        "date": time.strftime("%F", time.localtime(starts[-1]["time"])) if starts else None,
+        "cpu": [cpu for number, cpu in enumerate(found) if cpu not in found[:number]],
+        "versions": json.loads(file.read_text(encoding="utf-8")) if file.exists() else None,
+    }
 
 
 def read_times(cell: Cell) -> tuple[dict[int, float], float]:
@@ -274,6 +306,18 @@ def _check_same(cell: Cell) -> bool:
     return True
 
 
+def _end(process: subprocess.Popen[bytes]) -> int:
+    """End a run as SIGTERM does, and return its status once it has saved its state."""
+    process.terminate()
+    try:
+        return process.wait()
+    except (KeyboardInterrupt, SystemExit):
+        # Whoever asks twice does not want to wait for the state, and the run is not to outlive its study.
+        process.terminate()
+        process.wait()
+        raise
+
+
 def _follow(folder: RunFolder, process: subprocess.Popen[bytes]) -> Iterator[Mapping[str, Any]]:
     """Yield the metrics of each new step until the process has ended."""
     seen = len(folder.read_metrics())
@@ -294,5 +338,13 @@ def _note(cell: Cell, event: str, **more: Any) -> None:
 
 
 def _noted(cell: Cell) -> list[dict[str, Any]]:
+    """Return the lines of the times file, without a last one that was cut off. Raises RunError if another is no JSON."""
     lines = cell.times.read_text(encoding="utf-8").splitlines() if cell.times.exists() else []
-    return [json.loads(line) for line in lines]
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise RunError(f"{cell.times}: line {number} is not JSON ({error}); remove it") from error
+    return found

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from learning_cells import Cell, read_times
+from learning_cells import Cell, read_origin, read_times
 from rich.table import Table
 from scipy import stats
 
@@ -31,8 +31,8 @@ def read_record(cell: Cell) -> Record:
     `before` and `after` are exact match over all sets with Wilson's interval, None where it was not asked for. `minutes`
     are of work from the start, evaluations among it, as are `seconds_to_first_step` and `minutes_to_threshold`: until the
     mean reward of WINDOW steps first passes THRESHOLD, None if it never does. `failed` counts environment failures,
-    `excluded` prompts that were too long, both in training and evaluations. `steps` has reward, searches, the share of each
-    stratum, and minutes.
+    `excluded` prompts that were too long, both in training and evaluations. `date`, `cpu` and `versions` are as `read_origin`
+    says. `steps` has reward, searches, the share of each stratum, and minutes.
     """
     folder, metrics = cell.folder, cell.folder.read_metrics()
     seconds, spent = read_times(cell)
@@ -61,6 +61,7 @@ def read_record(cell: Cell) -> Record:
         + sum(number for cause in causes for name, number in cause.items() if name != prompts),
         "excluded": round(sum(line["episodes"] * line.get(f"ends/{prompts}", 0.0) for line in metrics))
         + sum(cause.get(prompts, 0) for cause in causes),
+        **read_origin(cell),
         "steps": steps,
     }
 
@@ -98,7 +99,7 @@ def summarize(records: Sequence[Record]) -> dict[str, Any]:
         "minutes": over_seeds([record["minutes"] for record in records]),
         "seconds_to_first_step": over_seeds([record["seconds_to_first_step"] for record in records]),
         "minutes_to_threshold": over_seeds([record["minutes_to_threshold"] for record in records]),
-        "last_rewards": over_seeds([float(np.mean(_curve(record, "reward")[-WINDOW:])) for record in records]),
+        "last_rewards": over_seeds([_last_reward(record) for record in records]),
         "passed": sum(record["minutes_to_threshold"] is not None for record in records),
         "failed": sum(record["failed"] for record in records),
         "excluded": sum(record["excluded"] for record in records),
@@ -243,6 +244,11 @@ def _failures(metrics: Mapping[str, float]) -> float:
 def _curve(record: Record, name: str) -> list[float]:
     # A step without a valid episode has none.
     return [math.nan if step[name] is None else step[name] for step in record["steps"]]
+
+
+def _last_reward(record: Record) -> float | None:
+    mean = float(np.mean(_curve(record, "reward")[-WINDOW:]))
+    return None if math.isnan(mean) else mean
 
 
 def _em(record: Record, when: str) -> float | None:

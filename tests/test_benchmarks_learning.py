@@ -2,13 +2,15 @@
 
 import json
 import math
+import os
 import sys
+import time
 
 import learning
 import learning_cells
 import pytest
 from learning import read_arguments, run_study
-from learning_cells import Study, make_cells, read_study, read_times, run_cell, vary
+from learning_cells import Study, make_cells, model_hash, read_study, read_times, run_cell, vary
 from learning_tables import (
     cost_table,
     draw,
@@ -96,7 +98,9 @@ def finished(place, rewards, *, seed=0, variant="plain", **metrics):
     """The cell of a run whose steps had these rewards, ten seconds each."""
     made = cell(place, seeds=[seed], variants={variant: []}, overrides=[f"training.steps={len(rewards)}"])
     folder = RunFolder.create(made.config)
-    lines = [{"event": "start", "time": 100.0, "model": None}]
+    folder.close()
+    # As they were noted before starts had a cpu.
+    lines = [{"event": "start", "time": 100.0, "model": model_hash(made.config)}]
     for step, reward in enumerate(rewards, 1):
         strata = {"strata/0/share": 0.25, "strata/1/share": 0.75}
         folder.append_metrics(step, {"reward/mean": reward, "searches/mean": 1.5, "episodes": 8.0, **strata, **metrics})
@@ -227,6 +231,69 @@ def test_a_record_counts_what_the_run_folder_holds(place):
     assert record["steps"][0]["strata"] == {"0": 0.25, "1": 0.75}
 
 
+def test_a_step_without_a_reward_among_the_last_leaves_their_mean_unknown(place):
+    record = read_record(finished(place, [0.5] * 5 + [math.nan]))
+    assert summarize([record])["last_rewards"] is None
+    assert summarize([read_record(finished(place, [math.nan] + [0.5] * 5, seed=1))])["last_rewards"]["mean"] == 0.5
+
+
+def test_a_last_line_of_the_times_that_was_cut_off_is_left_out_and_another_is_refused(place):
+    made = finished(place, [0.5] * 5)
+    whole = made.times.read_text()
+    made.times.write_text(whole + '{"event": "st')
+    assert read_times(made)[1] == 50.0
+    made.times.write_text('{"event": "st\n' + whole)
+    with pytest.raises(RunError, match=r"times\.jsonl: line 1 is not JSON"):
+        read_times(made)
+
+
+def test_a_record_says_when_on_what_and_with_which_versions_its_run_was_trained(place):
+    made = finished(place, [0.5] * 5)
+    (made.folder.path / "versions.json").write_text('{"torch": "1.0"}')
+    record = read_record(made)
+    assert record["date"] == time.strftime("%F", time.localtime(100.0))
+    assert record["versions"] == {"torch": "1.0"}
+    assert [sorted(cpu) for cpu in record["cpu"]] == [["cores", "gib", "name"]]
+    other = {"name": "Other", "cores": 64, "gib": 256.0}
+    with made.times.open("a") as file:
+        for day in (1, 2):
+            file.write(json.dumps({"event": "start", "time": 86400.0 * day, "model": None, "cpu": other}) + "\n")
+    later = read_record(made)
+    assert later["cpu"] == [*record["cpu"], other]
+    assert later["date"] == time.strftime("%F", time.localtime(86400.0 * 2))
+
+
+def test_results_say_once_what_runs_have_in_common_and_with_each_run_what_not(place):
+    for seed in (0, 1):
+        finished(place, [math.nan] * 6, seed=seed)
+    both, results = study(seeds=[0, 1], overrides=["training.steps=6"]), place / "results.json"
+    results.write_text("before")
+    kept = place / "kept.json"
+    os.link(results, kept)
+    assert run_study(both, place / "out", results)
+    # The file was replaced as a whole: what was open under its name is as it was.
+    assert kept.read_text() == "before"
+    report = json.loads(results.read_text(), parse_constant=pytest.fail)
+    assert report["date"] == time.strftime("%F", time.localtime(100.0))
+    assert {"cpu", "versions"} <= report.keys()
+    assert not {"date", "cpu", "versions"} & report["runs"][0].keys()
+    (place / "out/plain/seed-1/versions.json").write_text('{"torch": "1.0"}')
+    assert run_study(both, place / "out", results)
+    other = json.loads(results.read_text())
+    assert "versions" not in other
+    assert [run["versions"] for run in other["runs"]] == [report["versions"], {"torch": "1.0"}]
+    assert other["cpu"] == report["cpu"]
+
+
+def test_results_have_all_that_was_finished_before_whatever_ends_the_study(place, monkeypatch):
+    finished(place, [0.5] * 6, seed=1)
+    monkeypatch.setattr(learning_cells, "TRAIN", [str(place / "missing")])
+    with pytest.raises(FileNotFoundError):
+        run_study(study(seeds=[0, 1], overrides=["training.steps=6"]), place / "out", place / "results.json")
+    report = json.loads((place / "results.json").read_text())
+    assert [run["seed"] for run in report["runs"]] == [1]
+
+
 def test_tables_of_runs_read_whole_on_80_columns(place):
     console = Console(width=80, record=True)
     records = [read_record(finished(place, [0.9] * 6, variant=v)) for v in ("a", "rate=1e-3,estimator=grpo")]
@@ -302,3 +369,19 @@ def test_a_run_that_fails_is_named_with_its_last_line_and_others_go_on(place, ca
     said = capsys.readouterr().out
     assert "missing.jsonl" in said
     assert "1 of 2" in (place / "results.json").read_text()
+
+
+@pytest.mark.slow
+def test_a_start_notes_its_cpu_after_whole_lines_and_without_those_of_a_run_that_was_removed(place):
+    made = cell(place)
+    made.times.parent.mkdir(parents=True)
+    made.times.write_text('{"event": "start", "time": 1.0, "model": "other weights"}\n{"event": "en')
+    assert run_cell(made, lambda metrics: None)
+    first, *_ = [json.loads(line) for line in made.times.read_text().splitlines()]
+    assert (first["event"], first["model"]) == ("start", model_hash(made.config))
+    assert first["cpu"]["cores"] >= 1
+    made.folder.adapter.rmdir()
+    with made.times.open("a") as file:
+        file.write('{"event": "st')
+    assert run_cell(made, lambda metrics: None)
+    assert [json.loads(line)["event"] for line in made.times.read_text().splitlines()].count("start") == 2
