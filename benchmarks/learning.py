@@ -255,6 +255,8 @@ def main() -> None:
         finished = run_study(*read_arguments())
     except (AgentRLError, RetrieverError, OSError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
     sys.exit(0 if finished else 1)
 
 
