@@ -86,15 +86,26 @@ def measure_ceiling(
         ModelError, RetrieverError: if the tokenizer or the retriever cannot be had.
     """
     config.require("retriever")
+    codec = searcher_codec(config)
+    trajectories = asyncio.run(_measure(config, codec, indexes, questions, on_done))
+    check_failures(trajectories, config.rollout.max_failed_share)
+    return evaluation_of(questions, trajectories)
+
+
+def searcher_codec(config: Config) -> Codec:
+    """Return the codec of the perfect searcher.
+
+    Raises:
+        ConfigError: if the protocol does not read a search between <search> and </search>.
+        ModelError: if the tokenizer cannot be had.
+    """
     codec = Codec(load_tokenizer(resolve_model(config.model.path, weights=False)))
     if get_protocol(config.agent, codec).parse(_search("x")) != Action(ActionKind.SEARCH, "x"):
         raise ConfigError(
             f"evaluation.ceiling: the perfect searcher writes `{_search('query')}`, which agent.protocol "
             f"{config.agent.protocol} does not read as a search; set evaluation.ceiling to false, or take another protocol"
         )
-    trajectories = asyncio.run(_measure(config, codec, indexes, questions, on_done))
-    check_failures(trajectories, config.rollout.max_failed_share)
-    return evaluation_of(questions, trajectories)
+    return codec
 
 
 async def _measure(

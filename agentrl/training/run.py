@@ -13,7 +13,7 @@ from agentrl.config import Config, ConfigError
 from agentrl.data.inputs import check_index, describe_inputs, evaluation_questions, file_sha256, read_set
 from agentrl.data.stream import QuestionStream
 from agentrl.engines import check_device, require_trainable
-from agentrl.evaluation.ceiling import measure_ceiling
+from agentrl.evaluation.ceiling import measure_ceiling, searcher_codec
 from agentrl.evaluation.run import Evaluation, evaluate, read_evaluation
 from agentrl.models import model_on_disk
 from agentrl.progress import OnProgress, Progress
@@ -108,6 +108,9 @@ class _Run:
             self._tell(self.done, f"continuing with {'; '.join(self.folder.changes)}")
         before = read_evaluation(self.folder, 0)
         after = None
+        measures_ceiling = (
+            settings.ceiling and bool(self.inputs.evaluation) and self.folder.read_evaluation("ceiling") is None
+        )
         trains = self.done < config.training.steps or not self.folder.adapter.exists()
         with (
             closing(TrainerProcess(config, self.folder, self.inputs.questions, resume=self.resume)) as trainer,
@@ -118,8 +121,9 @@ class _Run:
                 logs=self.folder.logs,
             ) as running,
         ):
-            if settings.ceiling and self.inputs.evaluation and self.folder.read_evaluation("ceiling") is None:
-                self._measure_ceiling(running.indexes)
+            if measures_ceiling:
+                # What would end the run is found before the training.
+                searcher_codec(config)
             if settings.before and self.inputs.evaluation and before is None:
                 start = adapter_folder(config)
                 if start is not None:
@@ -128,6 +132,9 @@ class _Run:
             if trains:
                 self._tell(self.done, "starting trainer")
                 trainer.train(running.pool, self.on_progress, lambda message: self._tell(self.done, message))
+            # After the training, because the first step is waited for.
+            if measures_ceiling:
+                self._measure_ceiling(running.indexes)
             if settings.after and self.inputs.evaluation:
                 # The last step's weights were not published, and after a resume of a finished run none were.
                 running.pool.publish(config.training.steps, read_adapter(self.folder.adapter))

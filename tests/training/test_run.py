@@ -7,6 +7,7 @@ import threading
 import time
 import traceback
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +16,7 @@ from ray.exceptions import RayActorError
 from ray.train.v2.api.exceptions import WorkerGroupError
 from tiny import tiny_llama
 
-from agentrl.config import parse_config
+from agentrl.config import ConfigError, parse_config
 from agentrl.evaluation.run import Evaluation
 from agentrl.models import ModelError
 from agentrl.progress import Progress
@@ -101,7 +102,7 @@ def trainer(monkeypatch):
         if beside is not None:
             beside.start()
             beside.check()
-        yield SimpleNamespace(pool="pool")
+        yield SimpleNamespace(pool="pool", indexes=())
 
     class TorchTrainer:
         def __init__(self, loop, train_loop_config, scaling_config, run_config):
@@ -201,6 +202,32 @@ def test_what_ends_the_driver_before_training_waits_for_no_trainer(evaluates, tr
         train(evaluates.config, resume=False, on_progress=lambda progress: None)
     never.set()
     assert not trainer.begun
+
+
+def test_a_ceiling_is_measured_after_training_and_what_it_refuses_is_told_before(evaluates, trainer, monkeypatch):
+    tree = evaluates.config.model_dump(mode="json")
+    file = Path(tree["data"]["root"], "questions.jsonl")
+    gold = {"metadata": {"supporting_titles": ["a"], "gold_passage_ids": ["1"]}}
+    rows = [json.loads(line) | gold for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = parse_config(tree | {"evaluation": tree["evaluation"] | {"ceiling": True}}, source="test")
+    taken = []
+
+    def measure(config, indexes, questions, on_done):
+        taken.append(steps(config))
+        return Evaluation((), ())
+
+    def refuse(config):
+        raise ConfigError("no such search")
+
+    monkeypatch.setattr("agentrl.training.run.measure_ceiling", measure)
+    monkeypatch.setattr("agentrl.training.run.searcher_codec", refuse)
+    with pytest.raises(ConfigError, match="no such search"):
+        train(config, resume=False, on_progress=lambda progress: None)
+    assert not trainer.begun
+    monkeypatch.setattr("agentrl.training.run.searcher_codec", lambda config: None)
+    train(config, resume=True, on_progress=lambda progress: None)
+    assert taken == [[1, 2, 3]]
 
 
 def test_a_run_that_has_taken_its_steps_starts_no_trainer(config, trainer):
