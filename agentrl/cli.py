@@ -241,7 +241,7 @@ def data_demo(
     out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("data/demo"),
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
-    """Write the demo world: passages and one- and two-hop questions about real countries and cities."""
+    """Write the demo world: passages and questions of one, two and three hops about real countries and cities."""
     from agentrl.demo.world import write_demo
 
     summary = write_demo(out, seed)

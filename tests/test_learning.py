@@ -1,6 +1,6 @@
 """Does it learn? The pocket policy finds the second search by practice, through every real part: Ray, vLLM, Lucene, TRL, PEFT.
 
-Eight questions of two hops ("What is the telephone calling code of the country that Curitiba belongs to?") are asked eight
+Eight questions of two hops ("Which international dialling code does the country that Pakxan belongs to have?") are asked eight
 times each a step. The policy begins with about one right answer in six, for want of a second search; greedily it answers
 three in forty. Rewarded for right answers alone, it comes to search twice, also for cities that it was never trained on.
 Everything else equal, advantages that are dealt out to the wrong episodes teach it nothing.
