@@ -1,0 +1,166 @@
+"""The scoring pass: log-probabilities and entropies at the scored tokens of sequences, with gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from agentrl.training.scoring.attention import IMPLEMENTATION, Tree
+from agentrl.training.scoring.head import head_scores
+from agentrl.training.scoring.lora import merge_lora
+from agentrl.training.scoring.tree import Pack, TokenSequence, pack
+from agentrl.types import AgentRLError
+
+Packing = Literal["prefix_tree", "episodes", "none"]
+
+# How far two ways to compute the same log-probability may differ, in nats.
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25}
+
+
+class ScoringError(AgentRLError):
+    """A model does not compute in packs what it computes of each sequence alone."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scores:
+    """Values at the S scored tokens of a pack, member after member.
+
+    Attributes:
+        logps: float32 [S], in nats.
+        entropies: float32 [S], in nats, or None.
+    """
+
+    logps: torch.Tensor
+    entropies: torch.Tensor | None
+
+
+class Scorer:
+    """Scores sequences under a causal language model of transformers, with or without an adapter of PEFT.
+
+    With `prefix_tree`, tokens that sequences of a pack have in common are computed once; with `episodes`, a pack holds them
+    side by side; with `none`, each sequence has a pass of its own through the model's own attention and logits, which every
+    architecture can do. All three give the same values and gradients up to rounding.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        tokens: int,
+        packing: Packing = "prefix_tree",
+        temperature: float = 1.0,
+        merge: bool = False,
+    ) -> None:
+        """Prepare `model` for scoring, and for nothing else: it no longer generates.
+
+        Args:
+            model: a PeftModel or a model of transformers.
+            tokens: the most tokens of a pack; a longer sequence has a pack of its own.
+            packing: see above.
+            temperature: logits are divided by it.
+            merge: whether LoRA layers compute with merged weights, see `merge_lora`.
+
+        Raises:
+            ScoringError: if the model's layer for logits is none that can be computed in chunks, and `packing` is not `none`.
+        """
+        self._model, self._tokens, self._packing, self._temperature = model, tokens, packing, temperature
+        self._causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self._head = self._causal.get_output_embeddings()
+        if merge:
+            merge_lora(model)
+        if packing != "none":
+            if type(self._head) is not torch.nn.Linear:
+                raise ScoringError(
+                    f"the layer for logits is a {type(self._head).__name__}, which cannot be computed in chunks; set "
+                    "training.packing to none, or target other layers"
+                )
+            self._attention = self._causal.config._attn_implementation
+            self._causal.set_attn_implementation(IMPLEMENTATION)
+
+    def packs(self, sequences: Sequence[TokenSequence]) -> Iterator[Pack]:
+        """Yield packs that hold every sequence with a scored token once."""
+        if self._packing != "none":
+            yield from pack(sequences, self._tokens, share=self._packing == "prefix_tree")
+            return
+        for index, sequence in enumerate(sequences):
+            for alone in pack([sequence], self._tokens):
+                yield alone.renumbered(index)
+
+    def score(self, pack: Pack, *, entropy: bool = False) -> Scores:
+        """Score the tokens of a pack in one pass of the model."""
+        device = next(self._causal.parameters()).device
+        sources, targets = pack.sources.to(device), pack.targets.to(device)
+        if self._packing == "none":
+            logps, entropies = self._plain(pack, sources, targets, entropy)
+        else:
+            hidden = self._causal.base_model(
+                input_ids=pack.ids.to(device),
+                position_ids=pack.position_ids.to(device),
+                use_cache=False,
+                tree=Tree.of(pack),
+            ).last_hidden_state[0]
+            logps, entropies = head_scores(
+                hidden[sources], self._head.weight, self._head.bias, targets, self._temperature, entropy=entropy
+            )
+        places = pack.places.to(device)
+        return Scores(logps[places], entropies[places] if entropies is not None else None)
+
+    def check(self) -> None:
+        """Compare packs with the model's own pass over each of some short sequences.
+
+        Raises:
+            ScoringError: if they differ by more than rounding does.
+        """
+        if self._packing == "none":
+            return
+        vocabulary = self._head.weight.shape[0]
+        shapes = ([1, 2, 3, 4, 5], [1, 2, 3, 6, 7, 8], [1, 2, 9], [10, 11, 12, 13])
+        rows = [torch.tensor(shape).mul(7919).remainder(vocabulary).numpy() for shape in shapes]
+        sequences = [TokenSequence(row, torch.arange(1, len(row)).numpy()) for row in rows]
+        packed: dict[int, torch.Tensor] = {}
+        training = self._model.training
+        self._model.eval()
+        with torch.no_grad():
+            for some in self.packs(sequences):
+                values = self.score(some).logps.split([len(sequences[i].scored) for i in some.members])
+                packed |= dict(zip(some.members, values, strict=True))
+            with self._own_attention():
+                for index, sequence in enumerate(sequences):
+                    (alone,) = pack([sequence], len(sequence.ids))
+                    device = next(self._causal.parameters()).device
+                    expected, _ = self._plain(alone, alone.sources.to(device), alone.targets.to(device), False)
+                    difference = (packed[index] - expected[alone.places.to(device)]).abs().max().item()
+                    if not difference <= _TOLERANCE[self._head.weight.dtype]:
+                        raise ScoringError(
+                            f"{type(self._causal).__name__} does not compute in packs what it computes of each episode "
+                            f"alone: log-probabilities differ by {difference:.3g} nats; set training.packing to none"
+                        )
+        self._model.train(training)
+
+    def _plain(
+        self, pack: Pack, sources: torch.Tensor, targets: torch.Tensor, entropy: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Score one sequence by the logits that the model itself computes, at the M sources alone."""
+        # Its option keeps the last ones of them, and a model may scale or cap what its head returns.
+        hook = self._head.register_forward_pre_hook(lambda module, hidden: (hidden[0][:, sources],))
+        try:
+            logits = self._model(input_ids=pack.ids.to(sources.device), use_cache=False).logits[0]
+        finally:
+            hook.remove()
+        log_probabilities = torch.log_softmax(logits.float() / self._temperature, dim=-1)
+        logps = log_probabilities.gather(1, targets[:, None]).squeeze(1)
+        if not entropy:
+            return logps, None
+        return logps, -(log_probabilities.exp() * log_probabilities).nan_to_num().sum(-1)
+
+    @contextmanager
+    def _own_attention(self) -> Iterator[None]:
+        self._causal.set_attn_implementation(self._attention)
+        try:
+            yield
+        finally:
+            self._causal.set_attn_implementation(IMPLEMENTATION)

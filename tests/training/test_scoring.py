@@ -1,0 +1,257 @@
+"""The scoring pass against plain PyTorch: who sees whom, values, gradients, and what a pack costs."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
+from tiny import tiny_llama
+
+from agentrl.training.scoring import Scorer, ScoringError, TokenSequence, pack, unique_tokens
+from agentrl.training.scoring.attention import Tree, tree_attention
+from agentrl.training.scoring.blocks import tree_blocks
+from agentrl.training.scoring.head import head_scores
+from agentrl.training.scoring.lora import merge_lora
+
+VOCABULARY = 300
+
+
+@st.composite
+def sequences(draw):
+    """Sequences of few different tokens, so that many begin alike, some are equal and some begin another."""
+    made = []
+    for _ in range(draw(st.integers(1, 7))):
+        ids = draw(st.lists(st.integers(0, 2), min_size=2, max_size=9))
+        scored = draw(st.sets(st.integers(1, len(ids) - 1)))
+        made.append(TokenSequence(np.array(ids), np.array(sorted(scored), dtype=int)))
+    return made
+
+
+def ancestors(ends, token):
+    return [other for other in range(token + 1) if token < ends[other]]
+
+
+@given(sequences(), st.integers(1, 30), st.booleans())
+@settings(max_examples=300, deadline=None)
+def test_every_scored_token_is_predicted_by_what_stands_before_it(made, tokens, share):
+    seen = []
+    for found in pack(made, tokens, share=share):
+        assert len(found) <= tokens or len(found.members) == 1
+        seen += found.members
+        place = 0
+        for member in found.members:
+            sequence = made[member]
+            for position in sequence.scored:
+                prediction = found.places[place]
+                place += 1
+                source = int(found.sources[prediction])
+                path = ancestors(found.ends.tolist(), source)
+                assert found.ids[0, path].tolist() == sequence.ids[:position].tolist()
+                assert found.position_ids[0, path].tolist() == list(range(position))
+                assert found.targets[prediction] == sequence.ids[position]
+        assert place == len(found.places)
+    assert sorted(seen) == [i for i, sequence in enumerate(made) if len(sequence.scored)]
+
+
+@given(sequences())
+@settings(max_examples=200, deadline=None)
+def test_in_one_pack_each_beginning_is_computed_once(made):
+    packs = list(pack(made, 1000))
+    beginnings = {tuple(s.inputs[: n + 1]) for s in made for n in range(len(s.inputs))}
+    assert sum(len(found) for found in packs) == unique_tokens(made) == len(beginnings)
+    predictions = {tuple(s.ids[: p + 1]) for s in made for p in s.scored}
+    assert sum(len(found.sources) for found in packs) == len(predictions)
+
+
+@given(sequences(), st.sampled_from([None, 1, 3]))
+@settings(max_examples=200, deadline=None)
+def test_blocks_hold_each_pair_of_tokens_that_see_one_another_once(made, window):
+    for found in pack(made, 1000):
+        depths, ends = found.position_ids[0], found.ends
+        wanted = {
+            (query, key)
+            for query in range(len(found))
+            for key in ancestors(ends.tolist(), query)
+            if window is None or depths[query] - depths[key] < window
+        }
+        pairs = []
+        for block in tree_blocks(depths, ends, window):
+            before = block.ancestors
+            before = list(range(before, block.start)) if isinstance(before, int) else before.tolist()
+            keys = [*before, *range(block.start, block.stop)]
+            visible = torch.ones(len(keys), len(keys)).tril() if block.mask is None else (block.mask[0, 0] == 0).float()
+            pairs += [(block.start + query, keys[key]) for query, key in visible.nonzero().tolist()]
+        assert len(pairs) == len(set(pairs))
+        assert set(pairs) == wanted
+
+
+def branching(rng, groups=2, members=4, shared=30, own=200):
+    """Sequences as search episodes make them: a prompt for each group, and members that part from one another later."""
+    made = []
+    for _ in range(groups):
+        prompt = rng.integers(0, VOCABULARY, shared)
+        first = rng.integers(0, VOCABULARY, own // 2)
+        for member in range(members):
+            tail = rng.integers(0, VOCABULARY, int(rng.integers(1, own)))
+            ids = np.concatenate([prompt, first[: member % 3 * own // 4], tail])
+            scored = np.flatnonzero(rng.random(len(ids)) < 0.3)
+            made.append(TokenSequence(ids, scored[scored >= shared]))
+    return [sequence for sequence in made if len(sequence.scored)]
+
+
+@pytest.mark.parametrize("window", [None, 40])
+@pytest.mark.parametrize(("heads", "shared_by"), [(4, 1), (6, 3)])
+def test_attention_over_a_tree_equals_dense_attention_with_a_mask(window, heads, shared_by):
+    (found,) = pack(branching(np.random.default_rng(1)), 10_000)
+    size, torch_rng = len(found), torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(1, size, count, 8, generator=torch_rng).transpose(1, 2).requires_grad_()
+        for count in (heads, heads // shared_by, heads // shared_by)
+    )
+    weights = torch.randn(1, size, heads, 8, generator=torch_rng)
+    at = torch.arange(size)
+    sees = (at <= at[:, None]) & (at[:, None] < found.ends)
+    if window is not None:
+        sees &= found.position_ids[0][:, None] - found.position_ids[0] < window
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=sees[None, None], scale=0.3, enable_gqa=True
+    ).transpose(1, 2)
+    got, _ = tree_attention(torch.nn.Module(), query, key, value, None, 0.3, window, Tree.of(found))
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    one = torch.autograd.grad((got * weights).sum(), (query, key, value))
+    other = torch.autograd.grad((expected * weights).sum(), (query, key, value))
+    for mine, theirs in zip(one, other, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("entropy", [False, True])
+def test_head_scores_equal_those_of_whole_logits(monkeypatch, with_bias, entropy):
+    monkeypatch.setitem(__import__("agentrl.training.scoring.head", fromlist=["_LOGITS"])._LOGITS, "cpu", 3 * 50)
+    rng = torch.Generator().manual_seed(3)
+    hidden, weight = (torch.randn(n, 12, generator=rng, dtype=torch.float32).requires_grad_() for n in (20, 50))
+    bias = torch.randn(50, generator=rng).requires_grad_() if with_bias else None
+    targets, by_logp, by_entropy = torch.randint(0, 50, (20,), generator=rng), *torch.randn(2, 20, generator=rng)
+    inputs = [t for t in (hidden, weight, bias) if t is not None]
+
+    logits = torch.nn.functional.linear(hidden, weight, bias) / 0.7
+    log_probabilities = logits.log_softmax(-1)
+    expected = log_probabilities[torch.arange(20), targets]
+    spread = -(log_probabilities.exp() * log_probabilities).sum(-1)
+    loss = (expected * by_logp).sum() + ((spread * by_entropy).sum() if entropy else 0.0)
+    wanted = torch.autograd.grad(loss, inputs)
+
+    logps, entropies = head_scores(hidden, weight, bias, targets, 0.7, entropy=entropy)
+    torch.testing.assert_close(logps, expected, atol=1e-5, rtol=1e-5)
+    assert (entropies is not None) == entropy
+    loss = (logps * by_logp).sum()
+    if entropy:
+        torch.testing.assert_close(entropies, spread, atol=1e-5, rtol=1e-5)
+        loss = loss + (entropies * by_entropy).sum()
+    for got, want in zip(torch.autograd.grad(loss, inputs), wanted, strict=True):
+        torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+
+
+def make_model(**settings):
+    torch.manual_seed(0)
+    return tiny_llama(VOCABULARY, hidden=32, max_position_embeddings=512, tie_word_embeddings=True, **settings)
+
+
+def with_adapter(model, **settings):
+    chosen = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM"} | settings
+    policy = get_peft_model(model, LoraConfig(**chosen))
+    for name, parameter in policy.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    return policy
+
+
+def scores_and_gradients(model, made, **settings):
+    """The log-probabilities of each sequence, and the gradients of a sum in which each token has a weight of its own."""
+    scorer = Scorer(model, **settings)
+    model.zero_grad()
+    logps, widths = {}, {i: len(s.scored) for i, s in enumerate(made)}
+    for found in scorer.packs(made):
+        scores = scorer.score(found)
+        parts = scores.logps.split([widths[i] for i in found.members])
+        logps |= {i: part.detach() for i, part in zip(found.members, parts, strict=True)}
+        total = sum(
+            (part * torch.linspace(-1, 1 + i, widths[i])).sum() for i, part in zip(found.members, parts, strict=True)
+        )
+        total.backward()
+    gradients = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).clone()
+    return torch.cat([logps[i] for i in range(len(made))]), gradients
+
+
+SHAPES = {
+    "no sharing": lambda rng: branching(rng, groups=5, members=1),
+    "deep sharing": lambda rng: branching(rng, groups=1, members=8, shared=100),
+    "one-token turns": lambda rng: [
+        TokenSequence(rng.integers(0, VOCABULARY, 12), np.arange(1, 12, 2)) for _ in range(6)
+    ],
+    "one episode": lambda rng: branching(rng, groups=1, members=1),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("merge", [False, True])
+def test_packing_merging_and_budget_change_neither_values_nor_gradients(shape, merge):
+    made = SHAPES[shape](np.random.default_rng(5))
+    expected, wanted = scores_and_gradients(with_adapter(make_model()), made, tokens=64, packing="none")
+    assert wanted.norm() > 0
+    for packing in ("prefix_tree", "episodes"):
+        for tokens in (1, 150, 100_000):
+            logps, gradients = scores_and_gradients(
+                with_adapter(make_model()), made, tokens=tokens, packing=packing, merge=merge
+            )
+            torch.testing.assert_close(logps, expected, atol=1e-5, rtol=1e-5)
+            assert (gradients - wanted).norm() <= 1e-5 * wanted.norm()
+
+
+def test_a_model_without_an_adapter_gets_the_gradients_of_all_its_weights():
+    made = branching(np.random.default_rng(6))
+    expected, wanted = scores_and_gradients(make_model(), made, tokens=64, packing="none")
+    logps, gradients = scores_and_gradients(make_model(), made, tokens=300)
+    torch.testing.assert_close(logps, expected, atol=1e-5, rtol=1e-5)
+    assert (gradients - wanted).norm() <= 1e-5 * wanted.norm()
+
+
+def test_merged_layers_follow_the_adapter_and_step_aside_while_it_is_off():
+    policy = with_adapter(make_model())
+    ids = torch.arange(20)[None]
+    plain = with_adapter(make_model())
+    assert merge_lora(policy) == 7 * policy.config.num_hidden_layers
+    with torch.no_grad():
+        for model in (policy, plain):
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name:
+                    parameter.mul_(3.0)
+        torch.testing.assert_close(policy(ids).logits, plain(ids).logits, atol=1e-5, rtol=1e-5)
+        with policy.disable_adapter(), plain.disable_adapter():
+            assert policy(ids).logits.equal(plain(ids).logits)
+            assert not policy(ids).logits.allclose(plain.base_model.model(ids).logits * 1.01)
+
+
+@pytest.mark.parametrize("settings", [{"lora_dropout": 0.1}, {"use_dora": True}, {"lora_bias": True}])
+def test_layers_that_are_no_plain_lora_keep_pefts_path(settings):
+    model = make_model(attention_bias=True, mlp_bias=True) if "lora_bias" in settings else make_model()
+    assert merge_lora(with_adapter(model, **settings)) == 0
+
+
+def test_a_model_that_computes_something_else_in_packs_is_refused():
+    policy = with_adapter(make_model())
+    scorer = Scorer(policy, tokens=100)
+    scorer.check()
+    # Such as a model that scales what its head returns.
+    head = policy.get_output_embeddings()
+    head.register_forward_hook(lambda module, arguments, logits: logits * 1.5)
+    with pytest.raises(
+        ScoringError, match="LlamaForCausalLM does not compute in packs .* set training.packing to none"
+    ):
+        scorer.check()
+
+
+def test_a_scored_token_needs_one_before_it():
+    with pytest.raises(ValueError, match="within 1 to 2, got 0 to 1"):
+        TokenSequence(np.arange(3), np.array([0, 1]))
