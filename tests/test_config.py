@@ -87,7 +87,8 @@ def test_every_problem_is_reported_at_once(small):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["training.micro_batch=3"], "must divide the 16 episodes"),
+        (["training.minibatches=3"], "minibatches 3 must be at most rollout.questions_per_step 2"),
+        (["training.llds.weight=0.1"], "llds acts only where a batch has several updates"),
         (["model.dtype=bfloat16"], "must be float32 on device cpu"),
         (["agent.max_turn_tokens=1024"], "max_turn_tokens 1024 must be below max_episode_tokens"),
         (["agent.max_observation_tokens=2000"], "max_observation_tokens 2000 must be below max_episode_tokens"),

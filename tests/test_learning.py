@@ -42,7 +42,7 @@ CONFIG = """
     engine: {{threads: 1, kv_cache_gib: 1, max_concurrent: 64}}
     rollout: {{group_size: 8, questions_per_step: 8, max_staleness: 1}}
     advantages: {{estimator: grpo}}
-    training: {{steps: 24, learning_rate: 1.0e-3, micro_batch: 16, checkpoint_every: 100, threads: 1}}
+    training: {{steps: 24, learning_rate: 1.0e-3, checkpoint_every: 100, threads: 1}}
 """
 
 _shuffle = np.random.default_rng(0)

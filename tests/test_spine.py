@@ -22,7 +22,6 @@ AGENTRL = [sys.executable, "-m", "agentrl.cli"]
 SMALL = [
     "rollout.group_size=4",
     "rollout.questions_per_step=2",
-    "training.micro_batch=4",
     "training.checkpoint_every=2",
     "evaluation.before=false",
     "evaluation.after=false",

@@ -234,7 +234,7 @@ class LldsConfig(Section):
     """Keeps the likelihood of good actions from falling (arXiv 2512.04220): `weight` 0 leaves it out.
 
     It acts on actions with an advantage of at least 0 whose mean log-probability fell by more than `tolerance` (nats) since
-    they were sampled. Set `tolerance` above the numerical difference between engine and trainer.
+    the first update on their batch began. So it needs more than one update on a batch.
     """
 
     weight: float = Field(0.0, ge=0)
@@ -242,43 +242,74 @@ class LldsConfig(Section):
 
 
 class ImportanceConfig(Section):
-    """Corrects for rollouts of older weights, where `rollout.max_staleness` allows them.
+    """Corrects for the difference between the policy that sampled and the policy that is trained.
 
-    A token's advantage is multiplied by the ratio of its probability under the trained policy to that under the policy
-    that sampled it: cut at `cap` (truncate), or 0 where it is above `cap` or below 1 / `cap` (mask).
+    A token's advantage is multiplied by the ratio of its probability under the policy that the updates on a batch begin
+    with to that under the engine's: cut at `cap` (truncate), or 0 where it is above `cap` or below 1 / `cap` (mask), or 0
+    all over an episode whose mean ratio is (mask_episode). null truncates wherever the two can differ by more than rounding
+    in float32: in bfloat16, and where `rollout.max_staleness` allows older weights.
     """
 
-    mode: Literal["truncate", "mask"] = "truncate"
+    mode: Literal["truncate", "mask", "mask_episode", "off"] | None = None
     cap: float = Field(2.0, gt=1)
+
+
+class ClipConfig(Section):
+    """Bounds the ratio of a token's probability to that before the updates on its batch: 1 - `low` to 1 + `high`.
+
+    A `high` above `low` leaves unlikely tokens room to grow (DAPO, arXiv 2503.14476). `dual` bounds the ratio of tokens of
+    negative advantage too (arXiv 1912.09729); null does not. Loss cispo cuts the ratio itself at `high`. null is `low`, and
+    5 for cispo.
+    """
+
+    low: float = Field(0.2, gt=0, lt=1)
+    high: float | None = Field(None, gt=0)
+    dual: float | None = Field(None, gt=1)
 
 
 class TrainingConfig(Section):
     """`kl_coefficient` weighs the KL divergence to the model as it was when training began; 0 computes none.
 
-    `loss` is one of TRL's; `micro_batch` is the number of episodes whose activations are held at once.
+    A step samples a batch and makes `updates_per_batch` passes over it, each in `minibatches` parts of whole groups with an
+    optimizer update for each part. `warmup_steps`, like all of these, counts batches. `loss` is one of TRL's; gspo is grpo with
+    the ratio of a whole episode, and luspo takes that too. `entropy_bonus` times the mean entropy is taken off the loss.
+
+    `tokens_per_micro_batch` bounds the tokens whose activations are held at once; null picks it by memory. `packing` says how
+    episodes share a pass of the model: `prefix_tree` computes what they have in common once, `episodes` lays them side by
+    side, `none` runs each by itself. None of these three changes a gradient by more than rounding.
     """
 
     steps: int = Field(ge=1)
     learning_rate: float = Field(1e-5, gt=0)
     warmup_steps: int = Field(0, ge=0)
     schedule: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant_with_warmup"
-    loss: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "dapo"
+    loss: Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "gspo", "sapo", "luspo", "vespo"] = "dapo"
+    updates_per_batch: int = Field(1, ge=1)
+    minibatches: int = Field(1, ge=1)
+    clip: ClipConfig = ClipConfig()
     kl_coefficient: float = Field(0.0, ge=0)
+    entropy_bonus: float = Field(0.0, ge=0)
     llds: LldsConfig = LldsConfig()
     importance: ImportanceConfig = ImportanceConfig()
     max_grad_norm: float = Field(1.0, gt=0)
     weight_decay: float = Field(0.0, ge=0)
-    micro_batch: int = Field(1, ge=1)
+    tokens_per_micro_batch: int | None = Field(None, ge=1)
+    packing: Literal["prefix_tree", "episodes", "none"] = "prefix_tree"
     gradient_checkpointing: bool = False
     checkpoint_every: int = Field(5, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
     threads: int = Field(2, ge=1)
 
     @model_validator(mode="after")
-    def _warms_up(self) -> Self:
+    def _possible(self) -> Self:
         if self.warmup_steps and self.schedule == "constant":
             raise ValueError(
                 "schedule constant has no warm-up; set schedule to constant_with_warmup, or warmup_steps to 0"
+            )
+        if self.llds.weight and self.updates_per_batch * self.minibatches == 1:
+            raise ValueError(
+                "llds acts only where a batch has several updates; set updates_per_batch or minibatches above 1, or "
+                "llds.weight to 0"
             )
         return self
 
@@ -354,11 +385,11 @@ class Config(Section):
                 "leave one of them out"
             )
         if self.training is not None:
-            episodes = self.rollout.group_size * self.rollout.questions_per_step
-            if episodes % self.training.micro_batch:
+            groups = self.rollout.questions_per_step
+            if self.training.minibatches > groups:
                 raise ValueError(
-                    f"training.micro_batch {self.training.micro_batch} must divide the {episodes} episodes of a step "
-                    "(rollout.group_size x rollout.questions_per_step)"
+                    f"training.minibatches {self.training.minibatches} must be at most rollout.questions_per_step {groups}: "
+                    "a minibatch holds whole groups"
                 )
         return self
 

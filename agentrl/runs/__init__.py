@@ -16,8 +16,9 @@ error.txt            the traceback, if its latest start failed
 .lock                held by the process that has the run open
 """
 
+from agentrl.runs.checkpoints import checkpoint_step, new_checkpoint
 from agentrl.runs.files import RunError
-from agentrl.runs.folder import RunFolder, checkpoint_step, versions
+from agentrl.runs.folder import RunFolder, versions
 from agentrl.runs.trajectories import append_trajectories, read_trajectories, write_trajectories
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "RunFolder",
     "append_trajectories",
     "checkpoint_step",
+    "new_checkpoint",
     "read_trajectories",
     "versions",
     "write_trajectories",

@@ -18,6 +18,7 @@ from typing import IO, Any, Literal
 from agentrl import __version__
 from agentrl.config import Config, parse_config
 from agentrl.config.loading import parse_yaml
+from agentrl.runs.checkpoints import checkpoint_step, checkpoints_in, damage, is_complete
 from agentrl.runs.files import RunError, append, replace_text
 from agentrl.runs.resume import Inputs, changed_settings, check_inputs
 from agentrl.runs.trajectories import append_trajectories, write_trajectories
@@ -92,12 +93,12 @@ class RunFolder:
         recorded = folder.read_config()
         changes = changed_settings(recorded, config, str(folder._config_file))
         check_inputs(folder.read_inputs(), inputs)
-        checkpoint = folder.latest_checkpoint()
+        checkpoint, damaged = folder._sound_checkpoint()
         step = checkpoint_step(checkpoint) if checkpoint else 0
         folder._check_whole(step, recorded)
         folder._rewind(step)
         folder._describe(config, inputs)
-        folder._note_start(step, changes)
+        folder._note_start(step, [*changes, *damaged])
         return folder, step
 
     def close(self) -> None:
@@ -141,15 +142,23 @@ class RunFolder:
         return json.loads(self._inputs_file.read_text(encoding="utf-8")) if self._inputs_file.exists() else {}
 
     def latest_checkpoint(self) -> Path | None:
-        """Return the newest complete checkpoint. transformers writes trainer_state.json last, so it marks the whole."""
-        complete = [path for path in self._checkpoints() if _is_json(path / "trainer_state.json")]
-        return max(complete, key=checkpoint_step, default=None)
+        """Return the newest complete checkpoint."""
+        return next(filter(is_complete, checkpoints_in(self.checkpoints)), None)
 
-    def _checkpoints(self) -> list[Path]:
-        # A copy that somebody keeps beside them has another name.
-        return [
-            path for path in self.checkpoints.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()
-        ]
+    def _sound_checkpoint(self) -> tuple[Path | None, list[str]]:
+        """Return the newest checkpoint whose files are as they were written, and what is wrong with newer ones."""
+        problems = []
+        for path in filter(is_complete, checkpoints_in(self.checkpoints)):
+            problem = damage(path)
+            if problem is None:
+                return path, problems
+            problems.append(f"an older checkpoint than {path.name}, which is damaged: {problem}")
+        if problems:
+            raise RunError(
+                f"{self.checkpoints}: every checkpoint is damaged, so that all steps would be dropped; the newest: "
+                f"{problems[0].partition(': ')[2]}; bring one back, or start a new run under another name"
+            )
+        return None, []
 
     def _check_whole(self, step: int, config: Config) -> None:
         """Raise RunError if the metrics up to `step` are gone, or all checkpoints, without which a run would lose all steps."""
@@ -162,7 +171,7 @@ class RunFolder:
             )
         # A run may have been killed after its metrics and before its checkpoint.
         had_some = self.adapter.exists() or (config.training is not None and last > config.training.checkpoint_every)
-        if had_some and not self._checkpoints():
+        if had_some and not checkpoints_in(self.checkpoints):
             raise RunError(
                 f"{self.checkpoints}: its checkpoints are gone, and without one all {last} recorded steps would be dropped; "
                 "bring the last one back, or start a new run under another name"
@@ -177,7 +186,7 @@ class RunFolder:
                 number = path.name.removeprefix("step-").partition(".")[0]
                 if number.isdecimal() and int(number) > step:
                     path.unlink()
-        for path in self._checkpoints():
+        for path in checkpoints_in(self.checkpoints):
             if checkpoint_step(path) > step:
                 shutil.rmtree(path)
 
@@ -255,11 +264,6 @@ class RunFolder:
         return self.evaluations / f"{name}.{ending}"
 
 
-def checkpoint_step(path: Path) -> int:
-    """Return the number of steps that a checkpoint folder was saved after."""
-    return int(path.name.removeprefix("checkpoint-"))
-
-
 def versions() -> dict[str, str]:
     """Return the versions that a run's results depend on."""
     found = {"python": platform.python_version(), "agentrl": __version__, "machine": platform.platform()}
@@ -280,11 +284,3 @@ def _parse(data: bytes, source: str, key: str) -> dict[str, Any]:
     if not isinstance(found, dict) or key not in found:
         raise RunError(f"{source}: damaged: it has no {key!r}; bring it back from a copy, or remove it")
     return found
-
-
-def _is_json(path: Path) -> bool:
-    try:
-        json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True

@@ -1,11 +1,13 @@
-"""A batch of trajectories as the tensors that TRL takes."""
+"""A batch of trajectories as tensors, and as the minibatches and sequences that an update takes of it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 
+from agentrl.training.scoring import TokenSequence
 from agentrl.types import Trajectory
 
 
@@ -59,3 +61,55 @@ def spread_over_tokens(
     missing = int(turn_index.max()) + 1 - advantages.shape[1]
     padded = torch.nn.functional.pad(advantages, (0, max(0, missing)))
     return padded.gather(1, turn_index) * completion_mask
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Minibatch:
+    """What one update trains on, on the CPU.
+
+    Attributes:
+        tensors: those of `batch_tensors`, `advantages` [n] or [n, C], and what scoring adds, of n episodes.
+        runs: bool [n], the episodes that the model has to run for; the others have no gradient, and count in normalisers
+            alone.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    runs: torch.Tensor
+
+    @property
+    def own(self) -> torch.Tensor:
+        """Bool [n, C], true at the tokens that are trained."""
+        return self.tensors["tool_mask"].bool()
+
+    def sequences(self) -> list[TokenSequence]:
+        """The episodes without padding, with their own tokens to be scored; those that do not run have none."""
+        tensors, made = self.tensors, []
+        for row, runs in enumerate(self.runs.tolist()):
+            prompt = tensors["prompt_ids"][row][tensors["prompt_mask"][row].bool()]
+            completion = tensors["completion_ids"][row][tensors["completion_mask"][row].bool()]
+            scored = torch.nonzero(tensors["tool_mask"][row]).squeeze(1) + len(prompt)
+            made.append(TokenSequence(torch.cat([prompt, completion]).numpy(), scored[: None if runs else 0].numpy()))
+        return made
+
+    def rows(self, members: Sequence[int], device: torch.device) -> dict[str, torch.Tensor]:
+        """Return the tensors of some episodes, as wide as these need, on a device."""
+        chosen = torch.tensor(members)
+        width = int(self.tensors["completion_mask"][chosen].sum(1).max())
+        return {
+            name: tensor[chosen, :width].to(device)
+            if tensor.dim() == 2 and not name.startswith("prompt")
+            else tensor[chosen].to(device)
+            for name, tensor in self.tensors.items()
+        }
+
+
+def deal(batch: Minibatch, group_size: int, minibatches: int, generator: torch.Generator | None) -> Iterator[Minibatch]:
+    """Deal the episodes of a batch into minibatches of whole groups, in an order that is drawn, or as they stand.
+
+    Where groups cannot be dealt evenly, some minibatches have one more than others.
+    """
+    groups = len(batch.runs) // group_size
+    order = torch.arange(groups) if generator is None else torch.randperm(groups, generator=generator)
+    for some in torch.tensor_split(order, minibatches):
+        rows = (some[:, None] * group_size + torch.arange(group_size)).flatten()
+        yield Minibatch({name: tensor[rows] for name, tensor in batch.tensors.items()}, batch.runs[rows])

@@ -5,6 +5,7 @@ TRL drives the steps. `TrainingSession.next_batch` is where a step begins, `Trai
 
 from __future__ import annotations
 
+import functools
 import math
 import shutil
 import threading
@@ -27,7 +28,8 @@ from agentrl.training.adapter import adapter_files, load_policy, save_adapter
 from agentrl.training.loop import TrainSettings
 from agentrl.training.prefetch import Prefetch
 from agentrl.training.sampling import ScoredBatch, StepSampler
-from agentrl.training.trainer import StratifiedTrainer, run_settings
+from agentrl.training.settings import make_scorer, run_additions, run_settings, run_updates
+from agentrl.training.trainer import StratifiedTrainer
 from agentrl.types import AgentRLError
 
 
@@ -59,7 +61,6 @@ class TrainingSession:
         self._prefetch = Prefetch(self._sample, done + 1, training.steps, config.rollout.max_staleness)
         self._waits_for_batch = threading.Event()
         self._stopping = threading.Event()
-        self._micro_batches = 0
         # False while the optimizer changes the weights and until the step is recorded.
         self._whole = True
         self._generators = _generators()
@@ -69,12 +70,12 @@ class TrainingSession:
         self._trainer = StratifiedTrainer(
             model=load_policy(config, model),
             processing_class=load_tokenizer(model),
-            questions=training.steps * config.rollout.questions_per_step,
-            llds_weight=training.llds.weight,
-            llds_tolerance=training.llds.tolerance,
-            # Fresh rollouts need no correction; the difference between engine and trainer is numerical noise.
-            importance=(training.importance.mode, training.importance.cap) if config.rollout.max_staleness else None,
             sample=self.next_batch,
+            scorer=functools.partial(make_scorer, config),
+            updates=run_updates(config),
+            additions=run_additions(config),
+            on_trained=self.trained,
+            keep_checkpoints=training.keep_checkpoints,
             args=run_settings(config, folder.checkpoints),
             callbacks=[StepCallback(self)],
         )
@@ -82,8 +83,8 @@ class TrainingSession:
 
     @property
     def step(self) -> int:
-        """The number of optimizer steps that were taken."""
-        return self._trainer.state.global_step
+        """The number of steps that were taken: batches that were trained on to the end."""
+        return self._trainer.batches
 
     def run(self) -> None:
         """Wait for the order to begin, train to the last step and write the adapter.
@@ -126,10 +127,8 @@ class TrainingSession:
 
     # One step, in the order in which it happens.
 
-    def next_batch(self, count: int) -> ScoredBatch:
-        """Publish the weights that the step before left, and return the batch to train on, of `count` episodes."""
-        if count != self._episodes:
-            raise RuntimeError(f"TRL asks for {count} episodes, and a step has {self._episodes}")
+    def next_batch(self) -> ScoredBatch:
+        """Publish the weights that the step before left, and return the batch to train on."""
         started = time.monotonic()
         self.publish()
         published = time.monotonic()
@@ -152,10 +151,9 @@ class TrainingSession:
         self._pool.publish(self.step, adapter_files(policy))
         self._prefetch.published(self.step)
 
-    def end_micro_batch(self) -> None:
-        """Show how much of the batch is trained on."""
-        self._micro_batches += 1
-        self._show("train", self._micro_batches * self._config.training.micro_batch, self._episodes)
+    def trained(self, episodes: int) -> None:
+        """Show how much of a pass over the batch is done."""
+        self._show("train", episodes, self._episodes)
         self.check_stop()
 
     def begin_update(self) -> None:
@@ -167,14 +165,11 @@ class TrainingSession:
         metrics = {
             name: value for name, value in logs.items() if isinstance(value, (int, float)) and math.isfinite(value)
         }
-        # TRL's step_time holds what `next_batch` took.
-        metrics["seconds/train"] = metrics.pop("step_time") - metrics["seconds/wait"] - metrics["seconds/publish"]
         metrics["tokens_per_second/train"] = metrics["tokens/trained"] / metrics["seconds/train"]
         self._folder.append_metrics(self.step, metrics)
         self._whole = True
         # TRL draws the order of the next batch from them, and may be cut off after that.
         self._generators = _generators()
-        self._micro_batches = 0
         for name, value in metrics.items():
             self._tensorboard.add_scalar(name, value, self.step)
         self._show("step", self.step, self._config.training.steps, metrics)
@@ -240,9 +235,6 @@ class StepCallback(TrainerCallback):
 
     def __init__(self, session: TrainingSession) -> None:
         self._session = session
-
-    def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._session.end_micro_batch()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._session.begin_update()

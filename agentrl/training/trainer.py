@@ -7,120 +7,313 @@ and transformers do not document. A contract test names each of them, so that an
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+import time
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOTrainer
 
-from agentrl.config import Config
+from agentrl.runs import new_checkpoint
 from agentrl.training.adapter import save_adapter
-from agentrl.training.batch import batch_tensors, spread_over_tokens
-from agentrl.training.importance import importance_weights
+from agentrl.training.batch import Minibatch, batch_tensors, deal, spread_over_tokens
+from agentrl.training.importance import Mode, importance_weights
 from agentrl.training.llds import displacement, per_token
+from agentrl.training.observations import Observations
 from agentrl.training.sampling import ScoredBatch
+from agentrl.training.scoring import Pack, Scorer, Scores, TokenSequence
 from agentrl.types import AgentRLError
-
-# The types of TRL's loss whose mean over tokens `StratifiedTrainer._mean_over_tokens` takes.
-LINEAR_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo")
-
-# The most tokens, padding included, of episodes that share a pass. A pass costs some milliseconds whatever its length.
-_PASS_TOKENS = 1024
 
 
 class NotFiniteError(AgentRLError):
     """A number that the update depends on is infinite or NaN; the optimizer has not taken the step."""
 
 
+@dataclass(frozen=True, slots=True)
+class Updates:
+    """How often a batch is trained on.
+
+    Attributes:
+        group_size: the episodes of a group, which stay together.
+        epochs: passes over a batch.
+        minibatches: parts of a batch, with an update for each.
+        seed: of the order in which groups are dealt.
+    """
+
+    group_size: int
+    epochs: int = 1
+    minibatches: int = 1
+    seed: int = 0
+
+    @property
+    def per_batch(self) -> int:
+        return self.epochs * self.minibatches
+
+
+@dataclass(frozen=True, slots=True)
+class Additions:
+    """What agentrl adds to TRL's loss.
+
+    Attributes:
+        importance: mode and cap of the weights that correct for the policy that sampled, see `importance_weights`; None
+            weighs nothing.
+        entropy_bonus: times the mean entropy of the trained tokens is taken off the loss.
+        llds_weight: the weight of the LLDS term (see agentrl.training.llds), a mean over tokens as the loss takes it. It
+            keeps log-probabilities from falling below those before the batch, so it is 0 in the first update on a batch.
+        llds_tolerance: in nats per token; an action counts as unchanged if its mean log-probability fell by no more.
+    """
+
+    importance: tuple[Mode, float] | None = None
+    entropy_bonus: float = 0.0
+    llds_weight: float = 0.0
+    llds_tolerance: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if self.llds_weight < 0 or self.llds_tolerance < 0:
+            raise ValueError(
+                f"llds_weight and llds_tolerance must be at least 0, got {self.llds_weight!r} and {self.llds_tolerance!r}"
+            )
+
+
 class StratifiedTrainer(GRPOTrainer):
-    """TRL's loss over agentrl's batches.
+    """TRL's loss over agentrl's batches, one optimizer update for each minibatch.
 
-    Log-probabilities are computed with logits at the model's own tokens only, for short episodes of similar length
-    together, for each longer one without padding. Loss and gradients equal those of TRL's padded pass (a test holds them
-    to 1e-5) at a fraction of time and memory.
+    Log-probabilities come from a `Scorer`, pack by pack; the loss of a pack is TRL's over the episodes of the pack, with
+    the normaliser of the whole minibatch. So loss and gradients equal those of TRL's padded pass over the minibatch (tests
+    hold them to 1e-5), whatever the packs.
 
-    An advantage belongs to an episode or, from estimators that rate turns, to a turn. The model does not run for episodes
-    that are not trained. TRL's dapo loss divides by the tokens of the trained episodes alone; its grpo, bnpo and dr_grpo
-    losses divide by the number of all episodes or micro-batches of the step.
+    An advantage belongs to an episode or, from estimators that rate turns, to a turn. The model does not run for an episode
+    that is not trained, nor, unless a term of the loss acts on it, for one whose advantages are all 0; both have no
+    gradient. Normalisers count the episodes that are trained, those of advantage 0 included (dapo, cispo, vespo and bnpo
+    their tokens); grpo, dr_grpo, sapo, luspo and gspo divide by the number of all episodes of the minibatch.
     """
 
     def __init__(
         self,
         *args: Any,
-        sample: Callable[[int], ScoredBatch],
-        questions: int,
-        llds_weight: float = 0.0,
-        llds_tolerance: float = 1e-3,
-        importance: tuple[Literal["truncate", "mask"], float] | None = None,
+        sample: Callable[[], ScoredBatch],
+        scorer: Callable[[Any], Scorer],
+        updates: Updates,
+        additions: Additions = Additions(),
+        on_trained: Callable[[int], None] = lambda episodes: None,
+        keep_checkpoints: int = 2,
         **kwargs: Any,
     ) -> None:
         """Set up training on what `sample` returns.
 
         Args:
             args: TRL's own.
-            sample: returns the next batch, which has the given number of episodes.
-            questions: how many questions the whole run takes, which is the length of TRL's own data.
-            llds_weight: the weight of the LLDS term (see agentrl.training.llds); 0 computes none. The term is a mean over
-                tokens, normalised as the loss is. It preserves the sampler's log-probabilities, so it is 0 for rollouts
-                that the present weights have sampled, and acts on those of an older adapter.
-            llds_tolerance: in nats per token; an action counts as unchanged if its mean log-probability fell by no more.
-            importance: mode and cap of the weights that correct for rollouts of older weights, see
-                `importance_weights`; None weighs nothing.
+            sample: returns the next batch, of whole groups.
+            scorer: makes the scorer of a model.
+            updates: how often a batch is trained on.
+            additions: what is added to TRL's loss.
+            on_trained: is called with the number of episodes of the batch that this pass over it is through with.
+            keep_checkpoints: so many of the newest checkpoints stay.
             kwargs: TRL's own.
-
-        Raises:
-            ValueError: if an LLDS setting is negative, or LLDS is on and the loss is none of `LINEAR_LOSSES`.
         """
-        if llds_weight < 0 or llds_tolerance < 0:
-            raise ValueError(
-                f"llds_weight and llds_tolerance must be at least 0, got {llds_weight!r} and {llds_tolerance!r}"
-            )
+        # The folder that a checkpoint is being written into.
+        self._aside: Path | None = None
+        self._keep = keep_checkpoints
         super().__init__(
             *args,
             # TRL demands a reward function; ours are scored where the episodes run, and this one is never called.
             reward_funcs=_never_called,
-            # TRL counts its steps by this data; which questions a batch has is up to `sample`.
-            train_dataset=Dataset.from_dict({"prompt": [str(position) for position in range(questions)]}),
+            # TRL counts its updates by this data; what they train on is up to `sample`.
+            train_dataset=Dataset.from_dict({"prompt": [str(update) for update in range(kwargs["args"].max_steps)]}),
             **kwargs,
         )
-        if llds_weight and self.loss_type not in LINEAR_LOSSES:
-            raise ValueError(f"LLDS needs a loss of {', '.join(LINEAR_LOSSES)}, got {self.loss_type!r}")
         self._sample = sample
-        self._llds_weight = llds_weight
-        self._llds_tolerance = llds_tolerance
-        self._importance = importance
-        self._to_weigh: dict[str, torch.Tensor] | None = None
-        self._scored_mask: torch.Tensor | None = None
-        self._last_logps: torch.Tensor | None = None
-        self._differences: list[tuple[float, float, int]] = []
-        self._weights: list[tuple[float, int, int]] = []
-        self._ratios: list[torch.Tensor] = []
-        self._actions: list[tuple[int, int]] = []
+        self._scorer = scorer(self.accelerator.unwrap_model(self.model))
+        self._updates, self._additions, self._on_trained = updates, additions, on_trained
+        self._waiting: deque[Minibatch] = deque()
+        self._scores: tuple[torch.Tensor, torch.Tensor] | None = None
+        # An update is one step of TRL's, which divides by it.
+        self.current_gradient_accumulation_steps = 1
+        self._observed = Observations()
+        self._seconds = 0.0
 
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        batch = self._sample(len(inputs))
+    @property
+    def batches(self) -> int:
+        """The number of batches that are trained on to the end."""
+        return self.state.global_step // self._updates.per_batch
+
+    @property
+    def _acts_on_all(self) -> bool:
+        """Whether an episode of advantage 0 has a gradient."""
+        return bool(self.beta or self._additions.entropy_bonus or self._additions.llds_weight)
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """Compute the gradients of the next minibatch, and return its loss. `inputs` are TRL's own and say nothing."""
+        model.train()
+        if not self._waiting:
+            batch = self._sample()
+            started = time.perf_counter()
+            self._waiting.extend(self._minibatches(batch))
+        else:
+            started = time.perf_counter()
+        loss = self.backward(self._waiting.popleft())
+        self._seconds += time.perf_counter() - started
+        return loss
+
+    def _minibatches(self, batch: ScoredBatch) -> Iterator[Minibatch]:
         for name, value in batch.metrics.items():
             self._metrics["train"][name].append(value)
+        whole = self.whole_batch(batch)
+        generator = torch.Generator().manual_seed(self._updates.seed + self.state.global_step)
+        for _ in range(self._updates.epochs):
+            shuffled = generator if self._updates.minibatches > 1 else None
+            yield from deal(whole, self._updates.group_size, self._updates.minibatches, shuffled)
+
+    def whole_batch(self, batch: ScoredBatch) -> Minibatch:
+        """Return a batch as one minibatch, with all that is computed before its first update."""
         tensors = batch_tensors(batch.trajectories, self._tokenizer.pad_token_id, batch.trained)
         advantages = torch.tensor(batch.advantages, dtype=torch.float32)
         self._require_finite("an advantage", advantages.abs().sum().item(), "check the estimator and its rewards")
         if advantages.dim() == 2:
             advantages = spread_over_tokens(advantages, tensors["turn_index"], tensors["completion_mask"])
         tensors["advantages"] = advantages
-        tensors = {name: tensor.to(self.accelerator.device) for name, tensor in tensors.items()}
-        tensors["num_items_in_batch"] = self.accelerator.gather(tensors["tool_mask"].sum()).sum()
+        own = tensors["tool_mask"].bool()
+        acts = own if self._acts_on_all else own & (per_token(advantages, own) != 0)
+        whole = Minibatch(tensors, acts.any(1))
         if self.beta != 0.0:
-            tensors["ref_per_token_logps"] = self._reference_logps(tensors)
-        return tensors
+            with _reference_adapter(self.accelerator.unwrap_model(self.model)):
+                tensors["ref_per_token_logps"] = self._logps(whole)
+        if self._updates.per_batch > 1:
+            tensors["old_per_token_logps"] = self._logps(whole)
+        return whole
+
+    @torch.no_grad()
+    def _logps(self, batch: Minibatch) -> torch.Tensor:
+        """Return the present log-probabilities [n, C] of the episodes that run, on the CPU."""
+        logps = torch.zeros_like(batch.tensors["sampling_per_token_logps"])
+        sequences = batch.sequences()
+        for pack in self._scorer.packs(sequences):
+            rows, columns = _places(batch, sequences, pack)
+            logps[torch.tensor(pack.members)[rows], columns] = self._scorer.score(pack).logps.cpu()
+        return logps
+
+    def backward(self, batch: Minibatch) -> torch.Tensor:
+        """Add the gradients of a minibatch's loss to the model's, and return the loss."""
+        sequences, trained = batch.sequences(), 0
+        if self._additions.llds_weight:
+            self._observed.add("llds/loss", 0.0, 1)
+        total = torch.zeros((), device=self.accelerator.device)
+        for pack in self._scorer.packs(sequences):
+            scores = self._scorer.score(pack, entropy="gradients" if self._additions.entropy_bonus else "values")
+            loss = self._loss(batch, pack.members, _places(batch, sequences, pack), scores)
+            self._require_finite("the loss", loss.item())
+            self.accelerator.backward(loss)
+            total += loss.detach()
+            trained += len(pack.members)
+            self._on_trained(trained)
+        if not trained and bool(batch.own.any()):
+            # The gradient is 0, which is no reason for the optimizer's momentum to stand still.
+            for parameter in self.model.parameters():
+                if parameter.requires_grad:
+                    parameter.grad = torch.zeros_like(parameter)
+        return total
+
+    def _loss(
+        self, batch: Minibatch, members: tuple[int, ...], places: tuple[torch.Tensor, torch.Tensor], scores: Scores
+    ) -> torch.Tensor:
+        """Return the part of the minibatch's loss that some of its episodes have."""
+        inputs = batch.rows(members, scores.logps.device)
+        own = inputs["tool_mask"].bool()
+        zeros = torch.zeros_like(inputs["sampling_per_token_logps"])
+        at = tuple(place.to(zeros.device) for place in places)
+        logps, entropies = zeros.index_put(at, scores.logps), zeros.index_put(at, scores.entropies)
+        old = inputs.get("old_per_token_logps", logps.detach())
+        self._observe(inputs, logps.detach(), old, entropies.detach(), own)
+        if self._additions.importance is not None:
+            self._weigh(inputs, old, own)
+        # Where TRL asks for log-probabilities it gets these.
+        self._scores = logps, entropies
+        inputs["num_items_in_batch"] = own.sum()
+        with self._metrics_apart():
+            loss = super()._compute_loss(self.model, inputs) * self._share(own, batch)
+        self._scores = None
+        if self._additions.entropy_bonus:
+            loss = loss - self._additions.entropy_bonus * (entropies * own).sum() / batch.own.sum()
+        if self._additions.llds_weight:
+            found = displacement(
+                logps, old, inputs["advantages"], own, inputs["turn_index"], self._additions.llds_tolerance
+            )
+            term = self._mean_over_tokens(found.penalty, own, batch)
+            loss = loss + self._additions.llds_weight * term
+            # Counted once for each minibatch.
+            self._observed.add("llds/loss", term.item(), 0)
+            self._observed.add("llds/actions_fallen_share", int(found.fallen), int(found.actions))
+        return loss
+
+    def _share(self, own: torch.Tensor, batch: Minibatch) -> float:
+        """Return what TRL's loss over some episodes of a minibatch weighs in the loss over all of them."""
+        if self.loss_type in ("dapo", "cispo", "vespo", "bnpo"):
+            return int(own.sum()) / int(batch.own.sum())
+        return len(own) / len(batch.runs)
+
+    def _mean_over_tokens(self, values: torch.Tensor, own: torch.Tensor, batch: Minibatch) -> torch.Tensor:
+        """Return some episodes' part of the minibatch's mean of `values` [n, C], 0 outside `own` [n, C].
+
+        The mean is that of the loss: over tokens (dapo, cispo, vespo, bnpo), over episodes of `max_completion_length`
+        (dr_grpo), over episodes of their sums (luspo), else over each episode's tokens and then over episodes.
+        """
+        if self.loss_type in ("dapo", "cispo", "vespo", "bnpo"):
+            return values.sum() / batch.own.sum()
+        if self.loss_type == "dr_grpo":
+            return values.sum() / (len(batch.runs) * self.max_completion_length)
+        if self.loss_type == "luspo":
+            return values.sum() / len(batch.runs)
+        return (values.sum(1) / own.sum(1).clamp(min=1)).sum() / len(batch.runs)
+
+    def _weigh(self, inputs: dict[str, torch.Tensor], old: torch.Tensor, own: torch.Tensor) -> None:
+        """Multiply the advantages in `inputs` by importance weights, of the policy before this batch to the sampler's."""
+        weights = importance_weights(old, inputs["sampling_per_token_logps"], own, *self._additions.importance)
+        inputs["advantages"] = per_token(inputs["advantages"], own) * weights
+        chosen = weights[own]
+        cut = chosen != (old - inputs["sampling_per_token_logps"])[own].exp()
+        self._observed.add("importance/mean", float(chosen.sum()), chosen.numel())
+        self._observed.add("importance/cut_share", int(cut.sum()), chosen.numel())
+
+    def _observe(
+        self,
+        inputs: dict[str, torch.Tensor],
+        logps: torch.Tensor,
+        old: torch.Tensor,
+        entropies: torch.Tensor,
+        own: torch.Tensor,
+    ) -> None:
+        """Keep for `log` what the log-probabilities and entropies [n, C] of some episodes are at their tokens in `own`."""
+        advantages, tokens = inputs["advantages"], int(own.sum())
+        largest = self._observed.see_sampler(old - inputs["sampling_per_token_logps"], advantages, own)
+        self._require_finite("the difference between a token's log-probabilities in trainer and sampler", largest)
+        self._observed.see_update((logps - old).exp(), advantages, own, self.epsilon_low, self.epsilon_high)
+        self._observed.add("entropy", float(entropies[own].sum()), tokens)
+        if self.beta != 0.0:
+            change = (inputs["ref_per_token_logps"] - logps)[own]
+            self._observed.add("kl", float((change.exp() - change - 1).sum()), tokens)
+
+    def _get_per_token_logps_and_entropies(
+        self, model: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int, **unused: Any
+    ) -> tuple[torch.Tensor, torch.Tensor, None]:
+        # TRL asks for them in its loss; they are those of the pack at hand.
+        return (*self._scores, None)
 
     def save_checkpoint(self) -> None:
         """Write a checkpoint of the last step that was taken, as the schedule of checkpoints would."""
         self._save_checkpoint(self.model, trial=None)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        with new_checkpoint(Path(self.args.output_dir), self.batches, self._keep) as self._aside:
+            super()._save_checkpoint(model, trial)
+        self._aside = None
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return self.args.output_dir if self._aside is None else str(self._aside)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         # The reference of the KL term is the adapter that training begins with, which a resumed run makes again.
@@ -142,208 +335,46 @@ class StratifiedTrainer(GRPOTrainer):
     ) -> None:
         if not math.isfinite(value):
             raise NotFiniteError(
-                f"step {self.state.global_step + 1}: {what} is {value}; the optimizer did not take this step, and the "
+                f"step {self.batches + 1}: {what} is {value}; the optimizer did not take this step, and the "
                 f"weights are still those of the step before: {advice}"
             )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add to TRL's metrics what was observed in each micro-batch, before the update.
+        """Add to TRL's metrics what was observed in the updates of the batch, as means over tokens.
 
-        logprobs/difference_max, _mean: how far the sampler's log-probabilities are from the trainer's, in nats.
-        ratio/positive_q01, _q50, _q99: quantiles of exp(trainer's - sampler's log-probability) over the model's tokens of
-            A >= 0. Tokens of A = 0 count: nothing trains them, but they drift with those that are trained.
+        logprobs/difference_max, _mean: how far the sampler's log-probabilities are from the trainer's before the batch, in
+            nats.
+        ratio/positive_q01, _q50, _q99: quantiles of exp(trainer's before the batch - sampler's log-probability) over the
+            model's tokens of A >= 0.
+        entropy, kl: in nats.
+        clip_ratio/low, _high: the share of tokens whose ratio to the policy before the batch clipping cuts.
         importance/mean, _cut_share: the mean of the importance weights, and the share of them that was cut.
-        llds/actions_fallen_share: the share of the actions of A >= 0 that fell, if LLDS is on.
+        llds/loss, llds/actions_fallen_share: the term before its weight, and the share of the actions of A >= 0 that fell.
+        seconds/train: what the updates took.
+
+        All but seconds cover the episodes that the model runs for; see the class.
         """
-        if self._differences:
-            largest, totals, tokens = zip(*self._differences, strict=True)
-            logs |= {"logprobs/difference_max": max(largest), "logprobs/difference_mean": sum(totals) / sum(tokens)}
-            self._differences.clear()
-        if self._weights:
-            total, cut, count = (sum(values) for values in zip(*self._weights, strict=True))
-            logs |= {"importance/mean": total / count, "importance/cut_share": cut / count}
-            self._weights.clear()
-        if self._ratios:
-            # NumPy, because torch.quantile refuses more than 16 million values.
-            low, middle, high = np.quantile(torch.cat(self._ratios).numpy(), (0.01, 0.5, 0.99)).tolist()
-            logs |= {"ratio/positive_q01": low, "ratio/positive_q50": middle, "ratio/positive_q99": high}
-            self._ratios.clear()
-        if self._actions:
-            actions, fallen = (sum(counts) for counts in zip(*self._actions, strict=True))
-            logs |= {"llds/actions_fallen_share": fallen / actions}
-            self._actions.clear()
+        if "loss" in logs:
+            logs |= self._observed.logs() | {"seconds/train": self._seconds}
+            self._seconds = 0.0
         super().log(logs, start_time)
-
-    def _reference_logps(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Log-probabilities under the model as it was when training began."""
-        model = self.accelerator.unwrap_model(self.model)
-        ids = torch.cat([tensors["prompt_ids"], tensors["completion_ids"]], dim=1)
-        attention = torch.cat([tensors["prompt_mask"], tensors["completion_mask"]], dim=1)
-        self._scored_mask = tensors["tool_mask"]
-        with torch.no_grad(), _reference_adapter(model):
-            return self._get_per_token_logps_and_entropies(
-                self.model, ids, attention, tensors["completion_ids"].size(1)
-            )[0]
-
-    def _compute_loss(self, model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        # TRL does not hand the mask to the log-probability pass, which needs it to leave out the environment's tokens.
-        self._scored_mask = inputs["completion_mask"] * inputs["tool_mask"]
-        own = self._scored_mask.bool()
-        # TRL would count the zeros of a micro-batch without a scored token in the means that it logs.
-        self._to_weigh = weighed = dict(inputs)
-        with nullcontext() if own.any() else self._metrics_apart():
-            loss = super()._compute_loss(model, weighed)
-        logps = self._last_logps
-        # Kept with their graph, they would hold the activations of this micro-batch during the next.
-        self._last_logps = logps.detach()
-        if own.any():
-            self._observe(self._last_logps, inputs, own)
-        if self._llds_weight:
-            loss = loss + self._llds_weight * self._llds(logps, inputs, own)
-        self._require_finite("the loss", loss.item())
-        return loss
-
-    def _weigh(self, inputs: dict[str, torch.Tensor], logps: torch.Tensor) -> None:
-        """Multiply the advantages in `inputs` by importance weights; TRL reads them after the log-probabilities [B, C]."""
-        own = self._scored_mask.bool()
-        weights = importance_weights(logps, inputs["sampling_per_token_logps"], *self._importance)
-        inputs["advantages"] = per_token(inputs["advantages"], own) * weights
-        if own.any():
-            cut = weights[own] != (logps - inputs["sampling_per_token_logps"])[own].exp()
-            self._weights.append((weights[own].sum().item(), int(cut.sum()), int(own.sum())))
-
-    def _observe(self, logps: torch.Tensor, inputs: dict[str, torch.Tensor], own: torch.Tensor) -> None:
-        """Keep for `log` how log-probabilities [B, C] differ from the sampler's at the tokens in `own` [B, C]."""
-        change = logps - inputs["sampling_per_token_logps"]
-        difference = change[own].abs()
-        largest = difference.max().item()
-        self._require_finite("the difference between a token's log-probabilities in trainer and sampler", largest)
-        self._differences.append((largest, difference.sum().item(), difference.numel()))
-        positive = own & (per_token(inputs["advantages"], own) >= 0)
-        if positive.any():
-            self._ratios.append(change[positive].exp().cpu())
-
-    def _llds(self, logps: torch.Tensor, inputs: dict[str, torch.Tensor], own: torch.Tensor) -> torch.Tensor:
-        """Return the LLDS term before its weight and log it as llds/loss, as a mean over the step's micro-batches."""
-        found = displacement(
-            logps,
-            inputs["sampling_per_token_logps"],
-            inputs["advantages"],
-            own,
-            inputs["turn_index"],
-            self._llds_tolerance,
-        )
-        term = self._mean_over_tokens(found.penalty, own, inputs)
-        # TRL's loss is a micro-batch's part of the step's; its metrics are means over the micro-batches.
-        self._metrics["train"]["llds/loss"].append(term.item() * self.current_gradient_accumulation_steps)
-        if found.actions.item():
-            self._actions.append((int(found.actions), int(found.fallen)))
-        return term
-
-    def _mean_over_tokens(
-        self, values: torch.Tensor, own: torch.Tensor, inputs: dict[str, torch.Tensor]
-    ) -> torch.Tensor:
-        """Return this micro-batch's part of the step's mean of `values` [B, C], 0 outside `own` [B, C].
-
-        The mean is the one that TRL's loss type takes of its tokens: over those of the step (dapo) or of the micro-batch
-        (bnpo), over each episode's and then over episodes (grpo), or over episodes of `max_completion_length` (dr_grpo).
-        """
-        if self.loss_type == "dapo":
-            return values.sum() / inputs["num_items_in_batch"].clamp(min=1)
-        if self.loss_type == "grpo":
-            mean = (values.sum(1) / own.sum(1).clamp(min=1)).mean()
-        elif self.loss_type == "bnpo":
-            mean = values.sum() / own.sum().clamp(min=1)
-        else:
-            mean = values.sum() / (len(values) * self.max_completion_length)
-        return mean / self.current_gradient_accumulation_steps
 
     @contextmanager
     def _metrics_apart(self) -> Iterator[None]:
-        """Drop the metrics that TRL's loss appends meanwhile."""
+        """Drop the metrics that TRL's loss appends meanwhile: means over packs, which are not of one size."""
         kept, self._metrics = self._metrics, defaultdict(lambda: defaultdict(list))
         try:
             yield
         finally:
             self._metrics = kept
 
-    def _get_per_token_logps_and_entropies(
-        self,
-        model: Any,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        logits_to_keep: int,
-        compute_entropy: bool = False,
-        **unused: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
-        """Return log-probabilities and entropies [B, C] at the model's own tokens of the completions, 0 elsewhere.
 
-        The model does not run for an episode without such a token.
-        """
-        head = self.accelerator.unwrap_model(model).get_output_embeddings()
-        episodes = [ids[attended] for ids, attended in zip(input_ids, attention_mask.bool(), strict=True)]
-        prompts = attention_mask[:, :-logits_to_keep].sum(1).tolist()
-        scored = [torch.nonzero(row).squeeze(1) for row in self._scored_mask]
-        # A gradient is asked for so that backward() works, to no effect, where nothing is scored.
-        logps = torch.zeros_like(self._scored_mask, dtype=torch.float32, requires_grad=True)
-        entropies = torch.zeros_like(self._scored_mask, dtype=torch.float32)
-        for rows in _chunks([len(ids) if own.numel() else 0 for ids, own in zip(episodes, scored, strict=True)]):
-            chosen, entropy = _score(
-                model, head, [episodes[r] for r in rows], [scored[r] + prompts[r] for r in rows], self.temperature
-            )
-            places = torch.cat([torch.full_like(scored[r], r) for r in rows]), torch.cat([scored[r] for r in rows])
-            logps = logps.index_put(places, chosen)
-            entropies = entropies.index_put(places, entropy)
-        self._last_logps = logps
-        if self._importance is not None and self._to_weigh is not None:
-            self._weigh(self._to_weigh, logps.detach())
-        self._to_weigh = None
-        return logps, entropies if compute_entropy else None, None
-
-
-def _chunks(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Yield the indexes of episodes that share a pass, longest first; those of length 0 take part in none."""
-    chunk: list[int] = []
-    for index in sorted((i for i, length in enumerate(lengths) if length), key=lambda i: -lengths[i]):
-        if chunk and lengths[chunk[0]] * (len(chunk) + 1) > _PASS_TOKENS:
-            yield chunk
-            chunk = []
-        chunk.append(index)
-    if chunk:
-        yield chunk
-
-
-def _score(
-    model: Any, head: torch.nn.Module, episodes: list[torch.Tensor], positions: list[torch.Tensor], temperature: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Score tokens of unpadded episodes in one pass of the model, whose layer for logits is `head`.
-
-    `episodes` hold ids [T], T for each its own, `positions` [S] those that are scored. Returns log-probabilities and
-    (detached) entropies, each [N], of the first episode's tokens, then the second's, and so on.
-    """
-    rows = torch.cat([torch.full_like(own, row) for row, own in enumerate(positions)])
-    columns = torch.cat(positions)
-    # Padding on the right needs no mask: under causal attention no token sees it.
-    ids = torch.nn.utils.rnn.pad_sequence(episodes, batch_first=True)
-    # The logits that predict a token stand one position before it.
-    with _logits_at(head, rows, columns - 1):
-        logits = model(input_ids=ids, use_cache=False).logits[0].float() / temperature
-    log_normaliser = torch.logsumexp(logits, dim=-1)
-    chosen = logits.gather(1, ids[rows, columns][:, None]).squeeze(1) - log_normaliser
-    with torch.no_grad():
-        log_probabilities = logits - log_normaliser[:, None]
-        entropy = -(log_probabilities.exp() * log_probabilities).sum(-1)
-    return chosen, entropy
-
-
-@contextmanager
-def _logits_at(head: torch.nn.Module, rows: torch.Tensor, columns: torch.Tensor) -> Iterator[None]:
-    """Have a model compute logits [1, N, V] at N of the places [B, T] alone; its own option takes the same for each row."""
-    hook = head.register_forward_pre_hook(lambda module, hidden: (hidden[0][rows, columns][None],))
-    try:
-        yield
-    finally:
-        hook.remove()
+def _places(batch: Minibatch, sequences: Sequence[TokenSequence], pack: Pack) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return for the scored tokens [S] of a pack which of its members they belong to, and where in the completion."""
+    prompts = batch.tensors["prompt_mask"].sum(1).tolist()
+    columns = [torch.from_numpy(sequences[row].scored) - prompts[row] for row in pack.members]
+    counts = torch.tensor([len(some) for some in columns])
+    return torch.repeat_interleave(torch.arange(len(columns)), counts), torch.cat(columns)
 
 
 def _reference_adapter(model: Any) -> Any:
@@ -355,57 +386,3 @@ def _reference_adapter(model: Any) -> Any:
 
 def _never_called(**unused: Any) -> list[float]:
     raise RuntimeError("TRL called its reward function, but agentrl scores rewards where the episodes run")
-
-
-def grpo_config(**settings: Any) -> GRPOConfig:
-    """TRL's settings with those that agentrl's batches rely on.
-
-    Raises:
-        ValueError: if the loss is dr_grpo and `max_completion_length`, the constant that it divides by, is not given.
-    """
-    # No other loss uses it: sequence-length limits are enforced while an episode runs.
-    settings.setdefault("max_completion_length", None)
-    if settings.get("loss_type") == "dr_grpo" and settings["max_completion_length"] is None:
-        raise ValueError("loss dr_grpo divides by max_completion_length, which must be given")
-    return GRPOConfig(
-        # The data order is agentrl's own.
-        shuffle_dataset=False,
-        # transformers would replace a loss that is not finite by the mean of those before.
-        logging_nan_inf_filter=False,
-        # agentrl writes its own metrics.
-        report_to=[],
-        remove_unused_columns=False,
-        logging_steps=1,
-        logging_first_step=False,
-        log_completions=False,
-        disable_tqdm=True,
-        **settings,
-    )
-
-
-def run_settings(config: Config, checkpoints: Path) -> GRPOConfig:
-    """TRL's settings for the run that `config` describes; `checkpoints` is the folder that TRL writes them into."""
-    rollout, training = config.rollout, config.training
-    return grpo_config(
-        output_dir=str(checkpoints),
-        per_device_train_batch_size=training.micro_batch,
-        gradient_accumulation_steps=rollout.group_size * rollout.questions_per_step // training.micro_batch,
-        num_generations=rollout.group_size,
-        max_steps=training.steps,
-        learning_rate=training.learning_rate,
-        lr_scheduler_type=training.schedule,
-        warmup_steps=training.warmup_steps,
-        weight_decay=training.weight_decay,
-        max_grad_norm=training.max_grad_norm,
-        loss_type=training.loss,
-        max_completion_length=config.agent.max_episode_tokens,
-        beta=training.kl_coefficient,
-        temperature=config.agent.temperature,
-        gradient_checkpointing=training.gradient_checkpointing,
-        bf16=config.model.dtype == "bfloat16",
-        use_cpu=config.device == "cpu",
-        seed=config.seed,
-        save_strategy="steps",
-        save_steps=training.checkpoint_every,
-        save_total_limit=training.keep_checkpoints,
-    )

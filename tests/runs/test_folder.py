@@ -12,7 +12,7 @@ import pytest
 from fakes import make_episode
 
 from agentrl.config import parse_config
-from agentrl.runs import RunError, RunFolder, read_trajectories
+from agentrl.runs import RunError, RunFolder, new_checkpoint, read_trajectories
 
 
 def config(folder, **changes):
@@ -20,12 +20,11 @@ def config(folder, **changes):
     return parse_config(tree | changes, source="test")
 
 
-def checkpoint(folder, step, state="{}"):
-    path = folder.checkpoints / f"checkpoint-{step}"
-    path.mkdir()
-    (path / "adapter_model.safetensors").write_bytes(b"weights")
-    if state is not None:
-        (path / "trainer_state.json").write_text(state)
+def checkpoint(folder, step):
+    with new_checkpoint(folder.checkpoints, step, keep=100) as aside:
+        (aside / "state").mkdir()
+        (aside / "state" / "adapter_model.safetensors").write_bytes(b"weights")
+        (aside / "state" / "trainer_state.json").write_text("{}")
 
 
 def run_of(tmp_path, steps, checkpoints):
@@ -92,13 +91,57 @@ def test_checkpoints_are_ordered_by_number(tmp_path):
     assert folder.latest_checkpoint().name == "checkpoint-10"
 
 
-@pytest.mark.parametrize("state", [None, "", '{"global_step": 6, "log_hist'])
-def test_a_checkpoint_that_was_cut_off_does_not_count(tmp_path, state):
+def test_a_checkpoint_that_was_cut_off_does_not_count(tmp_path):
     made = run_of(tmp_path, steps=7, checkpoints=[3])
-    checkpoint(made, 6, state)
+
+    def killed():
+        with new_checkpoint(made.checkpoints, 6, keep=9) as aside:
+            (aside / "state").mkdir()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        killed()
+    # As a program of before left one.
+    (made.checkpoints / "checkpoint-5").mkdir()
+    made.close()
     folder, step = RunFolder.reopen(config(tmp_path))
     assert step == 3
     assert recorded(folder) == ([1, 2, 3], [1, 2, 3], [3])
+
+
+@pytest.mark.parametrize("harm", ["changed", "gone", "cut"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, harm):
+    made = run_of(tmp_path, steps=7, checkpoints=[3, 6])
+    weights = made.checkpoints / "checkpoint-6" / "adapter_model.safetensors"
+    if harm == "gone":
+        weights.unlink()
+    else:
+        weights.write_bytes(b"weighty" if harm == "changed" else b"weigh")
+    made.close()
+    folder, step = RunFolder.reopen(config(tmp_path))
+    assert step == 3
+    (said,) = folder.changes
+    assert "an older checkpoint than checkpoint-6, which is damaged: " in said
+    assert str(weights) in said
+    assert recorded(folder) == ([1, 2, 3], [1, 2, 3], [3])
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_left_as_it_is(tmp_path):
+    made = run_of(tmp_path, steps=7, checkpoints=[3, 6])
+    for step in (3, 6):
+        (made.checkpoints / f"checkpoint-{step}" / "trainer_state.json").write_text("[]")
+    made.close()
+    with pytest.raises(RunError, match=r"every checkpoint is damaged, so that .*trainer_state.json is not as it was"):
+        RunFolder.reopen(config(tmp_path))
+    assert recorded(made) == (list(range(1, 8)), list(range(1, 8)), [3, 6])
+
+
+def test_the_newest_checkpoints_stay(tmp_path):
+    folder = RunFolder.create(config(tmp_path))
+    for step in (1, 2, 3, 3, 10):
+        with new_checkpoint(folder.checkpoints, step, keep=2) as aside:
+            (aside / "state").mkdir()
+    assert sorted(path.name for path in folder.checkpoints.iterdir()) == ["checkpoint-10", "checkpoint-3"]
 
 
 def test_without_a_checkpoint_a_run_starts_again_at_its_first_step(tmp_path):

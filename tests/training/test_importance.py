@@ -1,116 +1,88 @@
-"""Importance weights make stale rollouts count by how likely the trained policy is to have sampled them."""
+"""Importance weights make rollouts count by how likely the trained policy is to have sampled them."""
 
-import dataclasses
 import math
 import random
 
 import pytest
 import torch
-from trainers import loss_and_gradients, make_policy, make_trajectories, score
-from trl import GRPOTrainer
+from trainers import likelihoods, logged, loss_and_gradients, make_trainer, make_trajectories, trls_loss_and_gradients
 
 from agentrl.training.importance import importance_weights
 from agentrl.training.sampling import ScoredBatch
-from agentrl.training.trainer import StratifiedTrainer, grpo_config
-
-
-def make_trainer(tmp_path, tokenizer, batch, importance, **settings):
-    return StratifiedTrainer(
-        model=make_policy(),
-        processing_class=tokenizer,
-        questions=4,
-        sample=lambda episodes: batch,
-        importance=importance,
-        args=grpo_config(
-            output_dir=str(tmp_path),
-            per_device_train_batch_size=len(batch.trajectories),
-            num_generations=len(batch.trajectories),
-            max_steps=1,
-            use_cpu=True,
-            bf16=False,
-            gradient_checkpointing=False,
-            **settings,
-        ),
-    )
-
-
-def logged(trainer):
-    """What the trainer adds to a step's metrics."""
-    logs = {}
-    trainer.log(logs)
-    return logs
+from agentrl.training.trainer import Additions, Updates
 
 
 def test_weights_are_cut_or_masked_at_the_cap():
     ratios = torch.tensor([[0.1, 0.6, 1.0, 1.9, 5.0]])
-    sampler = torch.full((1, 5), -3.0)
-    torch.testing.assert_close(
-        importance_weights(ratios.log() + sampler, sampler, "truncate", 2.0), torch.tensor([[0.1, 0.6, 1.0, 1.9, 2.0]])
-    )
-    torch.testing.assert_close(
-        importance_weights(ratios.log() + sampler, sampler, "mask", 2.0), torch.tensor([[0.0, 0.6, 1.0, 1.9, 0.0]])
-    )
+    sampler, own = torch.full((1, 5), -3.0), torch.ones(1, 5, dtype=torch.bool)
+    for mode, expected in (("truncate", [0.1, 0.6, 1.0, 1.9, 2.0]), ("mask", [0.0, 0.6, 1.0, 1.9, 0.0])):
+        found = importance_weights(ratios.log() + sampler, sampler, own, mode, 2.0)
+        torch.testing.assert_close(found, torch.tensor([expected]))
 
 
-@pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dapo"])
+def test_an_episode_is_masked_by_the_mean_of_its_own_tokens():
+    sampler = torch.full((3, 3), -3.0)
+    change = torch.tensor([[1.5, 0.3, 0.0], [0.1, 0.1, 9.0], [-1.0, -1.0, -1.0]])
+    own = torch.tensor([[True, True, True], [True, True, False], [True, True, True]])
+    found = importance_weights(sampler + change, sampler, own, "mask_episode", 2.0)
+    assert found[0].tolist() == pytest.approx([2.0, math.exp(0.3), 1.0])
+    assert found[1, :2].tolist() == pytest.approx([math.exp(0.1)] * 2)
+    assert found[2].tolist() == [0.0] * 3
+
+
+@pytest.mark.parametrize("loss", ["grpo", "bnpo", "dapo", "gspo"])
 @pytest.mark.parametrize("beta", [0.0, 0.1])
-def test_the_gradient_is_that_of_advantages_times_weights(tmp_path, tokenizer, loss_type, beta):
-    rng = random.Random(1)
-    trajectories = make_trajectories(4, rng)
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_the_gradient_is_that_of_advantages_times_weights(tmp_path, tokenizer, loss, beta, epochs):
+    """With several updates the weights are those of the policy before the first, and the clip acts beside them."""
+    trajectories = make_trajectories(4, random.Random(1))
     batch = ScoredBatch(trajectories, [1.0, -0.5, 0.3, -1.0], {})
-    settings = {"loss_type": loss_type, "beta": beta}
-    plain = make_trainer(tmp_path, tokenizer, batch, None, **settings)
-    tensors = score(plain, 4)
-    with torch.no_grad():
-        plain._scored_mask = tensors["tool_mask"]
-        ids = torch.cat([tensors["prompt_ids"], tensors["completion_ids"]], 1)
-        attended = torch.cat([tensors["prompt_mask"], tensors["completion_mask"]], 1)
-        width = tensors["completion_ids"].size(1)
-        logps = plain._get_per_token_logps_and_entropies(plain.model, ids, attended, width)[0]
+    settings = {"loss": loss, "beta": beta}
+    weighing = make_trainer(
+        tmp_path,
+        tokenizer,
+        batch,
+        additions=Additions(importance=("truncate", 2.0)),
+        updates=Updates(group_size=2, epochs=epochs),
+        **settings,
+    )
+    whole = weighing.whole_batch(batch)
+    logps = likelihoods(weighing, trajectories)
     # The sampler was of another mind about each token: ratios from 0.3 to 3.
     noise = torch.empty_like(logps).uniform_(-math.log(3), math.log(3), generator=torch.Generator().manual_seed(0))
-    tensors["sampling_per_token_logps"] = torch.where(tensors["tool_mask"].bool(), logps - noise, 0.0)
-    by_hand = {**tensors, "advantages": tensors["advantages"][:, None] * noise.exp().clamp(max=2.0)}
-    expected = loss_and_gradients(plain, by_hand, plain._compute_loss)
-    weighing = make_trainer(tmp_path, tokenizer, batch, ("truncate", 2.0), **settings)
-    found = loss_and_gradients(weighing, tensors, weighing._compute_loss)
-    assert found[0] == pytest.approx(expected[0], abs=1e-6)
+    whole.tensors["sampling_per_token_logps"] = torch.where(whole.own, logps - noise, 0.0)
+    if epochs > 1:
+        whole.tensors["old_per_token_logps"] = torch.where(whole.own, logps + 0.3, 0.0)
+        noise = noise + 0.3
+    found = loss_and_gradients(weighing, whole)
+
+    advantages = whole.tensors["advantages"][:, None]
+    unweighted = trls_loss_and_gradients(tmp_path, tokenizer, whole, **settings)
+    whole.tensors["advantages"] = advantages * noise.exp().clamp(max=2.0)
+    expected = trls_loss_and_gradients(tmp_path, tokenizer, whole, **settings)
+    assert found[0] == pytest.approx(expected[0], abs=1e-5)
     assert ((found[1] - expected[1]).norm() / expected[1].norm()).item() < 1e-5
-    unweighted = loss_and_gradients(plain, tensors, plain._compute_loss)
     assert ((found[1] - unweighted[1]).norm() / unweighted[1].norm()).item() > 0.05
     assert logged(weighing)["importance/cut_share"] == pytest.approx(
-        (noise.exp() > 2)[tensors["tool_mask"].bool()].float().mean().item(), abs=1e-6
+        (noise.exp() > 2)[whole.own].float().mean().item(), abs=1e-6
     )
 
 
-def test_without_importance_nothing_changes_and_nothing_is_logged(tmp_path, tokenizer):
-    trajectories = make_trajectories(2, random.Random(2))
-    batch = ScoredBatch(trajectories, [1.0, -1.0], {})
-    trainer = make_trainer(tmp_path, tokenizer, batch, None)
-    loss_and_gradients(trainer, score(trainer, 2), trainer._compute_loss)
+def test_without_importance_nothing_is_logged(tmp_path, tokenizer):
+    batch = ScoredBatch(make_trajectories(2, random.Random(2)), [1.0, -1.0], {})
+    trainer = make_trainer(tmp_path, tokenizer, batch)
+    loss_and_gradients(trainer, trainer.whole_batch(batch))
     assert not any(name.startswith("importance/") for name in logged(trainer))
-
-
-def test_trl_reads_the_advantages_after_the_log_probabilities():
-    """The weights are put into them in between."""
-    import inspect
-
-    source = inspect.getsource(GRPOTrainer._compute_loss)
-    assert source.index("_get_per_token_logps_and_entropies(") < source.index('inputs["advantages"]')
 
 
 def test_an_episode_that_is_not_trained_has_no_part_in_the_weights(tmp_path, tokenizer):
     trajectories = make_trajectories(2, random.Random(3))
-    stale = [
-        dataclasses.replace(turn, logprobs=tuple(value - 5 for value in turn.logprobs))
-        for turn in trajectories[1].turns
-    ]
-    trajectories[1] = dataclasses.replace(trajectories[1], turns=tuple(stale))
-    batch = ScoredBatch(trajectories, [1.0, 0.0], {}, [True, False])
-    trainer = make_trainer(tmp_path, tokenizer, batch, ("mask", 1e6))
-    loss_and_gradients(trainer, score(trainer, 2), trainer._compute_loss)
-    alone = ScoredBatch(trajectories[:1] * 2, [1.0, 1.0], {})
-    twice = make_trainer(tmp_path, tokenizer, alone, ("mask", 1e6))
-    loss_and_gradients(twice, score(twice, 2), twice._compute_loss)
-    means = [logged(t)["importance/mean"] for t in (trainer, twice)]
+    means = []
+    for batch in (
+        ScoredBatch(trajectories, [1.0, 1.0], {}, [True, False]),
+        ScoredBatch(trajectories[:1] * 2, [1.0, 1.0], {}),
+    ):
+        trainer = make_trainer(tmp_path, tokenizer, batch, additions=Additions(importance=("mask", 1e6)))
+        loss_and_gradients(trainer, trainer.whole_batch(batch))
+        means.append(logged(trainer)["importance/mean"])
     assert means[0] == pytest.approx(means[1], rel=1e-5)

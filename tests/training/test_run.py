@@ -20,7 +20,7 @@ from agentrl.config import ConfigError, parse_config
 from agentrl.evaluation.run import Evaluation
 from agentrl.models import ModelError
 from agentrl.progress import Progress
-from agentrl.runs import RunError, RunFolder
+from agentrl.runs import RunError, RunFolder, new_checkpoint
 from agentrl.training.loop import TrainerError
 from agentrl.training.plan import plan
 from agentrl.training.run import train
@@ -53,9 +53,8 @@ def config(tmp_path):
 
 
 def checkpoint(folder, step):
-    path = folder.checkpoints / f"checkpoint-{step}"
-    path.mkdir()
-    (path / "trainer_state.json").write_text("{}")
+    with new_checkpoint(folder.checkpoints, step, keep=100) as aside:
+        (aside / "state").mkdir()
 
 
 class Trainer:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from tiny import tiny_llama
 
-from agentrl.training.scoring import Scorer, ScoringError, TokenSequence, pack, unique_tokens
+from agentrl.training.scoring import Scorer, ScoringError, TokenSequence, head, pack, unique_tokens
 from agentrl.training.scoring.attention import Tree, tree_attention
 from agentrl.training.scoring.blocks import tree_blocks
 from agentrl.training.scoring.head import head_scores
@@ -126,9 +126,10 @@ def test_attention_over_a_tree_equals_dense_attention_with_a_mask(window, heads,
 
 
 @pytest.mark.parametrize("with_bias", [False, True])
-@pytest.mark.parametrize("entropy", [False, True])
+@pytest.mark.parametrize("entropy", ["none", "values", "gradients"])
 def test_head_scores_equal_those_of_whole_logits(monkeypatch, with_bias, entropy):
-    monkeypatch.setitem(__import__("agentrl.training.scoring.head", fromlist=["_LOGITS"])._LOGITS, "cpu", 3 * 50)
+    # Three tokens at a time.
+    monkeypatch.setitem(head._LOGITS, "cpu", 3 * 50)
     rng = torch.Generator().manual_seed(3)
     hidden, weight = (torch.randn(n, 12, generator=rng, dtype=torch.float32).requires_grad_() for n in (20, 50))
     bias = torch.randn(50, generator=rng).requires_grad_() if with_bias else None
@@ -139,14 +140,14 @@ def test_head_scores_equal_those_of_whole_logits(monkeypatch, with_bias, entropy
     log_probabilities = logits.log_softmax(-1)
     expected = log_probabilities[torch.arange(20), targets]
     spread = -(log_probabilities.exp() * log_probabilities).sum(-1)
-    loss = (expected * by_logp).sum() + ((spread * by_entropy).sum() if entropy else 0.0)
+    loss = (expected * by_logp).sum() + ((spread * by_entropy).sum() if entropy == "gradients" else 0.0)
     wanted = torch.autograd.grad(loss, inputs)
 
     logps, entropies = head_scores(hidden, weight, bias, targets, 0.7, entropy=entropy)
     torch.testing.assert_close(logps, expected, atol=1e-5, rtol=1e-5)
-    assert (entropies is not None) == entropy
+    assert (entropies is None) == (entropy == "none")
     loss = (logps * by_logp).sum()
-    if entropy:
+    if entropies is not None:
         torch.testing.assert_close(entropies, spread, atol=1e-5, rtol=1e-5)
         loss = loss + (entropies * by_entropy).sum()
     for got, want in zip(torch.autograd.grad(loss, inputs), wanted, strict=True):
@@ -244,10 +245,9 @@ def test_a_model_that_computes_something_else_in_packs_is_refused():
     scorer = Scorer(policy, tokens=100)
     scorer.check()
     # Such as a model that scales what its head returns.
-    head = policy.get_output_embeddings()
-    head.register_forward_hook(lambda module, arguments, logits: logits * 1.5)
+    policy.get_output_embeddings().register_forward_hook(lambda module, arguments, logits: logits * 1.5)
     with pytest.raises(
-        ScoringError, match="LlamaForCausalLM does not compute in packs .* set training.packing to none"
+        ScoringError, match=r"LlamaForCausalLM does not compute in packs .* set training.packing to none"
     ):
         scorer.check()
 

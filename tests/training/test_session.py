@@ -91,8 +91,7 @@ def make_config(model, run_dir, **training):
             "model": {"path": model, "lora": {"rank": 4, "alpha": 8.0}},
             "rollout": {"group_size": 2, "questions_per_step": 2},
             "agent": {"max_episode_tokens": 256},
-            "training": {"steps": STEPS, "checkpoint_every": 50, "micro_batch": 2, "learning_rate": 1e-2, "threads": 1}
-            | training,
+            "training": {"steps": STEPS, "checkpoint_every": 50, "learning_rate": 1e-2, "threads": 1} | training,
         },
         source="test",
     )
@@ -128,7 +127,15 @@ def equal(one, other):
     return one.keys() == other.keys() and all(other[name].equal(tensor) for name, tensor in one.items())
 
 
-@pytest.fixture(scope="module", params=[{}, {"kl_coefficient": 0.1}, {"schedule": "linear", "micro_batch": 1}])
+@pytest.fixture(
+    scope="module",
+    params=[
+        {},
+        {"kl_coefficient": 0.1},
+        {"schedule": "linear", "tokens_per_micro_batch": 1},
+        {"updates_per_batch": 2, "minibatches": 2},
+    ],
+)
 def unbroken(request, model, tmp_path_factory):
     """The settings, the pool and the final weights of a run that nothing interrupts."""
     config, pool = make_config(model, tmp_path_factory.mktemp("unbroken"), **request.param), Engines()
@@ -137,7 +144,7 @@ def unbroken(request, model, tmp_path_factory):
 
 
 def test_a_step_publishes_its_weights_before_it_samples_and_records_what_it_did(model, tmp_path):
-    config, pool = make_config(model, tmp_path, steps=2, micro_batch=1), Engines()
+    config, pool = make_config(model, tmp_path, steps=2, tokens_per_micro_batch=1), Engines()
     events = queue.Queue()
     run(config, pool, events=events)
     assert [version for version, _ in pool.published] == [0, 1]
@@ -147,7 +154,7 @@ def test_a_step_publishes_its_weights_before_it_samples_and_records_what_it_did(
         assert line["seconds/wait"] > 0
         assert line["seconds/publish"] > 0
     shown = [(event.step, event.phase, event.done) for event in list(events.queue)]
-    step = [("rollout", 0), ("rollout", 2), ("rollout", 4), ("train", 1), ("train", 2), ("train", 3)]
+    step = [("rollout", 0), ("rollout", 2), ("rollout", 4), ("train", 1), ("train", 2), ("train", 3), ("train", 4)]
     assert shown == [(0, *s) for s in step] + [(1, "step", 1)] + [(1, *s) for s in step] + [(2, "step", 2)]
 
 
@@ -176,15 +183,16 @@ def test_a_finished_run_that_is_given_more_steps_ends_as_a_run_that_had_them_fro
     )
 
 
-@pytest.mark.parametrize("micro_batch", [1, 3])
-def test_a_run_that_was_cut_off_within_a_step_takes_that_step_again_as_an_unbroken_one(model, tmp_path, micro_batch):
-    config, whole = make_config(model, tmp_path, micro_batch=1), make_config(model, tmp_path / "whole", micro_batch=1)
+@pytest.mark.parametrize("trained", [1, 3])
+def test_a_run_that_was_cut_off_within_a_step_takes_that_step_again_as_an_unbroken_one(model, tmp_path, trained):
+    config = make_config(model, tmp_path, tokens_per_micro_batch=1)
+    whole = make_config(model, tmp_path / "whole", tokens_per_micro_batch=1)
     run(whole, Engines())
 
     class Events(queue.Queue):
         def put(self, event):
             super().put(event)
-            if (event.step, event.phase, event.done) == (2, "train", micro_batch):
+            if (event.step, event.phase, event.done) == (2, "train", trained):
                 raise ConnectionError("nobody listens")
 
     with pytest.raises(TrainingFailed, match="nobody listens; --resume continues after step 2"):
@@ -325,8 +333,8 @@ def test_a_trainer_that_is_asked_to_stop_while_it_waits_for_a_rollout_keeps_its_
     never.set()
 
 
-def test_a_trainer_that_is_asked_to_stop_between_micro_batches_keeps_its_state(model, tmp_path, monkeypatch):
-    """The stop comes in the second micro-batch of the third step; the step is not finished."""
+def test_a_trainer_that_is_asked_to_stop_within_a_step_keeps_its_state(model, tmp_path, monkeypatch):
+    """The stop comes after the second episode of the third step; the step is not finished."""
     orders = queue.Queue()
     fail = session.Prefetch.fail
     noticed = threading.Event()
@@ -341,7 +349,7 @@ def test_a_trainer_that_is_asked_to_stop_between_micro_batches_keeps_its_state(m
 
     events = Events()
     with pytest.raises(TrainingFailed, match="the training was stopped; --resume continues after step 2"):
-        run(make_config(model, tmp_path, micro_batch=1), Engines(), orders=orders, events=events)
+        run(make_config(model, tmp_path, tokens_per_micro_batch=1), Engines(), orders=orders, events=events)
     assert [(event.step, event.phase) for event in list(events.queue)][-2:] == [(2, "train"), (2, "train")]
 
 
@@ -404,7 +412,7 @@ def test_tensorboard_shows_each_step_of_a_resumed_run_once(model, tmp_path):
         run(config, Engines(before_sampling=fails_at(4, KeyError("gone"))))
     # As after a kill: the third step was taken, and no checkpoint holds it.
     folder = RunFolder(config.folder)
-    (folder.latest_checkpoint() / "trainer_state.json").unlink()
+    (folder.latest_checkpoint() / "sha256.json").unlink()
     run(config, Engines(), resume=True)
     events = EventAccumulator(str(folder.tensorboard))
     events.Reload()

@@ -3,20 +3,25 @@
 import dataclasses
 
 import torch
+from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from tiny import tiny_llama
+from trl import GRPOTrainer
 
-from agentrl.training.batch import batch_tensors
-from agentrl.training.trainer import StratifiedTrainer, grpo_config
+from agentrl.training.sampling import ScoredBatch
+from agentrl.training.scoring import Scorer
+from agentrl.training.settings import grpo_config
+from agentrl.training.trainer import Additions, StratifiedTrainer, Updates
 from agentrl.types import Action, ActionKind, End, Question, Trajectory, Turn
 
 VOCABULARY = 300
 
 
-LOSSES = ["grpo", "bnpo", "dr_grpo", "dapo"]
-
-
 LENGTH_LIMIT = 64
+
+ONE_UPDATE = Updates(group_size=1)
+
+NOTHING_ADDED = Additions()
 
 
 def make_policy():
@@ -54,58 +59,72 @@ def make_trainer(
     tmp_path,
     tokenizer,
     batch,
-    episodes,
     policy=None,
-    micro_batch=None,
-    llds_weight=0.0,
-    llds_tolerance=1e-3,
+    *,
+    tokens=10_000,
+    packing="prefix_tree",
+    merge=True,
+    updates=ONE_UPDATE,
+    additions=NOTHING_ADDED,
+    on_trained=lambda episodes: None,
     **settings,
 ):
+    """A trainer that gets `batch` for each step, which all of its episodes share one update on unless `updates` says else."""
     return StratifiedTrainer(
         model=policy or make_policy(),
         processing_class=tokenizer,
-        questions=4,
-        sample=lambda episodes: batch,
-        llds_weight=llds_weight,
-        llds_tolerance=llds_tolerance,
-        args=grpo_config(
-            output_dir=str(tmp_path),
-            per_device_train_batch_size=micro_batch or episodes,
-            gradient_accumulation_steps=episodes // (micro_batch or episodes),
-            num_generations=episodes,
-            max_steps=1,
-            use_cpu=True,
-            bf16=False,
-            gradient_checkpointing=False,
-            **settings,
-        ),
+        sample=lambda: batch,
+        scorer=lambda model: Scorer(model, tokens=tokens, packing=packing, merge=merge),
+        updates=updates,
+        additions=additions,
+        on_trained=on_trained,
+        args=make_args(tmp_path, **settings),
     )
 
 
-def loss_and_gradients(trainer, tensors, compute_loss):
+def make_args(tmp_path, **settings):
+    chosen = {"max_steps": 1, "max_completion_length": LENGTH_LIMIT, "logging_steps": 1} | settings
+    return grpo_config(output_dir=str(tmp_path), use_cpu=True, bf16=False, gradient_checkpointing=False, **chosen)
+
+
+def loss_and_gradients(trainer, whole):
+    """Loss and all gradients of one minibatch."""
     trainer.model.zero_grad()
     trainer.model.train()
-    trainer.current_gradient_accumulation_steps = 1
-    loss = compute_loss(trainer.model, dict(tensors))
+    loss = trainer.backward(whole)
+    return loss.item(), gradients_of(trainer.model)
+
+
+def trls_loss_and_gradients(tmp_path, tokenizer, whole, policy=None, **settings):
+    """The same by TRL alone, which pads every episode and computes every logit."""
+    plain = GRPOTrainer(
+        model=policy or make_policy(),
+        processing_class=tokenizer,
+        reward_funcs=lambda **_: [],
+        train_dataset=Dataset.from_dict({"prompt": [""]}),
+        args=make_args(tmp_path, **settings),
+    )
+    plain.model.train()
+    plain.current_gradient_accumulation_steps = 1
+    loss = plain._compute_loss(plain.model, whole.tensors | {"num_items_in_batch": whole.own.sum()})
     loss.backward()
-    gradients = torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])
-    return loss.item(), gradients.clone()
+    return loss.item(), gradients_of(plain.model)
 
 
-def score(trainer, episodes):
-    return trainer._generate_and_score_completions([{"prompt": "0"}] * episodes)
+def gradients_of(model):
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).clone()
 
 
 def likelihoods(trainer, trajectories):
     """The trainer's log-probabilities [B, C] of the model's own tokens."""
-    tensors = batch_tensors(trajectories, 0)
-    trainer._scored_mask = tensors["tool_mask"]
-    ids = torch.cat([tensors["prompt_ids"], tensors["completion_ids"]], 1)
-    attended = torch.cat([tensors["prompt_mask"], tensors["completion_mask"]], 1)
-    with torch.no_grad():
-        return trainer._get_per_token_logps_and_entropies(
-            trainer.model, ids, attended, tensors["completion_ids"].size(1)
-        )[0]
+    return trainer._logps(trainer.whole_batch(ScoredBatch(trajectories, [1.0] * len(trajectories), {})))
+
+
+def logged(trainer):
+    """What the trainer adds to a step's metrics."""
+    logs = {"loss": 0.0}
+    trainer.log(logs)
+    return logs
 
 
 def sampled_earlier(trajectories, policy_logps, falls):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
+
+Entropy = Literal["none", "values", "gradients"]
 
 # Logits that are held at once, in numbers.
 _LOGITS = {"cpu": 1 << 21, "cuda": 1 << 27}
@@ -17,7 +19,7 @@ def head_scores(
     targets: torch.Tensor,
     temperature: float = 1.0,
     *,
-    entropy: bool = False,
+    entropy: Entropy = "none",
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return log softmax((hidden weight^T + bias) / temperature) at the targets, and on demand the entropies.
 
@@ -31,13 +33,13 @@ def head_scores(
         bias: [V] or None.
         targets: long [M].
         temperature: above 0.
-        entropy: whether to compute entropies.
+        entropy: whether to compute entropies, and whether gradients flow through them.
 
     Returns:
         float32 [M] in nats, and float32 [M] in nats or None.
     """
     logps, entropies = _HeadScores.apply(hidden, weight, bias, targets, temperature, entropy)
-    return logps, entropies if entropy else None
+    return logps, None if entropy == "none" else entropies if entropy == "gradients" else entropies.detach()
 
 
 class _HeadScores(torch.autograd.Function):
@@ -49,21 +51,21 @@ class _HeadScores(torch.autograd.Function):
         bias: torch.Tensor | None,
         targets: torch.Tensor,
         temperature: float,
-        entropy: bool,
+        entropy: Entropy,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         count = len(hidden)
         logps = hidden.new_empty(count, dtype=torch.float32)
-        entropies = torch.empty_like(logps) if entropy else logps.new_empty(0)
+        entropies = logps.new_empty(0 if entropy == "none" else count)
         by_hidden, of_weights = ctx.needs_input_grad[0], any(ctx.needs_input_grad[1:3])
         slopes = torch.empty_like(hidden) if by_hidden else None
-        entropy_slopes = torch.empty_like(hidden) if by_hidden and entropy else None
+        entropy_slopes = torch.empty_like(hidden) if by_hidden and entropy == "gradients" else None
         for rows in _chunks(count, weight):
             logits = _logits(hidden[rows], weight, bias, temperature)
             normaliser = torch.logsumexp(logits, dim=-1, keepdim=True)
             logits -= normaliser
             logps[rows] = logits.gather(1, targets[rows, None]).squeeze(1)
             probabilities = logits.exp()
-            if entropy:
+            if entropy != "none":
                 # 0 times minus infinity is 0 here.
                 entropies[rows] = -(probabilities * logits).nan_to_num_().sum(-1)
             if entropy_slopes is not None:
@@ -74,7 +76,7 @@ class _HeadScores(torch.autograd.Function):
                 mean = probabilities.to(weight.dtype) @ weight
                 slopes[rows] = (weight[targets[rows]] - mean) / temperature
         ctx.save_for_backward(slopes, entropy_slopes, hidden if of_weights else None, weight, bias, targets)
-        ctx.temperature = temperature
+        ctx.temperature, ctx.entropy = temperature, entropy
         return logps, entropies
 
     @staticmethod
@@ -95,7 +97,7 @@ class _HeadScores(torch.autograd.Function):
                     torch.log_softmax(_logits(hidden[rows], weight, bias, ctx.temperature), dim=-1),
                     targets[rows],
                     of_logps[rows],
-                    of_entropies[rows] if entropy_slopes is not None else None,
+                    of_entropies[rows] if ctx.entropy == "gradients" else None,
                 )
                 of_logits = (of_logits / ctx.temperature).to(weight.dtype)
                 of_weight += of_logits.T @ hidden[rows]

@@ -5,12 +5,12 @@ W' = W + s B A, and its exact gradients are
 
     dx = W'^T dy        dA = s (B^T dy) x^T        dB = s dy (A x)^T
 
-W' is made once for each update; A and B are thin.
+W' is made anew when A or B have changed; both are thin.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -47,7 +47,7 @@ def merge_lora(model: torch.nn.Module, adapter: str = "default") -> int:
 
     Values and gradients stay those of PEFT, up to rounding. Layers that PEFT computes otherwise (dropout, DoRA, quantised or
     transposed weights, an adapter on embeddings) keep its own path, and so does every layer while its adapter is switched
-    off or is another than `adapter`. A merged layer holds its weights twice.
+    off or is another than `adapter`. A merged layer holds its weights twice; the base weights must not change.
     """
     layers = [module for module in model.modules() if _is_plain(module, adapter)]
     for layer in layers:
@@ -69,7 +69,8 @@ def _is_plain(module: torch.nn.Module, adapter: str) -> bool:
 
 
 def _forward_merged(layer: LoraLinear, original: Callable[..., torch.Tensor], adapter: str) -> Callable[..., Any]:
-    merged, made_of = None, None
+    merged: torch.Tensor | None = None
+    made_of: tuple[torch.Tensor, ...] = ()
 
     def forward(x: torch.Tensor, *arguments: Any, **named: Any) -> torch.Tensor:
         nonlocal merged, made_of
@@ -77,16 +78,11 @@ def _forward_merged(layer: LoraLinear, original: Callable[..., torch.Tensor], ad
             return original(x, *arguments, **named)
         base = layer.get_base_layer()
         a, b, scaling = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight, layer.scaling[adapter]
-        state = tuple(_versions(base.weight, a, b))
-        if state != made_of:
+        # Values are compared, because a fused optimizer changes weights without a new version of them.
+        if merged is None or not (a.equal(made_of[0]) and b.equal(made_of[1])):
+            made_of = a.detach().clone(), b.detach().clone()
             with torch.no_grad():
                 merged = torch.addmm(base.weight, b, a, alpha=scaling)
-            made_of = state
         return _MergedLora.apply(x, merged, base.bias, a, b, scaling)
 
     return forward
-
-
-def _versions(*tensors: torch.Tensor) -> Iterator[tuple[int, int]]:
-    """Yield what changes when a tensor is written to or another takes its place."""
-    return ((tensor.data_ptr(), tensor._version) for tensor in tensors)

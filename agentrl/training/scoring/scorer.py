@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from agentrl.training.scoring.attention import IMPLEMENTATION, Tree
-from agentrl.training.scoring.head import head_scores
+from agentrl.training.scoring.head import Entropy, head_scores
 from agentrl.training.scoring.lora import merge_lora
 from agentrl.training.scoring.tree import Pack, TokenSequence, pack
 from agentrl.types import AgentRLError
@@ -90,7 +90,7 @@ class Scorer:
             for alone in pack([sequence], self._tokens):
                 yield alone.renumbered(index)
 
-    def score(self, pack: Pack, *, entropy: bool = False) -> Scores:
+    def score(self, pack: Pack, *, entropy: Entropy = "none") -> Scores:
         """Score the tokens of a pack in one pass of the model."""
         device = next(self._causal.parameters()).device
         sources, targets = pack.sources.to(device), pack.targets.to(device)
@@ -132,7 +132,7 @@ class Scorer:
                 for index, sequence in enumerate(sequences):
                     (alone,) = pack([sequence], len(sequence.ids))
                     device = next(self._causal.parameters()).device
-                    expected, _ = self._plain(alone, alone.sources.to(device), alone.targets.to(device), False)
+                    expected, _ = self._plain(alone, alone.sources.to(device), alone.targets.to(device), "none")
                     difference = (packed[index] - expected[alone.places.to(device)]).abs().max().item()
                     if not difference <= _TOLERANCE[self._head.weight.dtype]:
                         raise ScoringError(
@@ -142,7 +142,7 @@ class Scorer:
         self._model.train(training)
 
     def _plain(
-        self, pack: Pack, sources: torch.Tensor, targets: torch.Tensor, entropy: bool
+        self, pack: Pack, sources: torch.Tensor, targets: torch.Tensor, entropy: Entropy
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Score one sequence by the logits that the model itself computes, at the M sources alone."""
         # Its option keeps the last ones of them, and a model may scale or cap what its head returns.
@@ -153,9 +153,10 @@ class Scorer:
             hook.remove()
         log_probabilities = torch.log_softmax(logits.float() / self._temperature, dim=-1)
         logps = log_probabilities.gather(1, targets[:, None]).squeeze(1)
-        if not entropy:
+        if entropy == "none":
             return logps, None
-        return logps, -(log_probabilities.exp() * log_probabilities).nan_to_num().sum(-1)
+        entropies = -(log_probabilities.exp() * log_probabilities).nan_to_num().sum(-1)
+        return logps, entropies if entropy == "gradients" else entropies.detach()
 
     @contextmanager
     def _own_attention(self) -> Iterator[None]:

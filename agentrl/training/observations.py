@@ -1,0 +1,61 @@
+"""What is observed of log-probabilities while a batch is trained on, as metrics."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import numpy as np
+import torch
+
+from agentrl.training.llds import per_token
+
+
+class Observations:
+    """Sums over the tokens of a step, and the means that are logged of them.
+
+    Everything covers the episodes that the model runs for. Without a KL term, LLDS or a bonus for entropy, those of
+    advantage 0 are not among them.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = defaultdict(float)
+        self._counts: dict[str, int] = defaultdict(int)
+        self._largest = 0.0
+        self._ratios: list[torch.Tensor] = []
+
+    def add(self, name: str, total: float, count: int) -> None:
+        """Add `count` observations with the sum `total` to the mean of that name."""
+        self._sums[name] += total
+        self._counts[name] += count
+
+    def see_sampler(self, change: torch.Tensor, advantages: torch.Tensor, own: torch.Tensor) -> float:
+        """Take note of the trainer's log-probabilities minus the sampler's [B, C], and return the largest difference."""
+        difference = change[own].abs()
+        largest = float(difference.max())
+        self._largest = max(self._largest, largest)
+        self.add("logprobs/difference_mean", float(difference.sum()), difference.numel())
+        positive = own & (per_token(advantages, own) >= 0)
+        self._ratios.append(change[positive].exp().cpu())
+        return largest
+
+    def see_update(
+        self, ratios: torch.Tensor, advantages: torch.Tensor, own: torch.Tensor, low: float, high: float
+    ) -> None:
+        """Take note of the ratios [B, C] between the policy now and before the batch, and of what clipping cuts."""
+        chosen = per_token(advantages, own)[own]
+        ratios = ratios[own]
+        self.add("clip_ratio/low", float(((ratios < 1 - low) & (chosen < 0)).sum()), ratios.numel())
+        self.add("clip_ratio/high", float(((ratios > 1 + high) & (chosen > 0)).sum()), ratios.numel())
+
+    def logs(self) -> dict[str, float]:
+        """Return the metrics, and begin anew."""
+        logs = {name: total / self._counts[name] for name, total in self._sums.items() if self._counts[name]}
+        if "logprobs/difference_mean" in logs:
+            logs["logprobs/difference_max"] = self._largest
+        ratios = torch.cat(self._ratios) if self._ratios else torch.empty(0)
+        if len(ratios):
+            # NumPy, because torch.quantile refuses more than 16 million values.
+            low, middle, high = np.quantile(ratios.numpy(), (0.01, 0.5, 0.99)).tolist()
+            logs |= {"ratio/positive_q01": low, "ratio/positive_q50": middle, "ratio/positive_q99": high}
+        self.__init__()
+        return logs

@@ -1,0 +1,154 @@
+"""A configuration as the settings of TRL, of the scoring pass and of the updates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from trl import GRPOConfig
+
+from agentrl.config import Config
+from agentrl.training.scoring import Scorer
+from agentrl.training.trainer import Additions, Updates
+
+# The names of TRL's losses, and what each takes its ratios over.
+LOSSES = {
+    "grpo": ("grpo", "token"),
+    "bnpo": ("bnpo", "token"),
+    "dr_grpo": ("dr_grpo", "token"),
+    "dapo": ("dapo", "token"),
+    "cispo": ("cispo", "token"),
+    "gspo": ("grpo", "sequence"),
+    "sapo": ("sapo", "token"),
+    "luspo": ("luspo", "sequence"),
+    "vespo": ("vespo", "token"),
+}
+
+# Memory for the activations of a pack, where the configuration does not bound its tokens. On a CPU it is what fits beside
+# an engine on a laptop; on a GPU a share of what is free.
+_CPU_BYTES = 1.25 * 2**30
+_GPU_SHARE = 0.6
+# Beyond it a pack gains nothing: a CPU's caches are small, and a GPU is busy.
+_MOST_TOKENS = {"cpu": 2048, "cuda": 32768}
+
+
+def grpo_config(**settings: Any) -> GRPOConfig:
+    """TRL's settings with those that agentrl's batches rely on; `loss` is one of `LOSSES`.
+
+    Raises:
+        ValueError: if the loss is dr_grpo and `max_completion_length`, the constant that it divides by, is not given.
+    """
+    loss, level = LOSSES[settings.pop("loss", "dapo")]
+    # No other loss uses it: sequence-length limits are enforced while an episode runs.
+    settings.setdefault("max_completion_length", None)
+    if loss == "dr_grpo" and settings["max_completion_length"] is None:
+        raise ValueError("loss dr_grpo divides by max_completion_length, which must be given")
+    return GRPOConfig(
+        loss_type=loss,
+        importance_sampling_level=level,
+        # TRL counts updates by batches of its own data, which it wants in groups; agentrl's minibatches are its own.
+        per_device_train_batch_size=2,
+        num_generations=2,
+        gradient_accumulation_steps=1,
+        # The data order is agentrl's own.
+        shuffle_dataset=False,
+        # transformers would replace a loss that is not finite by the mean of those before.
+        logging_nan_inf_filter=False,
+        # agentrl writes its own metrics.
+        report_to=[],
+        remove_unused_columns=False,
+        logging_first_step=False,
+        log_completions=False,
+        disable_tqdm=True,
+        # Of a mixture of experts the loss is the policy's alone; no loss that balances them is computed.
+        router_aux_loss_coef=0.0,
+        # What is trained must be the policy that sampled.
+        disable_dropout=True,
+        **settings,
+    )
+
+
+def run_settings(config: Config, checkpoints: Path) -> GRPOConfig:
+    """TRL's settings for the run that `config` describes; `checkpoints` is the folder that TRL writes them into."""
+    training = config.training
+    each = run_updates(config).per_batch
+    return grpo_config(
+        output_dir=str(checkpoints),
+        max_steps=training.steps * each,
+        logging_steps=each,
+        learning_rate=training.learning_rate,
+        lr_scheduler_type=training.schedule,
+        warmup_steps=training.warmup_steps * each,
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        loss=training.loss,
+        epsilon=training.clip.low,
+        epsilon_high=training.clip.high or (5.0 if training.loss == "cispo" else training.clip.low),
+        delta=training.clip.dual,
+        max_completion_length=config.agent.max_episode_tokens,
+        beta=training.kl_coefficient,
+        temperature=config.agent.temperature,
+        gradient_checkpointing=training.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        bf16=config.model.dtype == "bfloat16",
+        use_cpu=config.device == "cpu",
+        seed=config.seed,
+        save_strategy="steps",
+        save_steps=training.checkpoint_every * each,
+    )
+
+
+def run_updates(config: Config) -> Updates:
+    """How often the run that `config` describes trains on a batch."""
+    training = config.training
+    return Updates(config.rollout.group_size, training.updates_per_batch, training.minibatches, config.seed)
+
+
+def run_additions(config: Config) -> Additions:
+    """What the run that `config` describes adds to TRL's loss."""
+    training, importance = config.training, config.training.importance
+    mode = importance.mode
+    if mode is None:
+        # In fp32 and on fresh rollouts, engine and trainer differ by no more than rounding.
+        mode = "truncate" if config.model.dtype != "float32" or config.rollout.max_staleness else "off"
+    return Additions(
+        importance=None if mode == "off" else (mode, importance.cap),
+        entropy_bonus=training.entropy_bonus,
+        llds_weight=training.llds.weight,
+        llds_tolerance=training.llds.tolerance,
+    )
+
+
+def make_scorer(config: Config, model: Any) -> Scorer:
+    """Make the scorer of the run that `config` describes, and compare it with the model's own pass.
+
+    Raises:
+        ScoringError: if the model does not compute in packs what it computes of each episode alone.
+    """
+    training = config.training
+    scorer = Scorer(
+        model,
+        tokens=training.tokens_per_micro_batch or tokens_that_fit(model),
+        packing=training.packing,
+        temperature=config.agent.temperature,
+        # Merged in bf16, small updates of an adapter would be lost in rounding.
+        merge=config.model.dtype == "float32",
+    )
+    scorer.check()
+    return scorer
+
+
+def tokens_that_fit(model: Any) -> int:
+    """Return how many tokens a pack may have by the memory that their activations take.
+
+    Of each token, a layer keeps what its products, norms and activation function read: some 8 times the hidden and 4 times
+    the intermediate size.
+    """
+    weights = next(model.parameters())
+    config = model.config.get_text_config()
+    width = 8 * config.hidden_size + 4 * config.intermediate_size
+    kind = weights.device.type
+    memory = _CPU_BYTES if kind == "cpu" else _GPU_SHARE * torch.cuda.mem_get_info(weights.device)[0]
+    fits = int(memory / (config.num_hidden_layers * width * weights.element_size()))
+    return max(256, min(fits, _MOST_TOKENS[kind]))
