@@ -277,6 +277,9 @@ class TrainingConfig(Section):
     `tokens_per_micro_batch` bounds the tokens whose activations are held at once; null picks it by memory. `packing` says how
     episodes share a pass of the model: `prefix_tree` computes what they have in common once, `episodes` lays them side by
     side, `none` runs each by itself. None of these three changes a gradient by more than rounding.
+
+    `workers` trainer processes share each update, every one with the whole model: they compute the gradients of their own
+    groups, dealt by tokens, and add them up. `threads` are those of each.
     """
 
     steps: int = Field(ge=1)
@@ -298,6 +301,7 @@ class TrainingConfig(Section):
     gradient_checkpointing: bool = False
     checkpoint_every: int = Field(5, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
+    workers: int = Field(1, ge=1)
     threads: int = Field(2, ge=1)
 
     @model_validator(mode="after")

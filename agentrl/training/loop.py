@@ -57,8 +57,14 @@ def train_loop(loop_config: dict[str, Any]) -> None:
         # Ray Train starts the trainer on any node, and elsewhere the steps of days would be written where nobody looks.
         settings.folder.check_shared()
         # Here, because the driver imports this module and needs no torch.
-        from agentrl.training.session import TrainingSession
+        from agentrl.training.ranks import Ranks, hide_ranks
+        from agentrl.training.session import TrainingSession, follow
 
-        TrainingSession(settings).run()
+        ranks = Ranks.of_this_process()
+        hide_ranks()
+        if ranks.rank == 0:
+            TrainingSession(settings, ranks).run()
+        else:
+            follow(settings, ranks)
     except BaseException as error:
         raise TrainerError(error, traceback.format_exc()) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -47,8 +48,19 @@ class Observations:
         self.add("clip_ratio/low", float(((ratios < 1 - low) & (chosen < 0)).sum()), ratios.numel())
         self.add("clip_ratio/high", float(((ratios > 1 + high) & (chosen > 0)).sum()), ratios.numel())
 
+    @classmethod
+    def together(cls, observations: Iterable[Observations]) -> Observations:
+        """Return all of them as one."""
+        joined = cls()
+        for some in observations:
+            for name, total in some._sums.items():
+                joined.add(name, total, some._counts[name])
+            joined._largest = max(joined._largest, some._largest)
+            joined._ratios += some._ratios
+        return joined
+
     def logs(self) -> dict[str, float]:
-        """Return the metrics, and begin anew."""
+        """Return the metrics."""
         logs = {name: total / self._counts[name] for name, total in self._sums.items() if self._counts[name]}
         if "logprobs/difference_mean" in logs:
             logs["logprobs/difference_max"] = self._largest
@@ -57,5 +69,4 @@ class Observations:
             # NumPy, because torch.quantile refuses more than 16 million values.
             low, middle, high = np.quantile(ratios.numpy(), (0.01, 0.5, 0.99)).tolist()
             logs |= {"ratio/positive_q01": low, "ratio/positive_q50": middle, "ratio/positive_q99": high}
-        self.__init__()
         return logs

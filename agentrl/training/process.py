@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 # The trainer waits when the driver is so many events behind.
 _EVENTS = 1000
+# Processes wait for the first one while it waits for a rollout, or for an evaluation. Ray Train notices those that died.
+_COLLECTIVE_SECONDS = 7 * 24 * 3600
 # An optimizer's state of some gigabytes on a slow disk, after what is left of a micro-batch.
 _SAVE_SECONDS = 300.0
 
@@ -56,7 +58,7 @@ class TrainerProcess:
         # Beside engines that start, a process takes its time. Its default is a minute.
         os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(self._config.engine.start_timeout_seconds)
         from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchTrainer
+        from ray.train.torch import TorchConfig, TorchTrainer
         from ray.util.queue import Queue
 
         self._events, self._orders = Queue(maxsize=_EVENTS), Queue()
@@ -64,7 +66,10 @@ class TrainerProcess:
         trainer = TorchTrainer(
             train_loop,
             train_loop_config={"settings": settings},
-            scaling_config=ScalingConfig(num_workers=1, use_gpu=self._config.device == "cuda"),
+            torch_config=TorchConfig(timeout_s=_COLLECTIVE_SECONDS),
+            scaling_config=ScalingConfig(
+                num_workers=self._config.training.workers, use_gpu=self._config.device == "cuda"
+            ),
             run_config=RunConfig(
                 name="run",
                 storage_path=str(self._storage),

@@ -6,11 +6,13 @@ TRL drives the steps. `TrainingSession.next_batch` is where a step begins, `Trai
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
 import shutil
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from ray.exceptions import RayError
 from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainerCallback, set_seed
 from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_utils import SaveStrategy
 
 from agentrl.models import load_tokenizer, resolve_model
 from agentrl.progress import Progress
@@ -27,6 +30,7 @@ from agentrl.runs import checkpoint_step
 from agentrl.training.adapter import adapter_files, load_policy, save_adapter
 from agentrl.training.loop import TrainSettings
 from agentrl.training.prefetch import Prefetch
+from agentrl.training.ranks import ALONE, FirstRankFailed, Ranks
 from agentrl.training.sampling import ScoredBatch, StepSampler
 from agentrl.training.settings import make_scorer, run_additions, run_settings, run_updates
 from agentrl.training.trainer import StratifiedTrainer
@@ -44,14 +48,15 @@ class TrainingStopped(AgentRLError):
 class TrainingSession:
     """Trains one run from its first step, or from its latest checkpoint, to its last."""
 
-    def __init__(self, settings: TrainSettings) -> None:
-        """Load model, adapter and data; nothing is sampled or trained before `run`."""
+    def __init__(self, settings: TrainSettings, ranks: Ranks = ALONE) -> None:
+        """Load model, adapter and data; nothing is sampled or trained before `run`.
+
+        This is the first of `ranks`; the others `follow`.
+        """
         config, folder, training = settings.config, settings.folder, settings.config.training
-        if config.device == "cpu":
-            torch.set_num_threads(training.threads)
         self._settings, self._config, self._folder = settings, config, folder
         self._episodes = config.rollout.group_size * config.rollout.questions_per_step
-        self._checkpoint = folder.latest_checkpoint() if settings.resume else None
+        self._checkpoint = start_of(settings)
         done = checkpoint_step(self._checkpoint) if self._checkpoint else 0
         # A step that is shown again would hide the one of the same number that counts.
         self._tensorboard = SummaryWriter(str(folder.tensorboard), purge_step=done + 1)
@@ -64,22 +69,9 @@ class TrainingSession:
         # False while the optimizer changes the weights and until the step is recorded.
         self._whole = True
         self._generators = _generators()
-        # The weights of a fresh adapter are drawn after this.
-        set_seed(config.seed)
-        model = resolve_model(config.model.path)
-        self._trainer = StratifiedTrainer(
-            model=load_policy(config, model),
-            processing_class=load_tokenizer(model),
-            sample=self.next_batch,
-            scorer=functools.partial(make_scorer, config),
-            updates=run_updates(config),
-            additions=run_additions(config),
-            on_trained=self.trained,
-            keep_checkpoints=training.keep_checkpoints,
-            args=run_settings(config, folder.checkpoints),
-            callbacks=[StepCallback(self)],
+        self._trainer = make_trainer(
+            settings, ranks, sample=self.next_batch, on_trained=self.trained, callbacks=[StepCallback(self)]
         )
-        self._trainer.remove_callback(PrinterCallback)
 
     @property
     def step(self) -> int:
@@ -228,6 +220,79 @@ class TrainingSession:
         # While the trainer trains, that is what is shown, and not the batches that are made ahead.
         if self._waits_for_batch.is_set():
             self._show("rollout", done, self._episodes)
+
+
+def follow(settings: TrainSettings, ranks: Ranks) -> None:
+    """Train beside the first of `ranks`, on what that one samples, to its last step or until it ends.
+
+    Raises:
+        AgentRLError: if this process begins with other weights than the first one.
+    """
+    trainer = make_trainer(settings, ranks, sample=_first_rank_samples, on_trained=lambda episodes: None, callbacks=[])
+    # It says by itself why it ended.
+    with suppress(FirstRankFailed):
+        start = start_of(settings)
+        trainer.train(resume_from_checkpoint=str(start) if start else None)
+
+
+def start_of(settings: TrainSettings) -> Path | None:
+    """Return the checkpoint that a run begins with, or None for its first step."""
+    return settings.folder.latest_checkpoint() if settings.resume else None
+
+
+def make_trainer(
+    settings: TrainSettings,
+    ranks: Ranks,
+    *,
+    sample: Callable[[], ScoredBatch],
+    on_trained: Callable[[int], None],
+    callbacks: list[TrainerCallback],
+) -> StratifiedTrainer:
+    """Load the policy and set up its training; only the first of `ranks` writes checkpoints.
+
+    Raises:
+        AgentRLError: if ranks begin with different weights.
+    """
+    config, training = settings.config, settings.config.training
+    if config.device == "cpu":
+        torch.set_num_threads(training.threads)
+    # The weights of a fresh adapter are drawn after this.
+    set_seed(config.seed)
+    model = resolve_model(config.model.path)
+    arguments = run_settings(config, settings.folder.checkpoints)
+    if ranks.rank:
+        arguments.save_strategy = SaveStrategy.NO
+    trainer = StratifiedTrainer(
+        model=load_policy(config, model),
+        processing_class=load_tokenizer(model),
+        sample=sample,
+        scorer=functools.partial(make_scorer, config),
+        updates=run_updates(config),
+        additions=run_additions(config),
+        on_trained=on_trained,
+        keep_checkpoints=training.keep_checkpoints,
+        ranks=ranks,
+        args=arguments,
+        callbacks=callbacks,
+    )
+    trainer.remove_callback(PrinterCallback)
+    if ranks.size > 1 and len(set(ranks.gathered(_digest(trainer.model)))) > 1:
+        raise AgentRLError("the trainer's processes begin with different weights; they need the same model and adapter")
+    return trainer
+
+
+def _digest(model: torch.nn.Module) -> str:
+    """Return what tells whether two processes train the same weights."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            digest.update(name.encode())
+            digest.update(parameter.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _first_rank_samples() -> ScoredBatch:
+    raise RuntimeError("only the first trainer process samples")
 
 
 class StepCallback(TrainerCallback):

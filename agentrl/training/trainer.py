@@ -25,6 +25,7 @@ from agentrl.training.batch import Minibatch, batch_tensors, deal, spread_over_t
 from agentrl.training.importance import Mode, importance_weights
 from agentrl.training.llds import displacement, per_token
 from agentrl.training.observations import Observations
+from agentrl.training.ranks import ALONE, Ranks, share_out
 from agentrl.training.sampling import ScoredBatch
 from agentrl.training.scoring import Pack, Scorer, Scores, TokenSequence
 from agentrl.types import AgentRLError
@@ -102,6 +103,7 @@ class StratifiedTrainer(GRPOTrainer):
         additions: Additions = Additions(),
         on_trained: Callable[[int], None] = lambda episodes: None,
         keep_checkpoints: int = 2,
+        ranks: Ranks = ALONE,
         **kwargs: Any,
     ) -> None:
         """Set up training on what `sample` returns.
@@ -114,11 +116,13 @@ class StratifiedTrainer(GRPOTrainer):
             additions: what is added to TRL's loss.
             on_trained: is called with the number of episodes of the batch that this pass over it is through with.
             keep_checkpoints: so many of the newest checkpoints stay.
+            ranks: the processes that train together. `sample` is called on the first alone.
             kwargs: TRL's own.
         """
         # The folder that a checkpoint is being written into.
         self._aside: Path | None = None
         self._keep = keep_checkpoints
+        self._ranks = ranks
         super().__init__(
             *args,
             # TRL demands a reward function; ours are scored where the episodes run, and this one is never called.
@@ -151,7 +155,7 @@ class StratifiedTrainer(GRPOTrainer):
         """Compute the gradients of the next minibatch, and return its loss. `inputs` are TRL's own and say nothing."""
         model.train()
         if not self._waiting:
-            batch = self._sample()
+            batch = self._ranks.from_first(self._sample)
             started = time.perf_counter()
             self._waiting.extend(self._minibatches(batch))
         else:
@@ -191,17 +195,27 @@ class StratifiedTrainer(GRPOTrainer):
     def _logps(self, batch: Minibatch) -> torch.Tensor:
         """Return the present log-probabilities [n, C] of the episodes that run, on the CPU."""
         logps = torch.zeros_like(batch.tensors["sampling_per_token_logps"])
-        sequences = batch.sequences()
+        sequences = self._own_share(batch)
         for pack in self._scorer.packs(sequences):
             rows, columns = _places(batch, sequences, pack)
             logps[torch.tensor(pack.members)[rows], columns] = self._scorer.score(pack).logps.cpu()
+        self._ranks.add_up([logps])
         return logps
+
+    def _own_share(self, batch: Minibatch) -> list[TokenSequence]:
+        """Return the episodes of a minibatch, of which those that other ranks run have no scored token."""
+        sequences = batch.sequences()
+        if self._ranks.size == 1:
+            return sequences
+        tokens = [len(sequence.inputs) for sequence in sequences]
+        mine = set(share_out(tokens, self._updates.group_size, self._ranks.size)[self._ranks.rank])
+        return [s if row in mine else s.without_scores() for row, s in enumerate(sequences)]
 
     def backward(self, batch: Minibatch) -> torch.Tensor:
         """Add the gradients of a minibatch's loss to the model's, and return the loss."""
-        sequences, trained = batch.sequences(), 0
+        sequences, trained = self._own_share(batch), 0
         if self._additions.llds_weight:
-            self._observed.add("llds/loss", 0.0, 1)
+            self._observed.add("llds/loss", 0.0, int(self._ranks.rank == 0))
         total = torch.zeros((), device=self.accelerator.device)
         for pack in self._scorer.packs(sequences):
             scores = self._scorer.score(pack, entropy="gradients" if self._additions.entropy_bonus else "values")
@@ -211,11 +225,13 @@ class StratifiedTrainer(GRPOTrainer):
             total += loss.detach()
             trained += len(pack.members)
             self._on_trained(trained)
-        if not trained and bool(batch.own.any()):
-            # The gradient is 0, which is no reason for the optimizer's momentum to stand still.
-            for parameter in self.model.parameters():
-                if parameter.requires_grad:
+        if bool(batch.own.any()):
+            # Where nothing ran the gradient is 0, which is no reason for the optimizer's momentum to stand still.
+            parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+            for parameter in parameters:
+                if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
+            self._ranks.add_up([total, *(parameter.grad for parameter in parameters)])
         return total
 
     def _loss(
@@ -355,7 +371,8 @@ class StratifiedTrainer(GRPOTrainer):
         All but seconds cover the episodes that the model runs for; see the class.
         """
         if "loss" in logs:
-            logs |= self._observed.logs() | {"seconds/train": self._seconds}
+            observed, self._observed = self._ranks.gathered(self._observed), Observations()
+            logs |= Observations.together(observed).logs() | {"seconds/train": self._seconds}
             self._seconds = 0.0
         super().log(logs, start_time)
 

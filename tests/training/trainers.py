@@ -8,6 +8,7 @@ from peft import LoraConfig, get_peft_model
 from tiny import tiny_llama
 from trl import GRPOTrainer
 
+from agentrl.training.ranks import ALONE
 from agentrl.training.sampling import ScoredBatch
 from agentrl.training.scoring import Scorer
 from agentrl.training.settings import grpo_config
@@ -67,6 +68,7 @@ def make_trainer(
     updates=ONE_UPDATE,
     additions=NOTHING_ADDED,
     on_trained=lambda episodes: None,
+    ranks=ALONE,
     **settings,
 ):
     """A trainer that gets `batch` for each step, which all of its episodes share one update on unless `updates` says else."""
@@ -78,6 +80,7 @@ def make_trainer(
         updates=updates,
         additions=additions,
         on_trained=on_trained,
+        ranks=ranks,
         args=make_args(tmp_path, **settings),
     )
 

@@ -38,6 +38,10 @@ class TokenSequence:
         """The tokens that a model must read to predict the scored ones."""
         return self.ids[: self.scored[-1]] if len(self.scored) else self.ids[:0]
 
+    def without_scores(self) -> TokenSequence:
+        """Return the same tokens, of which none is scored."""
+        return TokenSequence(self.ids, self.scored[:0])
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pack:

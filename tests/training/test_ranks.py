@@ -1,0 +1,123 @@
+"""Several trainer processes train what one trains, whatever share of the episodes each has."""
+
+import random
+
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given
+from hypothesis import strategies as st
+from trainers import make_trainer, make_trajectories
+
+from agentrl.training.ranks import FirstRankFailed, Ranks, share_out
+from agentrl.training.sampling import ScoredBatch
+from agentrl.training.trainer import Additions, Updates
+from agentrl.types import End, FailureCause, Trajectory
+
+STEPS = 5
+
+
+@given(st.lists(st.integers(0, 1000), max_size=12), st.integers(1, 4), st.integers(1, 5))
+def test_shares_hold_whole_groups_and_each_of_them_once(sizes, group_size, ranks):
+    tokens = [size for size in sizes for _ in range(group_size)]
+    shares = share_out(tokens, group_size, ranks)
+    assert len(shares) == ranks
+    assert sorted(row for share in shares for row in share) == list(range(len(tokens)))
+    for share in shares:
+        for row in share:
+            first = row - row % group_size
+            assert set(range(first, first + group_size)) <= set(share)
+    # A rank has at most the largest group more than any other.
+    loads = [sum(tokens[row] for row in share) for share in shares]
+    assert max(loads) - min(loads) <= max([*sizes, 0]) * group_size
+
+
+def batches():
+    """Unequal groups; a step in which one group alone runs, so that a rank has nothing; one with a failed episode."""
+    rng = random.Random(40)
+    made = []
+    for step in range(STEPS):
+        episodes = make_trajectories(6, rng)
+        advantages = [rng.gauss(0, 1) for _ in episodes]
+        if step == 1:
+            advantages[2:] = [0.0] * 4
+        if step == 2:
+            episodes[3] = Trajectory(
+                "x", episodes[3].question, (1, 2), (), End.ENVIRONMENT_FAILURE, cause=FailureCause.RETRIEVER
+            )
+            advantages[3] = 0.0
+        if step == 3:
+            advantages = [0.0] * 6
+        made.append(ScoredBatch(episodes, advantages, {}))
+    return made
+
+
+SETTINGS = [
+    {},
+    {"updates": Updates(group_size=2, epochs=2, minibatches=2), "loss": "grpo"},
+    {"additions": Additions(importance=("truncate", 2.0), entropy_bonus=0.01), "beta": 0.1, "loss": "bnpo"},
+]
+
+
+def train(folder, tokenizer, ranks, settings):
+    """Train for five steps, and return the weights and the metrics."""
+    chosen = {"updates": Updates(group_size=2)} | settings
+    waiting = batches()
+    each = chosen["updates"].per_batch
+    trainer = make_trainer(
+        folder,
+        tokenizer,
+        None,
+        ranks=ranks,
+        learning_rate=1e-3,
+        max_steps=STEPS * each,
+        logging_steps=each,
+        save_strategy="no",
+        lr_scheduler_type="constant",
+        **chosen,
+    )
+    trainer._sample = lambda: waiting.pop(0)
+    trainer.train()
+    weights = torch.cat([p.detach().flatten() for p in trainer.model.parameters() if p.requires_grad])
+    return weights, [line for line in trainer.state.log_history if "entropy" in line]
+
+
+def in_ranks(rank, size, folder, tokenizer, work, *arguments):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=size)
+    torch.save(work(folder, tokenizer, Ranks.of_this_process(), *arguments), folder / f"rank-{rank}")
+    dist.destroy_process_group()
+
+
+def spawn(folder, tokenizer, work, *arguments, size=2):
+    """Run `work` in processes of their own and return what it returns on each rank."""
+    torch.multiprocessing.spawn(in_ranks, (size, folder, tokenizer, work, *arguments), nprocs=size)
+    return [torch.load(folder / f"rank-{rank}", weights_only=False) for rank in range(size)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", SETTINGS, ids=["dapo", "minibatches", "all terms"])
+def test_two_processes_train_the_weights_that_one_trains(tmp_path, tokenizer, settings):
+    expected, wanted = train(tmp_path, tokenizer, Ranks(), settings)
+    (first, logged), (second, _) = spawn(tmp_path, tokenizer, train, settings)
+    assert torch.equal(first, second)
+    assert (first - expected).abs().max() < 1e-6
+    assert len(logged) == len(wanted) >= STEPS - 1
+    for one, other in zip(logged, wanted, strict=True):
+        for name in set(other) - {"seconds/train"}:
+            assert one[name] == pytest.approx(other[name], abs=1e-4, rel=1e-3), name
+
+
+def failing(folder, tokenizer, ranks):
+    def no_batch():
+        raise ValueError("no batch today")
+
+    try:
+        ranks.from_first(no_batch)
+    except (ValueError, FirstRankFailed) as error:
+        return type(error).__name__
+
+
+@pytest.mark.slow
+def test_when_the_first_process_has_no_batch_the_others_end_too(tmp_path, tokenizer):
+    assert spawn(tmp_path, tokenizer, failing) == ["ValueError", "FirstRankFailed"]
