@@ -95,7 +95,7 @@ def trainer(monkeypatch):
     loop = Trainer()
 
     @contextmanager
-    def cluster(config, on_phase, *, beside, logs):
+    def cluster(config, on_phase, *, beside, logs, store_bytes):
         assert logs.is_dir()
         on_phase("engines")
         if beside is not None:
