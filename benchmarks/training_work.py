@@ -98,18 +98,23 @@ def _peak_bytes() -> int:
 
 class _Agentrl:
     def __init__(self, task: Task) -> None:
+        from agentrl.config import load_config
+        from agentrl.training.memory import pack_tokens, sizes_of
         from agentrl.training.sampling import ScoredBatch
         from agentrl.training.scoring import Scorer
-        from agentrl.training.settings import tokens_that_fit
         from agentrl.training.trainer import StratifiedTrainer, Updates
 
+        # What a run on a CPU holds at once by itself.
+        config = load_config("smollm2.yaml")
         self._episodes, advantages = episodes(task)
         batch = ScoredBatch(self._episodes, advantages, {})
         self._trainer = StratifiedTrainer(
             model=policy(task),
             processing_class=tokenizer(),
             sample=lambda: batch,
-            scorer=lambda model: Scorer(model, tokens=task.tokens or tokens_that_fit(model), merge=True),
+            scorer=lambda model: Scorer(
+                model, tokens=task.tokens or pack_tokens(config, sizes_of(model), 0), merge=True
+            ),
             updates=Updates(_GROUP),
             args=_arguments(),
         )

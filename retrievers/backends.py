@@ -172,6 +172,15 @@ def retriever_class(folder: Path) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
+def has_encoder(folder: Path) -> bool:
+    """Whether an index is one of vectors, whose retriever encodes queries and takes the option `device`.
+
+    Raises:
+        RetrieverError: if the folder is no sound index.
+    """
+    return open_manifest(folder).backend == "dense"
+
+
 def identify_index(source: str, options: Mapping[str, Any]) -> dict[str, object]:
     """All that decides what an index answers: what is cached or recorded for one such identity holds for no other.
 

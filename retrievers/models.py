@@ -32,7 +32,11 @@ def is_hub_name(path: str) -> bool:
     return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", path) is not None and not Path(path).is_dir()
 
 
-def resolve_folder(path: str, *, marker: str, files: Sequence[str]) -> Path:
+OnBytes = Callable[[int, int], None]
+"""Is told of a download how many bytes are there, and of how many as far as that is known yet."""
+
+
+def resolve_folder(path: str, *, marker: str, files: Sequence[str], on_bytes: OnBytes | None = None) -> Path:
     """Return the folder on this machine that `path` names. What is on the hub alone is downloaded first.
 
     Args:
@@ -40,6 +44,7 @@ def resolve_folder(path: str, *, marker: str, files: Sequence[str]) -> Path:
         marker: pattern of a file that makes the folder the wanted one, such as "*.safetensors". In a package it is searched
             for at any depth, elsewhere in the folder itself.
         files: patterns of the files to download from the hub.
+        on_bytes: is called while they are downloaded.
 
     Raises:
         RetrieverError: if there is no such folder, or none with such a file.
@@ -47,7 +52,7 @@ def resolve_folder(path: str, *, marker: str, files: Sequence[str]) -> Path:
     if path.startswith(WHEEL_PREFIX):
         return _folder_in_wheel(path.removeprefix(WHEEL_PREFIX), marker)
     if is_hub_name(path):
-        folder = _folder_from_hub(path, files)
+        folder = _folder_from_hub(path, files, on_bytes)
     else:
         folder = Path(path).expanduser()
         if not folder.is_dir():
@@ -149,6 +154,27 @@ def _weights(folder: Path) -> list[Path]:
     return sorted(folder.glob(WEIGHTS))
 
 
+def _telling(on_bytes: OnBytes) -> Any:
+    """Return a class of bars for the hub that draw nothing and tell `on_bytes` each twentieth of what is written to disk."""
+    tqdm: Any = importlib.import_module("tqdm").tqdm
+
+    class Telling(tqdm):
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            # Beside the bytes on the disk it counts files, and bytes on the line.
+            self._counts = str(named.get("desc", "")).startswith("Reconstructing")
+            self._written, self._told = int(named.get("initial") or 0), 0
+            super().__init__(*arguments, **named | {"disable": True})
+
+        def update(self, count: float | None = 1) -> None:
+            self._written += int(count or 0)
+            total = int(self.total or 0)
+            if self._counts and total and 20 * (self._written - self._told) >= total:
+                self._told = self._written
+                on_bytes(self._written, total)
+
+    return Telling
+
+
 def _folder_in_wheel(package: str, marker: str) -> Path:
     name = package.replace("-", "_")
     spec = importlib.util.find_spec(name) if name.isidentifier() else None
@@ -161,12 +187,15 @@ def _folder_in_wheel(package: str, marker: str) -> Path:
     return folders[0]
 
 
-def _folder_from_hub(name: str, files: Sequence[str]) -> Path:
+def _folder_from_hub(name: str, files: Sequence[str], on_bytes: OnBytes | None) -> Path:
     hub = importlib.import_module("huggingface_hub")
     try:
         return Path(
             hub.snapshot_download(
-                name, allow_patterns=list(files), ignore_patterns=["onnx/*", "openvino/*", "original/*"]
+                name,
+                allow_patterns=list(files),
+                ignore_patterns=["onnx/*", "openvino/*", "original/*"],
+                tqdm_class=None if on_bytes is None else _telling(on_bytes),
             )
         )
     except (OSError, ValueError) as error:

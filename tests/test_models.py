@@ -1,9 +1,15 @@
 """A model is found by folder, hub name or package; what is not there is named with the machine that lacks it."""
 
+import json
 import socket
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import ClassVar
 
 import huggingface_hub
 import pytest
+from huggingface_hub import constants
 
 from agentrl.models import ModelError, model_on_disk, resolve_model
 from retrievers.base import RetrieverError
@@ -17,7 +23,7 @@ def hub(monkeypatch, tmp_path):
     """A hub with one repository, `owner/name`, which keeps what was asked of it."""
     asked = []
 
-    def download(name, *, allow_patterns, ignore_patterns):
+    def download(name, *, allow_patterns, ignore_patterns, tqdm_class):
         asked.append((name, allow_patterns))
         if name != "owner/name":
             raise huggingface_hub.errors.LocalEntryNotFoundError("no network")
@@ -60,6 +66,63 @@ def test_a_folder_that_another_machine_has_is_named_with_this_one(tmp_path):
 def test_a_hub_name_is_downloaded_and_gives_a_folder(hub, tmp_path):
     assert resolve_model("owner/name") == str(tmp_path / "snapshot")
     assert "*.safetensors" in hub[0][1]
+
+
+class SmallHub(BaseHTTPRequestHandler):
+    """Answers what the hub's client asks before and while it downloads the two files of a repository."""
+
+    FILES: ClassVar = {"config.json": b"{}", "model.safetensors": bytes(5 << 20)}
+    SHA = "0" * 40
+
+    def do_HEAD(self):
+        content = self.FILES[self.path.rpartition("/")[2]]
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("ETag", f'"{len(content)}"')
+        self.send_header("X-Repo-Commit", self.SHA)
+        self.end_headers()
+
+    def do_GET(self):
+        if self.path.startswith("/api/"):
+            files = [{"rfilename": name, "size": len(content)} for name, content in self.FILES.items()]
+            about = {"id": "owner/name", "sha": self.SHA, "siblings": files, "private": False, "tags": []}
+            listed = [
+                {"type": "file", "path": name, "size": len(content), "oid": str(len(content))}
+                for name, content in self.FILES.items()
+            ]
+            content = json.dumps(listed if "/tree/" in self.path else about).encode()
+        else:
+            content = self.FILES[self.path.rpartition("/")[2]]
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *arguments):
+        pass
+
+
+def test_a_download_tells_how_much_of_it_is_there(monkeypatch, tmp_path):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), SmallHub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    here = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(constants, "ENDPOINT", here)
+    template = "HUGGINGFACE_CO_URL_TEMPLATE"
+    monkeypatch.setattr(constants, template, f"{here}/{{repo_id}}/resolve/{{revision}}/{{filename}}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    told = []
+    try:
+        folder = resolve_model("owner/name", on_bytes=lambda done, total: told.append((done, total)))
+    finally:
+        server.shutdown()
+        server.server_close()
+    whole = sum(map(len, SmallHub.FILES.values()))
+    assert {path.name for path in Path(folder).iterdir()} == set(SmallHub.FILES)
+    assert told == sorted(told)
+    assert told[-1][1] == whole
+    assert whole - told[-1][0] < whole / 20
 
 
 def test_for_a_tokenizer_alone_no_weights_are_downloaded(hub):

@@ -8,6 +8,7 @@ for a key, the nearest known one. Importing this module loads neither torch nor 
 """
 
 from agentrl.config.base import ConfigError, Section
+from agentrl.config.engine import EndpointConfig, EngineConfig
 from agentrl.config.loading import find_config, load_config, packaged_configs, parse_config, with_setting
 from agentrl.config.retriever import IndexConfig, RerankConfig, RetrieverConfig
 from agentrl.config.sections import (
@@ -16,8 +17,6 @@ from agentrl.config.sections import (
     Config,
     DataConfig,
     DemonstrationSource,
-    EndpointConfig,
-    EngineConfig,
     EvaluationConfig,
     ImportanceConfig,
     LldsConfig,

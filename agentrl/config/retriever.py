@@ -33,10 +33,14 @@ def _with_encoder(options: dict[str, Any]) -> dict[str, Any]:
 
 
 class RerankConfig(Section):
-    """The cross-encoder that ranks the `depth` best hits anew: a folder or a hub name. It runs beside each engine."""
+    """The cross-encoder that ranks the `depth` best hits anew: a folder or a hub name. It runs beside each engine.
+
+    With `device: cuda` it takes memory of its engine's card, which `engine.gpu_memory_utilization` must leave it.
+    """
 
     model: ModelPath
     depth: int = Field(50, ge=1)
+    device: Literal["cpu", "cuda"] = "cpu"
 
 
 class RetrieverConfig(Section):
@@ -47,6 +51,8 @@ class RetrieverConfig(Section):
     `kind: object` is what `target` (`package.module:attribute`) makes of `options`: a web search, tools behind MCP, your own.
     `token_env` names the environment variable that holds the server's token. A search that fails is tried again `retries`
     times; six retries last longer than the restart of a server's process.
+
+    `gpus` is the number or share of cards that each index gets for its encoder. With 0 it computes on the CPU.
 
     `cache` is a folder in which hits are kept, up to `cache_mib`. `record` is the new file that a run's searches are
     recorded in, and `replay` such a file, which then stands in for the retriever. Paths as in the section data.

@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from agentrl.config.base import ConfigError, PlugInOptions, Section
+from agentrl.config.engine import EngineConfig, device_problem, trainer_share
 from agentrl.config.paths import AdapterPath, DataPath, IndexPath, LocalPath, ModelPath, absolute
 from agentrl.config.retriever import RetrieverConfig
 from agentrl.config.yaml12 import write_yaml
@@ -119,48 +120,6 @@ class AgentConfig(Section):
             raise ValueError(
                 f"max_observation_tokens {self.max_observation_tokens} must be below max_episode_tokens {self.max_episode_tokens}"
             )
-        return self
-
-
-class EndpointConfig(Section):
-    """An OpenAI-compatible server, for evaluation. `url` is its base, such as http://127.0.0.1:8000/v1.
-
-    `key_env` names the environment variable that holds the API key on the engine's machine; null sends none. `prompt: ids`
-    sends token ids and asks for them, which vLLM's server understands; `text` sends text and OpenAI's own fields alone.
-    """
-
-    url: str = Field(pattern=r"^https?://[^/]")
-    model: str
-    key_env: str | None = None
-    prompt: Literal["ids", "text"] = "text"
-    timeout_seconds: float = Field(120.0, gt=0)
-    retries: int = Field(4, ge=0)
-
-
-class EngineConfig(Section):
-    """One engine per rollout worker: vLLM, transformers (where there is no vLLM), or an endpoint, for evaluation only.
-
-    `max_concurrent` bounds the episodes under way on an engine. `token_budget` bounds the sum of the lengths that the
-    generations under way may reach. null takes what vLLM's cache holds; with more, vLLM would interrupt generations and
-    compute them again. vLLM reads `kv_cache_gib` on a CPU and `gpu_memory_utilization` on a GPU.
-    """
-
-    kind: Literal["vllm", "transformers", "openai"] = "vllm"
-    endpoint: EndpointConfig | None = None
-    kv_cache_gib: int = Field(2, ge=1)
-    gpu_memory_utilization: float = Field(0.85, gt=0, lt=1)
-    gpus: int = Field(1, ge=1)
-    threads: int = Field(2, ge=1)
-    max_concurrent: int = Field(48, ge=1)
-    token_budget: int | None = Field(None, ge=1)
-    start_timeout_seconds: float = Field(300.0, gt=0)
-
-    @model_validator(mode="after")
-    def _possible(self) -> Self:
-        if (self.kind == "openai") != (self.endpoint is not None):
-            raise ValueError("kind openai and the section `endpoint` go together: set both or neither")
-        if self.kind == "transformers" and self.gpus > 1:
-            raise ValueError("kind transformers runs on one GPU; use vllm for tensor parallelism")
         return self
 
 
@@ -388,7 +347,24 @@ class Config(Section):
                 "evaluation.ceiling searches for queries of its own, and retriever.replay holds only those of a recorded run; "
                 "leave one of them out"
             )
+        problem = device_problem(
+            self.device,
+            self.engine,
+            workers=self.rollout.workers,
+            max_staleness=self.rollout.max_staleness,
+            trains=self.training is not None,
+        )
+        if problem is not None:
+            raise ValueError(problem)
+        rerank = None if self.retriever is None else self.retriever.rerank
+        if self.device == "cpu" and rerank is not None and rerank.device == "cuda":
+            raise ValueError("retriever.rerank.device cuda is an engine's card, and device is cpu; set it to cpu")
         if self.training is not None:
+            if self.training.workers > 1 and self.device == "cuda" and self.engine.shares_card:
+                raise ValueError(
+                    f"training.workers {self.training.workers} need a card each, and engine.gpus {self.engine.gpus:g} shares one "
+                    "card among engines and trainer; set engine.gpus to 1, or training.workers to 1"
+                )
             groups = self.rollout.questions_per_step
             if self.training.minibatches > groups:
                 raise ValueError(
@@ -396,6 +372,19 @@ class Config(Section):
                     "a minibatch holds whole groups"
                 )
         return self
+
+    @property
+    def trainer_gpus(self) -> float:
+        """The cards that each trainer process asks for: one of its own, or the share that the engines leave."""
+        if self.device == "cpu":
+            return 0.0
+        return trainer_share(self.engine, self.rollout.workers)
+
+    @property
+    def start_seconds(self) -> float:
+        """How long an engine may take to start, or to load an adapter."""
+        default = 300.0 if self.device == "cpu" else 900.0
+        return default if self.engine.start_timeout_seconds is None else self.engine.start_timeout_seconds
 
     @property
     def folder(self) -> Path:

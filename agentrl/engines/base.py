@@ -68,6 +68,25 @@ class Engine(Protocol):
         """
         ...
 
+    async def sleep(self) -> None:
+        """Wait for the generations under way, then give back as much of a GPU's memory as can be had again by `wake`.
+
+        Until then nothing may be generated or loaded. An engine on a CPU, or on another machine, has no such memory and does
+        nothing. Nor does one that sleeps already.
+
+        Raises:
+            EnvironmentFailure: if it cannot.
+        """
+        ...
+
+    async def wake(self) -> None:
+        """Be as before `sleep`. An engine that is awake stays as it is.
+
+        Raises:
+            EnvironmentFailure: if it cannot, for instance because somebody else has the memory.
+        """
+        ...
+
     async def close(self) -> None:
         """End the engine. Generations that have not ended by then, and later ones, raise EnvironmentFailure."""
         ...

@@ -86,6 +86,12 @@ class OpenAIEngine:
         """Raise EnvironmentFailure: the server decides what it serves."""
         raise EnvironmentFailure(f"{self._name}: an endpoint cannot load weights; serve that model instead")
 
+    async def sleep(self) -> None:
+        """See `Engine.sleep`."""
+
+    async def wake(self) -> None:
+        """See `Engine.wake`."""
+
     async def close(self) -> None:
         """See `Engine.close`."""
         self._closed = True

@@ -51,9 +51,13 @@ class _Request:
 
 @dataclass(slots=True)
 class _Load:
-    """A change of weights. It waits until the requests before it have ended."""
+    """A change of weights, or of where they are. It waits until the requests before it have ended.
 
-    version: int
+    Attributes:
+        version: of the new weights; None where they stay the same.
+    """
+
+    version: int | None
     change: Callable[[], None]
     future: Future[None] = field(default_factory=Future)
 
@@ -108,6 +112,14 @@ class TransformersEngine:
         """See `Engine.load_weights`."""
         await self._submit(_Load(version, lambda: self._swap_model(folder)))
 
+    async def sleep(self) -> None:
+        """See `Engine.sleep`. The weights move to the machine's own memory."""
+        await self._submit(_Load(None, lambda: self._move("cpu")))
+
+    async def wake(self) -> None:
+        """See `Engine.wake`."""
+        await self._submit(_Load(None, lambda: self._move(self._device)))
+
     async def close(self) -> None:
         """See `Engine.close`."""
         with self._changed:
@@ -129,7 +141,8 @@ class TransformersEngine:
             try:
                 if isinstance(jobs[0], _Load):
                     jobs[0].change()
-                    self._version = jobs[0].version
+                    if jobs[0].version is not None:
+                        self._version = jobs[0].version
                     _resolve(jobs[0].future, None)
                 else:
                     self._run(jobs)
@@ -203,6 +216,14 @@ class TransformersEngine:
         from transformers import AutoModelForCausalLM
 
         return AutoModelForCausalLM.from_pretrained(folder, dtype=self._dtype).to(self._device).eval()
+
+    def _move(self, device: str) -> None:
+        import torch
+
+        self._model.to(device)
+        if self._device != "cpu":
+            # PyTorch keeps what it has freed for itself.
+            torch.cuda.empty_cache()
 
     def _swap_model(self, folder: str) -> None:
         self._model, self._adapter = self._read(folder), None

@@ -50,6 +50,10 @@ def environment(settings: EngineConfig, device: str) -> dict[str, str]:
             # a CPU never gains it back.
             "TORCHDYNAMO_DISABLE": "1",
         }
+    elif settings.sleep:
+        # A user's own setting is meant for the trainer. vLLM maps the memory of an engine that sleeps by itself, and
+        # PyTorch's expandable segments do the same in another way.
+        variables["PYTORCH_CUDA_ALLOC_CONF"] = ""
     return variables
 
 
@@ -90,7 +94,11 @@ class VllmEngine:
                 "worker_extension_cls": "agentrl.engines.vllm_cpu.CpuExtension",
             }
             if device == "cpu"
-            else {"gpu_memory_utilization": settings.gpu_memory_utilization, "tensor_parallel_size": settings.gpus}
+            else {
+                "gpu_memory_utilization": settings.memory_utilization,
+                "tensor_parallel_size": settings.cards,
+                "enable_sleep_mode": settings.sleep,
+            }
         )
         arguments = AsyncEngineArgs(
             model=model,
@@ -129,6 +137,7 @@ class VllmEngine:
         self._old: list[_Weights] = []
         self._running: set[asyncio.Task[Any]] = set()
         self._changing, self._closed = asyncio.Lock(), False
+        self._asleep = False
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
         """See `Engine.generate`. Before anything is loaded, version 0 is the model alone."""
@@ -170,6 +179,7 @@ class VllmEngine:
         async with self._changing:
             with self._failures(f"cannot load adapter version {version}"), ExitStack() as refused:
                 refused.callback(shutil.rmtree, folder)
+                self._check_awake()
                 if not await self._llm.add_lora(request):
                     raise EnvironmentFailure(f"vLLM refused adapter version {version}")
                 refused.pop_all()
@@ -180,8 +190,8 @@ class VllmEngine:
     async def load_weights(self, version: int, folder: str) -> None:
         """See `Engine.load_weights`. Waits for the generations under way, and lets later ones wait for the new weights."""
         async with self._changing:
-            while any(weights.users for weights in (self._current, *self._old)):
-                await asyncio.sleep(0.01)
+            self._check_awake()
+            await self._await_generations()
             with self._failures(f"cannot load the weights of version {version} from {folder}"):
                 if not await self._llm.reset_prefix_cache():
                     raise EnvironmentFailure("vLLM still uses its prefix cache, so the weights stay as they are")
@@ -193,6 +203,29 @@ class VllmEngine:
                 self._old.append(self._current)
                 self._current = _Weights(version, None)
                 await self._retire()
+
+    async def sleep(self) -> None:
+        """See `Engine.sleep`. The weights move to the machine's own memory, and the cache of keys and values is dropped."""
+        async with self._changing:
+            if self._asleep:
+                return
+            await self._await_generations()
+            with self._failures("cannot sleep"):
+                await self._llm.sleep(level=1)
+            self._asleep = True
+
+    async def wake(self) -> None:
+        """See `Engine.wake`."""
+        async with self._changing:
+            if not self._asleep:
+                return
+            with self._failures("cannot wake"):
+                try:
+                    await self._llm.wake_up()
+                except Exception as error:
+                    # Some of its memory may be back by now, and other parts not.
+                    raise EngineDied(f"the vLLM engine cannot wake: {error}") from error
+            self._asleep = False
 
     async def close(self) -> None:
         """See `Engine.close`."""
@@ -239,6 +272,7 @@ class VllmEngine:
     async def _using(self) -> AsyncIterator[_Weights]:
         """Wait for a change of weights to end, then keep the current weights from being removed during the block."""
         async with self._changing:
+            self._check_awake()
             weights = self._current
             weights.users += 1
         try:
@@ -246,6 +280,15 @@ class VllmEngine:
                 yield weights
         finally:
             weights.users -= 1
+
+    async def _await_generations(self) -> None:
+        while any(weights.users for weights in (self._current, *self._old)):
+            await asyncio.sleep(0.01)
+
+    def _check_awake(self) -> None:
+        # vLLM would keep a request waiting without a word.
+        if self._asleep:
+            raise EnvironmentFailure("the vLLM engine sleeps; wake it first")
 
     @contextmanager
     def _failures(self, what: str) -> Iterator[None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import signal
 import socket
@@ -23,6 +24,7 @@ from agentrl.adapters import adapter_folder, check_tensors
 from agentrl.config import Config, ConfigError
 from agentrl.engines import environment
 from agentrl.models import resolve_model
+from agentrl.rollout.devices import engines_need_gpus
 from agentrl.rollout.imports import LibrariesFirst
 from agentrl.rollout.pool import RolloutPool
 from agentrl.rollout.retriever import check_recording, index_actor, make_retriever, retriever_identity
@@ -38,6 +40,8 @@ _LEAST_CPUS = 8
 # Ray Train's worker and the queue of its progress; on a machine of our own one to spare.
 _TRAINER_LEAST_CPUS = 2
 _TRAINER_CPUS = 3
+
+_GIB = 2**30
 
 _CONNECT_SECONDS = 10.0
 # A socket's path has at most 107 bytes, of which Ray takes the rest for itself.
@@ -78,11 +82,17 @@ def cluster(
     *,
     beside: Beside | None = None,
     logs: Path | None = None,
+    store_bytes: int | None = None,
 ) -> Iterator[Cluster]:
     """Start Ray, retriever and engines for `config`, and stop them at the end of the block.
 
-    `on_phase` is told what is being waited for; `beside` is a trainer that needs its place beside them. Every process
-    writes what it prints into the folder `logs`; without one Ray keeps it, and an error that leaves the block says where.
+    Args:
+        on_phase: is told what is being waited for.
+        beside: a trainer that needs its place beside them. It starts with the engines, or, where it shares their card, once
+            they have taken their part: vLLM measures what is free of the card while it starts.
+        logs: the folder that every process writes what it prints into; without one Ray keeps it, and an error that leaves
+            the block says where.
+        store_bytes: the size of the object store of a Ray on this machine; None takes Ray's own, 30 % of the memory.
 
     Raises:
         ConfigError: if the GPUs that the config asks for are not there.
@@ -93,25 +103,33 @@ def cluster(
     """
     config.require("retriever")
     on_phase("Ray")
-    context = _connect(config, logs)
+    context = _connect(config, logs, store_bytes)
     workers: list[Any] = []
     try:
         _check_resources(config, beside is not None)
         on_phase("model files")
-        _check_model_files(config)
+        _check_model_files(config, on_phase)
         on_phase("retriever")
         # All of them come up side by side.
         indexes = _make_indexes(config)
         starting = _make_workers(config)
-        preparing = [worker.prepare.remote() for worker in starting]
         check = _nothing
-        if beside is not None:
+        starts_beside = beside is not None and not (engines_need_gpus(config) and config.engine.shares_card)
+        if starts_beside:
             beside.start()
             check = beside.check
+        if config.ray.address is not None:
+            on_phase("model files on each machine")
+        # A download takes as long as it takes, and is no slow start.
+        _await([worker.fetch.remote() for worker in starting], math.inf, "model", check)
+        preparing = [worker.prepare.remote() for worker in starting]
+        on_phase("retriever")
         _await([actor.ping.remote() for actor in indexes], _RETRIEVER_SECONDS, "retriever", check)
         on_phase(f"{config.rollout.workers} engine(s)")
-        processes = _await(preparing, config.engine.start_timeout_seconds, "engine", check)
+        processes = _await(preparing, config.start_seconds, "engine", check)
         workers = starting
+        if beside is not None and not starts_beside:
+            beside.start()
         yield Cluster(RolloutPool(workers, processes, _limits(config)), workers, indexes)
     except Exception as error:
         if logs is None:
@@ -124,17 +142,21 @@ def cluster(
         ray.shutdown()
 
 
-def _check_model_files(config: Config) -> None:
+def _check_model_files(config: Config, on_phase: Callable[[str], None]) -> None:
     """Find or download what engines and trainer load, and raise ModelError if the adapter does not fit the model."""
     # The machines of a cluster download for themselves, and this one may be none of them.
     weights = config.engine.kind != "openai" and config.ray.address is None
-    model = resolve_model(config.model.path, weights=weights)
+    model = resolve_model(
+        config.model.path,
+        weights=weights,
+        on_bytes=lambda done, total: on_phase(f"model files ({done / _GIB:.1f} of {total / _GIB:.1f} GiB)"),
+    )
     adapter = adapter_folder(config)
     if adapter is not None:
         check_tensors(adapter, model)
 
 
-def _connect(config: Config, logs: Path | None) -> Any:
+def _connect(config: Config, logs: Path | None, store_bytes: int | None) -> Any:
     """Start Ray, or join the cluster at `ray.address`, and return its context."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     # Ray would run engine and trainer at the lowest priority, behind whatever else the machine does.
@@ -160,6 +182,7 @@ def _connect(config: Config, logs: Path | None) -> Any:
                 address="local",
                 num_cpus=max(_LEAST_CPUS, os.cpu_count() or 1, actors + _TRAINER_CPUS),
                 include_dashboard=False,
+                object_store_memory=store_bytes,
                 **common,
             )
         else:
@@ -215,24 +238,21 @@ def _check_resources(config: Config, trains: bool) -> None:
     free = ray.available_resources()
     workers, indexes = config.rollout.workers, len(config.retriever.indexes)
     parts = f"{workers} engine(s), {indexes} index(es)" + (" and a trainer" if trains else "")
-    gpus = 0
-    if _engines_need_gpus(config):
-        gpus = workers * config.engine.gpus + indexes * config.retriever.gpus + trains
-    if free.get("GPU", 0) < gpus:
+    needs_gpus = engines_need_gpus(config)
+    gpus = indexes * config.retriever.gpus
+    if needs_gpus:
+        gpus += workers * config.engine.gpus + (config.training.workers * config.trainer_gpus if trains else 0)
+    if free.get("GPU", 0) < round(gpus, 4):
         hint = f"; on a machine without GPUs use {config.cpu_config}" if config.cpu_config else ""
         raise ConfigError(
             f"config {config.name!r} needs {gpus:g} GPUs ({parts}), and Ray has {free.get('GPU', 0):g} free{hint}"
         )
-    cpus = indexes + (0 if _engines_need_gpus(config) else workers) + (_TRAINER_LEAST_CPUS if trains else 0)
+    cpus = indexes + (0 if needs_gpus else workers) + (config.training.workers * _TRAINER_LEAST_CPUS if trains else 0)
     if free.get("CPU", 0) < cpus:
         raise EnvironmentFailure(
             f"config {config.name!r} needs {cpus} CPUs ({parts}), and the cluster at ray.address {config.ray.address} has "
             f"{free.get('CPU', 0):g} free; free some, add a node, or lower rollout.workers"
         )
-
-
-def _engines_need_gpus(config: Config) -> bool:
-    return config.device == "cuda" and config.engine.kind != "openai"
 
 
 def _make_indexes(config: Config) -> list[Any]:
@@ -259,7 +279,7 @@ def _index_names(config: Config) -> list[str]:
 
 
 def _make_workers(config: Config) -> list[Any]:
-    resources = {"num_gpus": config.engine.gpus} if _engines_need_gpus(config) else {"num_cpus": 1}
+    resources = {"num_gpus": config.engine.gpus} if engines_need_gpus(config) else {"num_cpus": 1}
     worker = ray.remote(RolloutWorker)
     identity = "" if config.retriever.replay is not None else retriever_identity(config.retriever, config.data)
     return [
@@ -283,7 +303,7 @@ def _limits(config: Config) -> Limits:
     return Limits(
         places=config.engine.max_concurrent,
         episode_seconds=rollout.episode_timeout_seconds,
-        start_seconds=config.engine.start_timeout_seconds,
+        start_seconds=config.start_seconds,
         max_failures=rollout.max_failures,
         window_seconds=rollout.failure_window_seconds,
     )

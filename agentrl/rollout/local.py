@@ -11,7 +11,7 @@ from agentrl.config import Config, with_setting
 from agentrl.engines import check_device
 from agentrl.models import resolve_model
 from agentrl.rollout.pool import Request
-from agentrl.rollout.retriever import retriever_identity, retriever_over
+from agentrl.rollout.retriever import index_options, retriever_identity, retriever_over
 from agentrl.rollout.worker import RolloutWorker
 from agentrl.types import Trajectory
 from retrievers.backends import open_index
@@ -96,12 +96,17 @@ class _LocalWorker(RolloutWorker):
         self._opened = opened
         super().__init__(config, identity, ())
 
+    def _check_devices(self) -> None:
+        """This process has all the cards of the machine, and shares them with nobody."""
+
     def _make_retriever(self, identity: str, indexes: Sequence[str]) -> Retriever:
-        settings, data = self._config.retriever, self._config.data
+        config, settings, data = self._config, self._config.retriever, self._config.data
         # What is replayed needs no index.
         searched = settings.indexes if settings.replay is None else []
         opened = [
-            self._opened.enter_context(closing(open_index(data.resolve_index(index.index), **index.options)))
+            self._opened.enter_context(
+                closing(open_index(data.resolve_index(index.index), **index_options(config, index)))
+            )
             for index in searched
         ]
         return retriever_over(settings, data, identity, opened)

@@ -51,6 +51,24 @@ class RolloutPool:
         """
         self._supervisor.publish(version, files)
 
+    def sleep(self) -> None:
+        """Have every engine give back what it can of its GPU's memory, and wait until all have.
+
+        Nothing may be sampled or published until `wake`. A worker that dies meanwhile comes back then.
+
+        Raises:
+            EnvironmentFailure: if workers died too often or did not finish in time.
+        """
+        self._supervisor.sleep()
+
+    def wake(self) -> None:
+        """Have every engine take back its memory, and wait until all have; engines that are awake stay as they are.
+
+        Raises:
+            EnvironmentFailure: if workers died too often or did not finish in time.
+        """
+        self._supervisor.wake()
+
     def stream(
         self,
         requests: Iterable[Request] = (),

@@ -14,7 +14,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from agentrl.config import Config, ConfigError, DataConfig, IndexConfig, RetrieverConfig
 from agentrl.registry import look_up
 from agentrl.runs.logs import process_name
-from retrievers.backends import identify_search, index_folder, retriever_class
+from retrievers.backends import has_encoder, identify_search, index_folder, retriever_class
 from retrievers.base import Hit, Retriever, RetrieverError
 from retrievers.clients.remote import HttpRetriever
 from retrievers.clients.retrying import AttemptFailed, Retrying
@@ -33,6 +33,7 @@ def index_actor(config: Config, index: IndexConfig, name: str) -> Any:
         RetrieverError: if the folder is no sound index.
     """
     folder = index_folder(config.data.resolve_index(index.index))
+    options = index_options(config, index)
     return (
         ray.remote(retriever_class(folder))
         .options(
@@ -43,8 +44,29 @@ def index_actor(config: Config, index: IndexConfig, name: str) -> Any:
             max_concurrency=1000,
             runtime_env={"env_vars": process_name(name)},
         )
-        .remote(str(folder.absolute()), **index.options)
+        .remote(str(folder.absolute()), **options)
     )
+
+
+def index_options(config: Config, index: IndexConfig) -> dict[str, Any]:
+    """Return the options of an index with the device on which its encoder computes, if it has one.
+
+    Ray shows every card to processes that asked for none, and an encoder would take memory of an engine's or the trainer's.
+
+    Raises:
+        ConfigError: if the options name a card and the index gets none.
+        RetrieverError: if the folder is no sound index.
+    """
+    options = dict(index.options)
+    if not has_encoder(index_folder(config.data.resolve_index(index.index))):
+        return options
+    device = options.setdefault("device", "cuda" if config.retriever.gpus else "cpu")
+    if str(device).startswith("cuda") and not config.retriever.gpus:
+        raise ConfigError(
+            f"retriever: index {index.index} has the option device {device}, and retriever.gpus is 0; set retriever.gpus to "
+            "the card or the share of one that its encoder may use, or device to cpu"
+        )
+    return options
 
 
 def make_retriever(settings: RetrieverConfig, data: DataConfig, identity: str, actors: Sequence[Any]) -> Retriever:
@@ -71,7 +93,8 @@ def retriever_over(
         # torch is heavy, and only this stage needs it.
         from retrievers.stages.rerank import CrossEncoder, RerankingRetriever
 
-        retriever = RerankingRetriever(retriever, CrossEncoder(settings.rerank.model), depth=settings.rerank.depth)
+        model = CrossEncoder(settings.rerank.model, device=settings.rerank.device)
+        retriever = RerankingRetriever(retriever, model, depth=settings.rerank.depth)
     if settings.cache is not None:
         retriever = CachedRetriever(retriever, data.resolve(settings.cache), identity, settings.cache_mib << 20)
     if settings.record is not None:

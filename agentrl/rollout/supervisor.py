@@ -85,6 +85,7 @@ class Supervisor:
         self.workers = [Worker(a, n, name) for n, (a, name) in enumerate(zip(actors, processes, strict=True))]
         self.limits = limits
         self._adapter: tuple[int | None, Any] = (None, None)
+        self._asleep = False
         self._counters = _Counters()
         self._lock = threading.RLock()
 
@@ -111,6 +112,31 @@ class Supervisor:
                     f"adapter version {version} is older than version {newest}, which was published before"
                 )
             self._adapter = (version, stored)
+        self._prepare_all(f"load adapter version {version}")
+
+    def sleep(self) -> None:
+        """See `RolloutPool.sleep`."""
+        # A worker on its way back would wake up behind this call.
+        while self.preparing():
+            ready, _ = ray.wait(self.preparing(), num_returns=1, timeout=1.0)
+            for reference in ready:
+                self.take(reference)
+            self.check()
+        self._asleep = True
+        self._prepare_all("fall asleep")
+
+    def wake(self) -> None:
+        """See `RolloutPool.wake`."""
+        self._asleep = False
+        self._prepare_all("wake")
+
+    def _prepare_all(self, what: str) -> None:
+        """Bring every worker to where it should be, and wait until all are there.
+
+        Raises:
+            EnvironmentFailure: if workers died too often, or did not do `what` in time.
+        """
+        with self._lock:
             waiting = {self._prepare(worker): (worker, worker.process) for worker in self.workers}
         end = time.monotonic() + self.limits.start_seconds
         while waiting:
@@ -126,9 +152,7 @@ class Supervisor:
                     self._notice(worker, answer)
             if waiting and time.monotonic() > end:
                 late = ", ".join(str(worker.number) for worker, _ in waiting.values())
-                raise EnvironmentFailure(
-                    f"worker(s) {late} did not load adapter version {version} within {self.limits.start_seconds:g} s"
-                )
+                raise EnvironmentFailure(f"worker(s) {late} did not {what} within {self.limits.start_seconds:g} s")
 
     def bring_back(self, worker: Worker, process: str, reason: str) -> None:
         """Have a worker made anew, once for all the calls that ended with its process `process`.
@@ -186,7 +210,7 @@ class Supervisor:
     def _prepare(self, worker: Worker) -> Any:
         # Ray refuses calls while it makes an actor anew; to try again is no new death of the worker.
         prepare = worker.actor.prepare.options(max_task_retries=_PREPARE_RETRIES)
-        return prepare.remote(*self._adapter, worker.ended)
+        return prepare.remote(*self._adapter, worker.ended, self._asleep)
 
     def _notice(self, worker: Worker, process: str) -> None:
         """Take note of the process that answered, which is a new one where the worker died while nobody called it."""

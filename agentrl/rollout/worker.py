@@ -20,6 +20,7 @@ from agentrl.engines import make_engine
 from agentrl.engines.base import Engine, Generation, Sampling
 from agentrl.models import load_tokenizer, resolve_model
 from agentrl.rewards import REWARDS
+from agentrl.rollout.devices import check_granted, engines_need_gpus
 from agentrl.rollout.retriever import make_retriever
 from agentrl.types import End, EngineDied, FailureCause, Question, Trajectory
 from retrievers.base import Retriever, RetrieverError
@@ -40,12 +41,26 @@ class RolloutWorker:
         self._preparing = asyncio.Lock()
         # A process id may come again on another machine.
         self._process = uuid.uuid4().hex
-        self._unfit = False
+        self._unfit = self._asleep = False
+
+    async def fetch(self) -> None:
+        """Download to this machine what the engine loads, if it is not there. That may take any time.
+
+        Raises:
+            ModelError: if there is no such model.
+        """
+        await asyncio.to_thread(self._resolve_model)
 
     async def prepare(
-        self, version: int | None = None, files: Mapping[str, bytes] | None = None, ended: str = ""
+        self,
+        version: int | None = None,
+        files: Mapping[str, bytes] | None = None,
+        ended: str = "",
+        asleep: bool = False,
     ) -> str:
         """Start the engine if it does not run, load the adapter if it is newer than the engine's, and name this process.
+
+        Then the engine sleeps, or is awake, as `asleep` says.
 
         Ray makes this actor anew when its process ends; the same call then brings it back to where it was. Without a
         version the engine keeps what it has, at first the model alone. `ended` names a process that the pool has given up.
@@ -54,7 +69,7 @@ class RolloutWorker:
 
         Raises:
             EngineDied: if engine or retriever do not start.
-            EnvironmentFailure: if the adapter cannot be loaded.
+            EnvironmentFailure: if the adapter cannot be loaded, or the engine cannot sleep or wake.
         """
         if ended == self._process or self._unfit:
             os._exit(1)
@@ -66,13 +81,21 @@ class RolloutWorker:
                     self._unfit = True
                     raise
             # Ray may repeat an old call after a newer one was answered.
-            if version is not None and (self._version is None or version > self._version):
+            newer = version is not None and (self._version is None or version > self._version)
+            if self._asleep and (newer or not asleep):
+                await self._engine.wake()
+                self._asleep = False
+            if newer:
                 await self._engine.load_adapter(version, files)
                 self._version = version
+            if asleep and not self._asleep:
+                await self._engine.sleep()
+                self._asleep = True
         return self._process
 
     async def _start(self) -> None:
         config = self._config
+        self._check_devices()
         # Some retrievers hold a connection or a process for as long as they are used.
         if isinstance(self._retriever, AbstractAsyncContextManager):
             try:
@@ -80,17 +103,24 @@ class RolloutWorker:
             except RetrieverError as error:
                 # As for an engine that does not start, the pool tries again.
                 raise EngineDied(f"its retriever does not start: {error}") from error
-        # Resolved here because each machine of a cluster has its own disk.
-        model = resolve_model(config.model.path, weights=config.engine.kind != "openai")
+        model = self._resolve_model()
         self._engine = _Watched(self._make_engine(model))
         self._slots = asyncio.Semaphore(config.engine.max_concurrent)
         codec = Codec(load_tokenizer(model))
         self._agent = Agent(config.agent, codec, self._engine, self._retriever, config.retriever.k)
 
+    def _resolve_model(self) -> str:
+        # Here, because each machine of a cluster has its own disk.
+        return resolve_model(self._config.model.path, weights=self._config.engine.kind != "openai")
+
     def _make_retriever(self, identity: str, indexes: Sequence[str]) -> Retriever:
         # By name: Ray does not promise to make an actor anew whose arguments refer to other objects.
         actors = [ray.get_actor(name) for name in indexes]
         return make_retriever(self._config.retriever, self._config.data, identity, actors)
+
+    def _check_devices(self) -> None:
+        if engines_need_gpus(self._config):
+            check_granted("a rollout worker", self._config.engine.gpus)
 
     def _make_engine(self, model: str) -> Engine:
         return make_engine(self._config, model)
@@ -161,6 +191,12 @@ class _Watched:
 
     async def load_adapter(self, version: int, files: Mapping[str, bytes]) -> None:
         await self._engine.load_adapter(version, files)
+
+    async def sleep(self) -> None:
+        await self._engine.sleep()
+
+    async def wake(self) -> None:
+        await self._engine.wake()
 
     async def close(self) -> None:
         await self._engine.close()

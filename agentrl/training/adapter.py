@@ -46,7 +46,15 @@ def lora_config(config: Config) -> Any:
 
 
 def adapter_files(policy: Any) -> dict[str, bytes]:
-    """Pack the trained adapter of a PeftModel, in memory, as the files that `Engine.load_adapter` and PEFT take, by name."""
+    """Pack the trained adapter of a PeftModel, in memory, as the files that `Engine.load_adapter` takes, by name.
+
+    They have the precision of the model: an engine computes in it, and so does the trainer's forward pass.
+    """
+    return _pack(policy, policy.get_base_model().dtype)
+
+
+def _pack(policy: Any, dtype: Any) -> dict[str, bytes]:
+    """Pack the trained adapter with weights of a type of torch."""
     from peft import get_peft_model_state_dict
     from safetensors.torch import save
 
@@ -55,7 +63,7 @@ def adapter_files(policy: Any) -> dict[str, bytes]:
     settings["inference_mode"] = True
     # "auto", PEFT's default, asks the hub about the base model each time.
     tensors = get_peft_model_state_dict(policy, save_embedding_layers=False)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tensors.items()}
     return {
         CONFIG: f"{json.dumps(settings, indent=2, sort_keys=True)}\n".encode(),
         WEIGHTS: save(tensors, metadata={"format": "pt"}),
@@ -63,7 +71,12 @@ def adapter_files(policy: Any) -> dict[str, bytes]:
 
 
 def save_adapter(policy: Any, folder: Path) -> None:
-    """Write the files of `adapter_files` into a folder, which every PEFT tool reads."""
+    """Write the trained adapter into a folder, which every PEFT tool reads, in the fp32 of its training.
+
+    In bf16 a small update is lost in rounding, and so would the last ones be for whoever trains on from this folder.
+    """
+    import torch
+
     folder.mkdir(parents=True, exist_ok=True)
-    for name, content in adapter_files(policy).items():
+    for name, content in _pack(policy, torch.float32).items():
         (folder / name).write_bytes(content)

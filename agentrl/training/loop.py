@@ -8,6 +8,7 @@ from typing import Any
 
 from agentrl.config import Config
 from agentrl.data.stream import QuestionStream
+from agentrl.rollout.devices import check_granted
 from agentrl.runs import RunFolder
 
 
@@ -56,6 +57,8 @@ def train_loop(loop_config: dict[str, Any]) -> None:
     try:
         # Ray Train starts the trainer on any node, and elsewhere the steps of days would be written where nobody looks.
         settings.folder.check_shared()
+        if settings.config.device == "cuda":
+            check_granted("the trainer's process", settings.config.trainer_gpus)
         # Here, because the driver imports this module and needs no torch.
         from agentrl.training.ranks import Ranks, hide_ranks
         from agentrl.training.session import TrainingSession, follow

@@ -38,6 +38,12 @@ _SAVE_SECONDS = 300.0
 _log = logging.getLogger(__name__)
 
 
+def environment(device: str) -> dict[str, str]:
+    """Return the environment variables that the trainer's process needs from its start."""
+    # Packs differ in length, and of segments that cannot grow the allocator keeps one for each length that it met.
+    return {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"} if device == "cuda" else {}
+
+
 class TrainerProcess:
     """A trainer that loads its libraries, model and adapter while the engines come up, and trains when it is told to."""
 
@@ -56,25 +62,28 @@ class TrainerProcess:
         # One more process, which looks for machines that are about to be taken away; the run ends there either way.
         os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
         # Beside engines that start, a process takes its time. Its default is a minute.
-        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(self._config.engine.start_timeout_seconds)
+        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(self._config.start_seconds)
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
         from ray.util.queue import Queue
 
         self._events, self._orders = Queue(maxsize=_EVENTS), Queue()
         settings = TrainSettings(self._config, self._folder, self._questions, self._events, self._resume, self._orders)
+        gpus = self._config.trainer_gpus
         trainer = TorchTrainer(
             train_loop,
             train_loop_config={"settings": settings},
             torch_config=TorchConfig(timeout_s=_COLLECTIVE_SECONDS),
             scaling_config=ScalingConfig(
-                num_workers=self._config.training.workers, use_gpu=self._config.device == "cuda"
+                num_workers=self._config.training.workers,
+                use_gpu=gpus > 0,
+                resources_per_worker={"GPU": gpus} if gpus else None,
             ),
             run_config=RunConfig(
                 name="run",
                 storage_path=str(self._storage),
                 failure_config=FailureConfig(max_failures=0),
-                worker_runtime_env={"env_vars": process_name("trainer")},
+                worker_runtime_env={"env_vars": environment(self._config.device) | process_name("trainer")},
             ),
         )
         # In the main thread Ray Train would answer Ctrl-C itself, and end the trainer before it has saved its state.

@@ -15,12 +15,13 @@ from agentrl.data.stream import QuestionStream
 from agentrl.engines import check_device, require_trainable
 from agentrl.evaluation.ceiling import measure_ceiling, searcher_codec
 from agentrl.evaluation.run import Evaluation, evaluate, read_evaluation
-from agentrl.models import model_on_disk
+from agentrl.models import model_on_disk, resolve_model
 from agentrl.progress import OnProgress, Progress
 from agentrl.rollout.cluster import cluster
 from agentrl.rollout.pool import RolloutPool
 from agentrl.runs import RunFolder
 from agentrl.runs.logs import logged
+from agentrl.training.memory import card_bytes, check_memory, read_sizes, store_bytes
 from agentrl.training.process import TrainerProcess
 from agentrl.types import Question
 
@@ -62,6 +63,25 @@ def _check_adapter(config: Config) -> None:
         check_tensors(start, str(model))
 
 
+def _planned_store(config: Config) -> int | None:
+    """Check that engines and trainer fit the cards of this machine, and return the size of Ray's object store.
+
+    None means Ray's own size, which is enough for the small models of a CPU; other machines start a Ray of their own.
+
+    Raises:
+        ConfigError: if something does not fit.
+        ModelError: if there is no such model.
+    """
+    if config.device == "cpu" or config.ray.address is not None:
+        return None
+    # Of a model of the hub, what says how large it is; its weights are downloaded later.
+    resolve_model(config.model.path, weights=False)
+    sizes, card = read_sizes(config), card_bytes(config)
+    if card is not None:
+        check_memory(config, sizes, card)
+    return store_bytes(config, sizes)
+
+
 def train(
     config: Config, *, resume: bool, on_progress: OnProgress
 ) -> tuple[RunFolder, Evaluation | None, Evaluation | None]:
@@ -80,25 +100,27 @@ def train(
     if config.ray.address is None:
         check_device(config)
     inputs = load_inputs(config)
+    store = _planned_store(config)
     described = describe_inputs(config)
     start = adapter_folder(config)
     if start is not None:
         described["model.adapter"] = {"path": str(start), "sha256": file_sha256(start / WEIGHTS)}
     folder, done = RunFolder.reopen(config, described) if resume else (RunFolder.create(config, described), 0)
     with closing(folder), logged(folder.path):
-        before, after = _Run(config, folder, inputs, resume, done, _logging(on_progress)).go()
+        before, after = _Run(config, folder, inputs, resume, done, store, _logging(on_progress)).go()
     return folder, before, after
 
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """A run whose folder is open, with `done` steps behind it."""
+    """A run whose folder is open, with `done` steps behind it; `store` is the size of Ray's object store, None for Ray's own."""
 
     config: Config
     folder: RunFolder
     inputs: Inputs
     resume: bool
     done: int
+    store: int | None
     on_progress: OnProgress
 
     def go(self) -> tuple[Evaluation | None, Evaluation | None]:
@@ -119,6 +141,7 @@ class _Run:
                 lambda phase: self._tell(self.done, f"starting {phase}"),
                 beside=trainer if trains else None,
                 logs=self.folder.logs,
+                store_bytes=self.store,
             ) as running,
         ):
             if measures_ceiling:

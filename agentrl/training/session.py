@@ -88,6 +88,8 @@ class TrainingSession:
             self._begin()
             self._trainer.train(resume_from_checkpoint=str(self._checkpoint) if self._checkpoint else None)
             self.save_adapter()
+            if self._config.engine.sleep:
+                self._pool.wake()
         except Exception as error:
             # A traceback may follow the first line; all of it stays in the chain of exceptions.
             reason = str(error).strip().partition("\n")[0]
@@ -122,12 +124,16 @@ class TrainingSession:
     def next_batch(self) -> ScoredBatch:
         """Publish the weights that the step before left, and return the batch to train on."""
         started = time.monotonic()
+        if self._config.engine.sleep:
+            self._pool.wake()
         self.publish()
         published = time.monotonic()
         self._waits_for_batch.set()
         batch = self._prefetch.take(self.step + 1)
         self._waits_for_batch.clear()
         self.check_stop()
+        if self._config.engine.sleep:
+            self._pool.sleep()
         batch.metrics.update(
             {
                 "seconds/publish": published - started,

@@ -9,6 +9,7 @@ import torch
 from trl import GRPOConfig
 
 from agentrl.config import Config
+from agentrl.training.memory import pack_tokens, sizes_of
 from agentrl.training.scoring import Scorer
 from agentrl.training.trainer import Additions, Updates
 
@@ -24,13 +25,6 @@ LOSSES = {
     "luspo": ("luspo", "sequence"),
     "vespo": ("vespo", "token"),
 }
-
-# Memory for the activations of a pack, where the configuration does not bound its tokens. On a CPU it is what fits beside
-# an engine on a laptop; on a GPU a share of what is free.
-_CPU_BYTES = 1.25 * 2**30
-_GPU_SHARE = 0.6
-# Beyond it a pack gains nothing: a CPU's caches are small, and a GPU is busy.
-_MOST_TOKENS = {"cpu": 2048, "cuda": 32768}
 
 
 def grpo_config(**settings: Any) -> GRPOConfig:
@@ -129,7 +123,7 @@ def make_scorer(config: Config, model: Any) -> Scorer:
     training = config.training
     scorer = Scorer(
         model,
-        tokens=training.tokens_per_micro_batch or tokens_that_fit(model),
+        tokens=pack_tokens(config, sizes_of(model), torch.cuda.mem_get_info()[0] if config.device == "cuda" else 0),
         packing=training.packing,
         temperature=config.agent.temperature,
         # Merged in bf16, small updates of an adapter would be lost in rounding.
@@ -137,18 +131,3 @@ def make_scorer(config: Config, model: Any) -> Scorer:
     )
     scorer.check()
     return scorer
-
-
-def tokens_that_fit(model: Any) -> int:
-    """Return how many tokens a pack may have by the memory that their activations take.
-
-    Of each token, a layer keeps what its products, norms and activation function read: some 8 times the hidden and 4 times
-    the intermediate size.
-    """
-    weights = next(model.parameters())
-    config = model.config.get_text_config()
-    width = 8 * config.hidden_size + 4 * config.intermediate_size
-    kind = weights.device.type
-    memory = _CPU_BYTES if kind == "cpu" else _GPU_SHARE * torch.cuda.mem_get_info(weights.device)[0]
-    fits = int(memory / (config.num_hidden_layers * width * weights.element_size()))
-    return max(256, min(fits, _MOST_TOKENS[kind]))

@@ -169,6 +169,15 @@ def test_a_generation_under_way_keeps_its_weights_through_three_changes(adaptabl
         assert generation.logprobs == pytest.approx(expected.tolist(), abs=1e-3)
 
 
+def test_an_engine_that_slept_gives_what_it_gave_before(engine, prompts):
+    before = engine(generate_all, prompts, [Sampling(8, 0.0)] * len(prompts))
+    engine(sleep)
+    engine(wake)
+    after = engine(generate_all, prompts, [Sampling(8, 0.0)] * len(prompts))
+    assert [g.token_ids for g in after] == [g.token_ids for g in before]
+    assert [g.adapter_version for g in after] == [g.adapter_version for g in before]
+
+
 def test_a_damaged_adapter_is_an_environment_failure_and_the_weights_stay(adaptable, adapters, reference, prompts):
     adaptable.load(20, adapters[0])
     with pytest.raises(EnvironmentFailure):
@@ -262,6 +271,16 @@ async def generate_while_closing(engine, prompts):
 
 async def load(engine, version, files):
     await engine.load_adapter(version, files)
+
+
+async def sleep(engine):
+    await engine.sleep()
+    await engine.sleep()
+
+
+async def wake(engine):
+    await engine.wake()
+    await engine.wake()
 
 
 async def close(engine):

@@ -16,6 +16,7 @@ from retrievers.backends import (
     check_one_corpus,
     check_options,
     describe_index,
+    has_encoder,
     identify_reranker,
     open_index,
     retriever_class,
@@ -46,6 +47,12 @@ def write(folder, backend="lucene", corpus_sha256="00ff"):
         versions={"lucene": "9.9.1"},
         build_seconds=1.0,
     )
+
+
+def test_of_all_kinds_of_index_the_dense_one_alone_has_an_encoder(folder, tmp_path):
+    (tmp_path / "dense").mkdir()
+    write(tmp_path / "dense", backend="dense")
+    assert [has_encoder(folder), has_encoder(tmp_path / "dense")] == [False, True]
 
 
 def test_an_option_that_the_retriever_has_not_is_refused_with_those_it_has(folder):

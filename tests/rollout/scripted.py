@@ -16,16 +16,23 @@ from retrievers.base import Hit
 
 
 class ScriptedEngine:
-    """Searches twice, then answers; `wait(prompt)` is awaited in each turn. Remembers the adapters that it loaded."""
+    """Searches twice, then answers; `wait(prompt)` is awaited in each turn. Remembers the adapters that it loaded.
+
+    Attributes:
+        versions: of these adapters.
+        asleep: whether it sleeps, in which it can neither generate nor load.
+    """
 
     trainable = True
 
     def __init__(self, codec, wait):
         self._codec, self._wait = codec, wait
         self.versions = []
+        self.asleep = False
         self.closed = 0
 
     async def generate(self, prompt_ids, sampling):
+        assert not self.asleep
         version = self.versions[-1] if self.versions else 0
         prompt = self._codec.decode(prompt_ids)
         await self._wait(prompt)
@@ -34,7 +41,14 @@ class ScriptedEngine:
         return Generation(ids, (-0.1,) * len(ids), "stop", version)
 
     async def load_adapter(self, version, files):
+        assert not self.asleep
         self.versions.append(version)
+
+    async def sleep(self):
+        self.asleep = True
+
+    async def wake(self):
+        self.asleep = False
 
     async def close(self):
         self.closed += 1

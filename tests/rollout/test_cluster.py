@@ -87,6 +87,12 @@ def test_a_ray_that_does_not_start_in_time_is_one_message(started, monkeypatch, 
             ConfigError,
             r"needs 2 GPUs .* 1 free",
         ),
+        (
+            {"GPU": 0.5, "CPU": 9.0},
+            {"retriever": {"index": "i", "gpus": 0.6}},
+            ConfigError,
+            r"needs 0\.6 GPUs .* 0\.5 free",
+        ),
     ],
 )
 def test_too_few_free_places_are_named(started, monkeypatch, free, sections, error, words):
@@ -96,6 +102,91 @@ def test_too_few_free_places_are_named(started, monkeypatch, free, sections, err
     monkeypatch.setattr(ray, "get", lambda references, timeout: [])
     with pytest.raises(error, match=words):
         started(**sections)
+
+
+@pytest.fixture
+def beginnings(monkeypatch, tmp_path, tokenizer):
+    """Start a cluster of stand-ins for Ray's actors and return, in their order, what was called and waited for."""
+
+    def begin(beside=True, store_bytes=None, **sections):
+        seen = []
+
+        class Call:
+            def __init__(self, name):
+                self.name = name
+
+            def remote(self, *arguments):
+                seen.append(self.name)
+                return self.name
+
+        class Actor:
+            def __getattr__(self, name):
+                return Call(name)
+
+        class Class:
+            def __init__(self, *arguments):
+                pass
+
+            def options(self, **options):
+                seen.append(options)
+                return self
+
+            def remote(self, *arguments, **options):
+                return Actor()
+
+        def init(**options):
+            seen.append(options)
+            return SimpleNamespace(address_info={"session_dir": "/tmp/session"})
+
+        def get(references, timeout):
+            seen.append(("got", *references, timeout))
+            return references
+
+        monkeypatch.setattr(ray, "init", init)
+        monkeypatch.setattr(ray, "shutdown", lambda: None)
+        monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 8.0, "GPU": 2.0})
+        monkeypatch.setattr(ray, "remote", Class)
+        monkeypatch.setattr(ray, "get", get)
+        trainer = SimpleNamespace(start=lambda: seen.append("trainer"), check=lambda: None)
+        config = make_config(tmp_path, tokenizer, **sections)
+        with cluster(config, beside=trainer if beside else None, store_bytes=store_bytes):
+            return seen
+
+    return begin
+
+
+def order(seen):
+    return [entry for entry in seen if isinstance(entry, str)]
+
+
+def got(seen, name):
+    """Where the answer of a call was waited for."""
+    (place,) = [n for n, entry in enumerate(seen) if isinstance(entry, tuple) and entry[1:-1] == (name,)]
+    return place
+
+
+def test_the_trainer_comes_up_beside_engines_that_have_other_cards(beginnings):
+    assert order(beginnings(device="cuda")) == ["trainer", "fetch", "prepare", "close"]
+    assert order(beginnings()) == ["trainer", "fetch", "prepare", "close"]
+
+
+def test_a_trainer_on_the_engines_card_waits_until_they_have_measured_what_is_free(beginnings):
+    seen = beginnings(device="cuda", engine={"gpus": 0.5}, training={"steps": 1})
+    assert order(seen) == ["fetch", "prepare", "trainer", "close"]
+    assert seen.index("trainer") > got(seen, "prepare")
+    (engine,) = [entry for entry in seen if isinstance(entry, dict) and "num_gpus" in entry]
+    assert engine["num_gpus"] == 0.5
+
+
+def test_an_engines_time_to_start_begins_when_its_model_is_there(beginnings):
+    seen = beginnings(beside=False)
+    assert seen.index("prepare") > got(seen, "fetch")
+
+
+def test_a_ray_on_this_machine_gets_the_store_that_was_planned(beginnings):
+    for planned in (None, 3 << 30):
+        started = next(entry for entry in beginnings(store_bytes=planned) if "object_store_memory" in entry)
+        assert started["object_store_memory"] == planned
 
 
 def test_what_ends_beside_the_engines_ends_their_start(monkeypatch, tmp_path, tokenizer):

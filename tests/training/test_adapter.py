@@ -5,8 +5,9 @@ import socket
 
 import pytest
 import torch
+from safetensors.torch import load
 
-from agentrl.adapters import check_tensors, read_adapter
+from agentrl.adapters import WEIGHTS, check_tensors, read_adapter
 from agentrl.config import parse_config
 from agentrl.training.adapter import adapter_files, load_policy, save_adapter
 
@@ -23,7 +24,9 @@ def model(tmp_path_factory):
 def policy_of(model, **settings):
     lora = {"rank": 4, "alpha": 8.0} | settings.pop("lora", {})
     asked = {"path": "some/model", "dtype": "float32", "lora": lora} | settings
-    return load_policy(parse_config({"name": "small", "model": asked}, source="test"), model)
+    # bf16 is for GPUs alone; what is loaded stays on the CPU.
+    device = "cpu" if asked["dtype"] == "float32" else "cuda"
+    return load_policy(parse_config({"name": "small", "device": device, "model": asked}, source="test"), model)
 
 
 @pytest.fixture
@@ -69,6 +72,20 @@ def test_a_packed_adapter_names_the_model_of_the_config_and_not_a_folder_of_this
     for policy in (policy_of(model), policy_of(model, adapter=str(tmp_path))):
         settings = json.loads(adapter_files(policy)["adapter_config.json"])
         assert settings["base_model_name_or_path"] == "some/model"
+
+
+def test_a_policy_in_bf16_is_published_in_bf16_and_kept_in_fp32(model, tmp_path):
+    policy = policy_of(model, dtype="bfloat16")
+    for name, parameter in policy.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter)
+    save_adapter(policy, tmp_path)
+    published, kept = load(adapter_files(policy)[WEIGHTS]), load((tmp_path / WEIGHTS).read_bytes())
+    assert {tensor.dtype for tensor in published.values()} == {torch.bfloat16}
+    assert {tensor.dtype for tensor in kept.values()} == {torch.float32}
+    assert published.keys() == kept.keys()
+    assert all(torch.equal(published[name], kept[name].bfloat16()) for name in kept)
+    assert any(not torch.equal(published[name].float(), kept[name]) for name in kept)
 
 
 def test_the_same_policy_is_packed_into_the_same_bytes(model, tmp_path):

@@ -95,7 +95,7 @@ def trainer(monkeypatch):
     loop = Trainer()
 
     @contextmanager
-    def cluster(config, on_phase, *, beside, logs):
+    def cluster(config, on_phase, *, beside, logs, store_bytes):
         assert logs.is_dir()
         on_phase("engines")
         if beside is not None:
@@ -104,7 +104,7 @@ def trainer(monkeypatch):
         yield SimpleNamespace(pool="pool", indexes=())
 
     class TorchTrainer:
-        def __init__(self, loop, train_loop_config, scaling_config, run_config):
+        def __init__(self, loop, train_loop_config, torch_config, scaling_config, run_config):
             self._loop, self._config = loop, train_loop_config
 
         def fit(self):

@@ -1,0 +1,353 @@
+"""How much memory engines and trainer will take, from the configuration and the model's own config: no weight is loaded.
+
+Estimates, good enough to tell what fits from what does not. All numbers are bytes unless a name says otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from agentrl.adapters import adapter_folder
+from agentrl.config import Config, ConfigError
+from agentrl.models import model_on_disk
+from agentrl.training.adapter import lora_config
+
+_GIB = 2**30
+
+# Multiplies the estimate of activations. Above 1 where a measured peak is above it.
+_ACTIVATIONS = 1.0
+
+# What CUDA and its libraries hold for a process beside its tensors.
+_CUDA_CONTEXT = _GIB // 2
+
+# What an engine that sleeps still holds beside that: its graphs and what was no part of weights and cache.
+_ASLEEP = _GIB
+
+# Memory for the activations of a pack, where the configuration does not bound its tokens. On a CPU it is what fits beside an
+# engine on a laptop; on a GPU a share of what is free, since moments, gradients and logits come later.
+_CPU_ROOM = 5 * _GIB // 4
+_GPU_SHARE = 0.6
+
+# Beyond it a pack gains nothing: a CPU's caches are small, and a GPU is busy.
+_MOST_TOKENS = {"cpu": 2048, "cuda": 32768}
+_LEAST_TOKENS = 256
+
+# The logits that the trainer holds at once, in numbers, see `agentrl.training.scoring.head`.
+_LOGITS = {"cpu": 1 << 21, "cuda": 1 << 27}
+
+# Versions of the adapter that an engine has room for, see `agentrl.engines.vllm`.
+_ENGINE_ADAPTERS = 2
+
+# A pickled token of an episode: its id, log-probability and text.
+_PICKLED_TOKEN = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Numbers that decide how much memory a model and its adapter take.
+
+    Attributes:
+        layers: of the model.
+        hidden, intermediate: widths of a layer.
+        queries, keys: the heads of a layer times their width.
+        vocabulary: of the output layer.
+        weights: of the model.
+        adapted_weights: of its layers that have an adapter beside them.
+        adapted_inputs: what these layers and the second factors of their adapters read of one token, all layers together.
+        adapter: weights of the adapter.
+    """
+
+    layers: int
+    hidden: int
+    intermediate: int
+    queries: int
+    keys: int
+    vocabulary: int
+    weights: int
+    adapted_weights: int
+    adapted_inputs: int
+    adapter: int
+
+
+def read_sizes(config: Config) -> Sizes | None:
+    """Return the sizes of the model and the adapter of `config`, or None while a model of the hub is not on this disk.
+
+    The model is made without weights, which takes seconds.
+
+    Raises:
+        ModelError: if there is no such model.
+    """
+    folder = model_on_disk(config.model.path)
+    if folder is None:
+        return None
+    import torch
+    from peft import PeftConfig, get_peft_model
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    start = adapter_folder(config)
+    settings = lora_config(config) if start is None else PeftConfig.from_pretrained(str(start))
+    with torch.device("meta"):
+        base = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+        settings.base_model_name_or_path = base.name_or_path
+        policy = get_peft_model(base, settings)
+    return sizes_of(policy)
+
+
+def sizes_of(policy: Any) -> Sizes:
+    """Return the sizes of a PeftModel, with weights or without."""
+    base = policy.get_base_model()
+    named = dict(policy.named_parameters())
+    adapter = sum(p.numel() for name, p in named.items() if ".lora_" in name)
+    adapted = [module for module in policy.modules() if getattr(module, "lora_A", None)]
+    text = base.config.get_text_config()
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return Sizes(
+        layers=text.num_hidden_layers,
+        hidden=text.hidden_size,
+        intermediate=text.intermediate_size,
+        queries=text.num_attention_heads * width,
+        keys=text.num_key_value_heads * width,
+        vocabulary=text.vocab_size,
+        weights=sum(parameter.numel() for parameter in named.values()) - adapter,
+        adapted_weights=sum(module.get_base_layer().weight.numel() for module in adapted),
+        adapted_inputs=sum(module.in_features + module.r["default"] for module in adapted),
+        adapter=adapter,
+    )
+
+
+def activation_bytes(sizes: Sizes, tokens: int, dtype: str, *, checkpointing: bool) -> int:
+    """Return what autograd keeps of a pack of `tokens` tokens between the forward and the backward pass.
+
+    Of a layer with hidden size H, intermediate size I, Q = heads x width and K = key heads x width, one token leaves
+
+        2 H         the inputs of both norms, in fp32 in any case
+        2 Q + 2 K   queries, keys, values, and what attention makes of them
+        3 I         both halves of the MLP, and the activated one
+
+    and what the adapted layers read of it: in fp32, where the adapter is merged into the weights, 2 H + I, which layers
+    share; in bf16 a copy for each adapted layer, and what the first of its two factors gives to the second. One more layer
+    stands for the gradients on their way back. With `checkpointing` a layer keeps its input alone, and is computed again
+    when its gradient is.
+    """
+    width = 4 if dtype == "float32" else 2
+    read = 2 * sizes.hidden + sizes.intermediate if dtype == "float32" else sizes.adapted_inputs // sizes.layers
+    layer = 4 * 2 * sizes.hidden + width * (2 * sizes.queries + 2 * sizes.keys + 3 * sizes.intermediate + read)
+    kept = sizes.layers * width * sizes.hidden + 2 * layer if checkpointing else (sizes.layers + 1) * layer
+    return int(_ACTIVATIONS * tokens * kept)
+
+
+def tokens_that_fit(sizes: Sizes, room: int, dtype: str, *, checkpointing: bool) -> int:
+    """Return how many tokens a pack may have so that its activations fit into `room` bytes; the inverse of `activation_bytes`."""
+    return max(0, room) // activation_bytes(sizes, 1, dtype, checkpointing=checkpointing)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerMemory:
+    """What the trainer's process holds.
+
+    Attributes:
+        weights: of the model, and in fp32 a second time those that the adapter is merged into.
+        adapter: its weights, gradients and two moments, all in fp32; with a KL term also a copy as it was at the start.
+        activations: see `activation_bytes`.
+        logits: [scored tokens, vocabulary] in fp32, their exponentials, and both in the model's precision; of a pack a chunk
+            at a time, with `packing: none` of a whole episode.
+        context: of CUDA; 0 on a CPU.
+    """
+
+    weights: int
+    adapter: int
+    activations: int
+    logits: int
+    context: int
+
+    @property
+    def resident(self) -> int:
+        """What stays between steps."""
+        return self.weights + self.adapter + self.context
+
+    @property
+    def peak(self) -> int:
+        """The most that a step takes."""
+        return self.resident + self.activations + self.logits
+
+
+@dataclass(frozen=True, slots=True)
+class EngineMemory:
+    """What one engine holds on each of its cards.
+
+    Attributes:
+        weights: of the model, and room for the versions of the adapter.
+        token: keys and values of one token, 2 x layers x key heads x width numbers.
+        budget: what the engine may take in all; None where the card is not known.
+        cache: of `budget` the part for keys and values; on a CPU `engine.kv_cache_gib`.
+    """
+
+    weights: int
+    token: int
+    budget: int | None
+    cache: int | None
+
+
+def trainer_memory(config: Config, sizes: Sizes, tokens: int) -> TrainerMemory:
+    """Return what the trainer takes where it holds the activations of `tokens` tokens at once."""
+    training, dtype = config.training, config.model.dtype
+    width = 4 if dtype == "float32" else 2
+    merged = sizes.adapted_weights if dtype == "float32" else 0
+    copies = 5 if training.kl_coefficient else 4
+    return TrainerMemory(
+        weights=width * (sizes.weights + merged),
+        adapter=4 * copies * sizes.adapter,
+        activations=activation_bytes(sizes, tokens, dtype, checkpointing=training.gradient_checkpointing),
+        logits=_logits_bytes(config, sizes, tokens * sizes.vocabulary),
+        context=_CUDA_CONTEXT if config.device == "cuda" else 0,
+    )
+
+
+def _logits_bytes(config: Config, sizes: Sizes, numbers: int) -> int:
+    """Return what the logits of a pass take that has so many of them."""
+    width = 4 if config.model.dtype == "float32" else 2
+    if config.training.packing == "none":
+        scored = min(config.agent.max_episode_tokens, (config.agent.max_turns + 1) * config.agent.max_turn_tokens)
+        return scored * sizes.vocabulary * (8 + 2 * width)
+    return min(_LOGITS[config.device], numbers) * (8 + 2 * width)
+
+
+def engine_memory(config: Config, sizes: Sizes, card: int | None) -> EngineMemory:
+    """Return what an engine takes of each of its cards, which have `card` bytes; None where that is not known."""
+    engine, width = config.engine, 4 if config.model.dtype == "float32" else 2
+    weights = width * (sizes.weights + _ENGINE_ADAPTERS * sizes.adapter) // engine.cards
+    token = 2 * sizes.layers * sizes.keys * width // engine.cards
+    if config.device == "cpu":
+        cache = engine.kv_cache_gib * _GIB
+        return EngineMemory(weights, token, weights + cache, cache)
+    if card is None:
+        return EngineMemory(weights, token, None, None)
+    budget = int(engine.memory_utilization * card)
+    return EngineMemory(weights, token, budget, budget - weights)
+
+
+def card_bytes(config: Config) -> int | None:
+    """Return the memory of a card that engines and trainer will run on, None where that is not known or there is none.
+
+    The cards of a machine are taken to be alike; those of another machine are not known.
+    """
+    if config.device == "cpu" or config.ray.address is not None:
+        return None
+    import torch
+
+    return torch.cuda.mem_get_info()[1] if torch.cuda.is_available() else None
+
+
+def pack_tokens(config: Config, sizes: Sizes, free: int) -> int:
+    """Return the tokens of a pack: those that the configuration says, or as many as fit.
+
+    Args:
+        free: bytes that nobody has taken of the card with the trainer's model; on a CPU it plays no part.
+    """
+    training, kind = config.training, config.device
+    room = _CPU_ROOM if kind == "cpu" else int(_GPU_SHARE * (free - _logits_bytes(config, sizes, _LOGITS[kind])))
+    fits = tokens_that_fit(sizes, room, config.model.dtype, checkpointing=training.gradient_checkpointing)
+    return training.tokens_per_micro_batch or max(_LEAST_TOKENS, min(fits, _MOST_TOKENS[kind]))
+
+
+def least_tokens(config: Config) -> int:
+    """Return the tokens whose activations the trainer must be able to hold: a pack's, and those of the longest episode.
+
+    An episode that is longer than a pack has a pass of its own, and with `packing: none` each has.
+    """
+    bound = config.training.tokens_per_micro_batch or 0
+    return max(config.agent.max_episode_tokens, 0 if config.training.packing == "none" else bound)
+
+
+def tokens_held(config: Config, sizes: Sizes, card: int | None) -> int:
+    """Return the tokens whose activations the trainer will hold; where the card is not known, the least that it may be."""
+    least = least_tokens(config)
+    if config.training.packing == "none" or (config.device == "cuda" and card is None):
+        return least
+    free = 0
+    if card is not None:
+        engines = config.rollout.workers * config.engine.memory_utilization if config.engine.shares_card else 0
+        free = int((1 - engines) * card) - trainer_memory(config, sizes, 0).resident
+    return max(least, pack_tokens(config, sizes, free))
+
+
+def trainer_room(config: Config, card: int) -> int:
+    """Return what the trainer may take of its card while it trains: all, or what the engines on the same card leave."""
+    if not config.engine.shares_card:
+        return card
+    if config.engine.sleep:
+        return card - config.rollout.workers * (_CUDA_CONTEXT + _ASLEEP)
+    return card - int(config.rollout.workers * config.engine.memory_utilization * card)
+
+
+def check_memory(config: Config, sizes: Sizes, card: int) -> None:
+    """Check that an engine fits into its part of a card and the trainer into its own.
+
+    Args:
+        card: the memory of each card.
+
+    Raises:
+        ConfigError: if one does not, with the settings to change.
+    """
+    engine, settings = engine_memory(config, sizes, card), config.engine
+    need = engine.weights + engine.token * config.agent.max_episode_tokens
+    if config.engine.kind == "vllm" and need > engine.budget:
+        raise ConfigError(
+            f"an engine needs {size(need)} for {config.model.path} and the keys and values of one episode of "
+            f"agent.max_episode_tokens {config.agent.max_episode_tokens}, and engine.gpu_memory_utilization "
+            f"{settings.memory_utilization:.2g} of a card of {size(card)} is {size(engine.budget)}; raise it, raise engine.gpus, "
+            "or take a smaller model"
+        )
+    tokens = least_tokens(config)
+    trainer, room = trainer_memory(config, sizes, tokens), trainer_room(config, card)
+    if trainer.peak > room:
+        raise ConfigError(
+            f"the trainer needs about {size(trainer.peak)} for {tokens:,} tokens at once and has "
+            f"{size(room)} of a card of {size(card)}; {_ways_out(config, sizes, card)}"
+        )
+    most = most_utilization(config, sizes, card)
+    if settings.shares_card and settings.memory_utilization > most:
+        raise ConfigError(
+            f"beside engines that are awake the trainer keeps {size(trainer.resident)} of a card of {size(card)}; set "
+            f"engine.gpu_memory_utilization to at most {most:.2f}"
+        )
+
+
+def _ways_out(config: Config, sizes: Sizes, card: int) -> str:
+    """Say which settings let a trainer fit that does not."""
+    ways = []
+    most = most_utilization(config, sizes, card)
+    if config.engine.shares_card and not config.engine.sleep:
+        if most > 0:
+            ways.append(f"set engine.gpu_memory_utilization to at most {most:.2f}")
+        ways.append("set engine.sleep to true with rollout.max_staleness 0")
+    if not config.training.gradient_checkpointing:
+        ways.append("set training.gradient_checkpointing to true")
+    fewer = least_tokens(config) > config.agent.max_episode_tokens
+    ways.append("lower training.tokens_per_micro_batch" if fewer else "lower agent.max_episode_tokens")
+    return ", or ".join(ways)
+
+
+def most_utilization(config: Config, sizes: Sizes, card: int) -> float:
+    """Return the greatest `engine.gpu_memory_utilization` that leaves a trainer on the same card its room; may be below 0."""
+    trainer = trainer_memory(config, sizes, least_tokens(config))
+    kept = trainer.resident if config.engine.sleep else trainer.peak
+    return (card - kept) / card / config.rollout.workers
+
+
+def store_bytes(config: Config, sizes: Sizes) -> int:
+    """Return the size of the object store that a run needs on each machine.
+
+    Two versions of the adapter, of which the next is put while engines read the last, and the episodes of the steps that
+    are under way; all of it twice, because the store needs gaps. At least 1 GiB, at which Ray stores nothing on the disk.
+    """
+    rollout = config.rollout
+    published = (4 if config.model.dtype == "float32" else 2) * sizes.adapter
+    episodes = (1 + rollout.max_staleness) * rollout.group_size * rollout.questions_per_step
+    return max(_GIB, 2 * (2 * published + episodes * config.agent.max_episode_tokens * _PICKLED_TOKEN))
+
+
+def size(count: int) -> str:
+    """Write a number of bytes for people."""
+    return f"{count / _GIB:.1f} GiB" if count >= _GIB else f"{count / 2**20:.0f} MiB"

@@ -1,0 +1,129 @@
+"""What vLLM is told about its cards, and how it is sent to sleep, with a stand-in for the library."""
+
+import asyncio
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+from agentrl.config import parse_config
+from agentrl.engines import environment, make_engine
+from agentrl.engines.base import Sampling
+from agentrl.types import EngineDied, EnvironmentFailure
+
+
+def config(**engine):
+    rollout = {"workers": 1}
+    return parse_config(
+        {"name": "t", "device": "cuda", "model": {"path": "x/y"}, "engine": engine, "rollout": rollout}, "test"
+    )
+
+
+class Llm:
+    """AsyncLLM as far as it is used here; `release` lets its generations end."""
+
+    def __init__(self):
+        self.calls = []
+        self.release = asyncio.Event()
+        self.vllm_config = SimpleNamespace(cache_config=SimpleNamespace(num_gpu_blocks=64, block_size=16))
+
+    async def generate(self, prompt, parameters, request_id, lora_request):
+        await self.release.wait()
+        self.calls.append("generate")
+        answer = SimpleNamespace(token_ids=[1], logprobs=[{1: SimpleNamespace(logprob=-1.0)}], finish_reason="stop")
+        yield SimpleNamespace(outputs=[answer])
+
+    async def sleep(self, level):
+        self.calls.append(("sleep", level))
+
+    async def wake_up(self):
+        self.calls.append("wake")
+
+
+@pytest.fixture
+def vllm(monkeypatch):
+    """Stand in for vLLM; returns what its engine was made with, under `arguments` and `llm`."""
+    made = SimpleNamespace()
+
+    class AsyncLLM:
+        @staticmethod
+        def from_engine_args(arguments):
+            made.arguments, made.llm = arguments, Llm()
+            return made.llm
+
+    modules = {
+        "vllm": {"AsyncEngineArgs": lambda **named: named, "SamplingParams": SimpleNamespace},
+        "vllm.v1.engine.async_llm": {"AsyncLLM": AsyncLLM},
+        "vllm.v1.engine.exceptions": {"EngineDeadError": type("EngineDeadError", (Exception,), {})},
+        "vllm.lora.request": {"LoRARequest": lambda name, number, folder: SimpleNamespace(lora_path=folder)},
+        "vllm.sampling_params": {"RequestOutputKind": SimpleNamespace(FINAL_ONLY=0)},
+    }
+    for name, content in modules.items():
+        module = ModuleType(name)
+        vars(module).update(content)
+        monkeypatch.setitem(sys.modules, name, module)
+    return made
+
+
+def made_engine(vllm, **engine):
+    asyncio.run(_make(config(**engine)))
+    return vllm.arguments
+
+
+async def _make(settings):
+    return make_engine(settings, "model")
+
+
+def test_an_engine_takes_its_part_of_the_cards_that_it_has(vllm):
+    found = made_engine(vllm, gpus=2)
+    assert (found["tensor_parallel_size"], found["gpu_memory_utilization"]) == (2, 0.85)
+    assert not found["enable_sleep_mode"]
+    found = made_engine(vllm, gpus=0.5, sleep=True)
+    assert (found["tensor_parallel_size"], found["gpu_memory_utilization"]) == (1, 0.425)
+    assert found["enable_sleep_mode"]
+    assert made_engine(vllm, gpus=0.5, gpu_memory_utilization=0.6)["gpu_memory_utilization"] == 0.6
+
+
+def test_only_an_engine_that_sleeps_is_kept_from_the_users_allocator_settings():
+    assert environment(config(gpus=0.5, sleep=True))["PYTORCH_CUDA_ALLOC_CONF"] == ""
+    assert "PYTORCH_CUDA_ALLOC_CONF" not in environment(config(gpus=0.5))
+
+
+def test_an_engine_falls_asleep_after_what_is_under_way_and_answers_nothing_until_it_wakes(vllm):
+    async def play():
+        engine = await _make(config(gpus=0.5, sleep=True))
+        llm = vllm.llm
+        under_way = asyncio.create_task(engine.generate([5], Sampling(4)))
+        await asyncio.sleep(0)
+        falling = asyncio.create_task(engine.sleep())
+        await asyncio.sleep(0.05)
+        assert llm.calls == []
+        llm.release.set()
+        assert (await under_way).token_ids == (1,)
+        await falling
+        await engine.sleep()
+        assert llm.calls == ["generate", ("sleep", 1)]
+        for call in (engine.generate([5], Sampling(4)), engine.load_adapter(1, {})):
+            with pytest.raises(EnvironmentFailure, match="sleeps; wake it first"):
+                await call
+        await engine.wake()
+        await engine.wake()
+        await engine.generate([5], Sampling(4))
+        assert llm.calls == ["generate", ("sleep", 1), "wake", "generate"]
+
+    asyncio.run(play())
+
+
+def test_an_engine_that_cannot_wake_is_dead(vllm):
+    async def play():
+        engine = await _make(config(gpus=0.5, sleep=True))
+        await engine.sleep()
+
+        async def fail():
+            raise RuntimeError("CUDA out of memory")
+
+        vllm.llm.wake_up = fail
+        with pytest.raises(EngineDied, match="cannot wake: CUDA out of memory"):
+            await engine.wake()
+
+    asyncio.run(play())

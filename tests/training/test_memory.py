@@ -1,0 +1,279 @@
+"""The memory plan counts what a model has and what autograd keeps, and refuses what cannot fit with a setting that helps."""
+
+from contextlib import nullcontext
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from peft import get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from agentrl.config import ConfigError, parse_config
+from agentrl.training.adapter import lora_config, save_adapter
+from agentrl.training.memory import (
+    Sizes,
+    activation_bytes,
+    check_memory,
+    engine_memory,
+    least_tokens,
+    most_utilization,
+    read_sizes,
+    sizes_of,
+    store_bytes,
+    tokens_held,
+    tokens_that_fit,
+    trainer_memory,
+    trainer_room,
+)
+from agentrl.training.scoring import Scorer, TokenSequence
+
+GIB = 2**30
+
+# Qwen2.5-3B with an adapter of rank 64 on all its linear layers, which `test_the_sizes_of_a_known_model` counts.
+QWEN = Sizes(36, 2048, 11008, 2048, 256, 151936, 3_085_938_688, 2_774_532_096, 854_784, 119_734_272)
+
+
+def make_config(path="x/y", device="cuda", dtype="bfloat16", engine=(), rollout=(), training=(), agent=(), lora=()):
+    return parse_config(
+        {
+            "name": "t",
+            "device": device,
+            "model": {"path": str(path), "dtype": dtype, "lora": {"rank": 8} | dict(lora)},
+            "engine": dict(engine),
+            "rollout": dict(rollout),
+            "agent": {"max_episode_tokens": 4096} | dict(agent),
+            "training": {"steps": 1, "gradient_checkpointing": True} | dict(training),
+        },
+        "test",
+    )
+
+
+def tiny(layers, **settings):
+    return LlamaConfig(
+        **{
+            "vocab_size": 512,
+            "hidden_size": 64,
+            "intermediate_size": 176,
+            "num_hidden_layers": layers,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+        }
+        | settings
+    )
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A folder with the config of a small model, whose weights nobody needs."""
+    tiny(3).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "down_proj"]])
+def test_the_sizes_of_a_model_are_those_of_its_weights(model, targets):
+    config = make_config(model, lora={"target_modules": targets})
+    sizes = read_sizes(config)
+    base = LlamaForCausalLM(tiny(3))
+    assert sizes.weights == sum(p.numel() for p in base.parameters())
+    linear = {name: m.weight.shape for name, m in base.model.named_modules() if isinstance(m, torch.nn.Linear)}
+    adapted = [s for name, s in linear.items() if targets == "all-linear" or name.rpartition(".")[2] in targets]
+    assert sizes.adapted_weights == sum(out * into for out, into in adapted)
+    assert sizes.adapted_inputs == sum(into + 8 for _, into in adapted)
+    assert sizes.adapter == get_peft_model(base, lora_config(config)).get_nb_trainable_parameters()[0]
+    assert (sizes.layers, sizes.queries, sizes.keys, sizes.vocabulary) == (3, 64, 32, 512)
+
+
+def test_the_sizes_of_an_adapter_to_start_from_are_its_own(model, tmp_path):
+    narrow = make_config(model, lora={"target_modules": ["q_proj"]})
+    save_adapter(get_peft_model(LlamaForCausalLM(tiny(3)), lora_config(narrow)), tmp_path / "start")
+    config = make_config(model)
+    start = config.model_copy(update={"model": config.model.model_copy(update={"adapter": str(tmp_path / "start")})})
+    assert read_sizes(start) == read_sizes(narrow) != read_sizes(config)
+
+
+def test_the_sizes_of_a_known_model(tmp_path):
+    LlamaConfig(
+        vocab_size=151936,
+        hidden_size=2048,
+        intermediate_size=11008,
+        num_hidden_layers=36,
+        num_attention_heads=16,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+        attention_bias=True,
+    ).save_pretrained(tmp_path)
+    found = read_sizes(make_config(tmp_path, lora={"rank": 64}))
+    # Qwen has no bias behind attention.
+    assert replace(found, weights=found.weights - 36 * 2048) == QWEN
+
+
+def test_the_sizes_of_a_model_that_is_not_here_are_not_known():
+    assert read_sizes(make_config("nobody/has-this")) is None
+
+
+def kept_by_autograd(layers, tokens, dtype):
+    """Bytes that autograd keeps of one pack beside the model's own weights."""
+    policy = get_peft_model(LlamaForCausalLM(tiny(layers)).to(dtype), lora_config(make_config()))
+    scorer = Scorer(policy, tokens=tokens, merge=dtype == torch.float32)
+    ids = np.random.default_rng(0).integers(0, 512, tokens + 1)
+    (pack,) = scorer.packs([TokenSequence(ids, np.arange(tokens // 2, tokens + 1))])
+    own = {p.untyped_storage().data_ptr() for p in policy.parameters()}
+    kept, alive = {}, []
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.nbytes() and storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+            alive.append(tensor)
+        return tensor
+
+    precision = nullcontext() if dtype == torch.float32 else torch.autocast("cpu", dtype)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), precision:
+        scores = scorer.score(pack)
+    assert scores.logps.requires_grad
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_a_layer_keeps_of_a_token_is_what_autograd_keeps(tmp_path, dtype):
+    of = {(n, t): kept_by_autograd(n, t, getattr(torch, dtype)) for n in (2, 3) for t in (256, 512)}
+    a_token = ((of[3, 512] - of[2, 512]) - (of[3, 256] - of[2, 256])) / 256
+    tiny(3).save_pretrained(tmp_path)
+    sizes = read_sizes(make_config(tmp_path))
+    planned = activation_bytes(sizes, 1, dtype, checkpointing=False) / (sizes.layers + 1)
+    assert planned == pytest.approx(a_token, rel=0.01)
+
+
+@given(st.integers(1, 10**6), st.sampled_from(["float32", "bfloat16"]), st.booleans())
+def test_so_many_tokens_fit_as_take_the_room_that_there_is(tokens, dtype, checkpointing):
+    room = activation_bytes(QWEN, tokens, dtype, checkpointing=checkpointing)
+    assert tokens_that_fit(QWEN, room, dtype, checkpointing=checkpointing) == tokens
+    assert tokens_that_fit(QWEN, room - 1, dtype, checkpointing=checkpointing) == tokens - 1
+    assert tokens_that_fit(QWEN, -room, dtype, checkpointing=checkpointing) == 0
+
+
+def test_checkpointing_keeps_less():
+    with_it, without = (activation_bytes(QWEN, 4096, "bfloat16", checkpointing=on) for on in (True, False))
+    assert with_it < without / 10
+
+
+def test_a_model_with_weights_has_the_sizes_that_were_planned(model):
+    config = make_config(model)
+    assert sizes_of(get_peft_model(LlamaForCausalLM(tiny(3)), lora_config(config))) == read_sizes(config)
+
+
+@given(st.integers(16, 192), st.booleans(), st.sampled_from([None, 0.3, 0.5]))
+def test_packs_that_nobody_bounds_fit_the_trainers_room(gibibytes, checkpointing, share):
+    card = gibibytes * GIB
+    config = make_config(
+        engine={} if share is None else {"gpus": share}, training={"gradient_checkpointing": checkpointing}
+    )
+    tokens = tokens_held(config, QWEN, card)
+    assert 4096 <= tokens <= 32768
+    if tokens > 4096:
+        assert trainer_memory(config, QWEN, tokens).peak < trainer_room(config, card)
+
+
+def test_a_pack_is_no_shorter_than_the_longest_episode_and_plain_passes_take_one_each():
+    for bound, held in ((1000, 4096), (8192, 8192)):
+        assert tokens_held(make_config(training={"tokens_per_micro_batch": bound}), QWEN, 80 * GIB) == held
+        assert tokens_held(make_config(training={"tokens_per_micro_batch": bound}), QWEN, None) == held
+    assert tokens_held(make_config(), QWEN, None) == 4096
+    alone = make_config(training={"tokens_per_micro_batch": 8192, "packing": "none"})
+    assert tokens_held(alone, QWEN, 80 * GIB) == 4096
+    # Three calls and an answer of 96 tokens each; logits of them all are there at once.
+    assert trainer_memory(alone, QWEN, 4096).logits == 4 * 96 * QWEN.vocabulary * 12
+
+
+def test_the_trainers_memory_is_that_of_its_parts():
+    plain, kl = (trainer_memory(make_config(training={"kl_coefficient": c}), QWEN, 4096) for c in (0, 1e-3))
+    assert plain.weights == 2 * QWEN.weights
+    assert plain.adapter == 16 * QWEN.adapter
+    assert kl.adapter == 20 * QWEN.adapter
+    assert plain.peak == plain.weights + plain.adapter + plain.context + plain.activations + plain.logits
+    merged = trainer_memory(make_config(device="cpu", dtype="float32"), QWEN, 4096)
+    assert merged.weights == 4 * (QWEN.weights + QWEN.adapted_weights)
+    assert merged.context == 0
+
+
+def test_keys_and_values_get_what_the_weights_leave_of_an_engines_part():
+    engine = engine_memory(make_config(), QWEN, 80 * GIB)
+    assert engine.token == 2 * 36 * 256 * 2
+    assert engine.cache == pytest.approx(0.85 * 80 * GIB - engine.weights, abs=1)
+    halved = engine_memory(make_config(engine={"gpus": 2}), QWEN, 80 * GIB)
+    assert (2 * halved.token, 2 * halved.weights) == (engine.token, engine.weights)
+    assert engine_memory(make_config(), QWEN, None).cache is None
+    assert (
+        engine_memory(make_config(device="cpu", dtype="float32", engine={"kv_cache_gib": 3}), QWEN, None).cache
+        == 3 * GIB
+    )
+
+
+@pytest.mark.parametrize(
+    ("card", "sections", "words"),
+    [
+        (6, {}, r"an engine needs .*engine\.gpu_memory_utilization 0\.85 of a card of 6\.0 GiB"),
+        (24, {"engine": {"gpus": 0.2}}, r"an engine needs .*raise engine\.gpus"),
+        (
+            16,
+            {"training": {"gradient_checkpointing": False}},
+            r"trainer needs .*training\.gradient_checkpointing to true",
+        ),
+        (
+            16,
+            {"training": {"tokens_per_micro_batch": 32768}},
+            r"trainer needs .*32,768 tokens.*lower training\.tokens_per_micro_batch",
+        ),
+        (9, {}, r"trainer needs .*lower agent\.max_episode_tokens"),
+        (24, {"engine": {"gpus": 0.7}}, r"trainer needs .*engine\.gpu_memory_utilization to at most 0\.\d+"),
+        (24, {"engine": {"gpus": 0.7}}, r"trainer needs .*engine\.sleep to true"),
+        (
+            24,
+            {"engine": {"gpus": 0.5, "sleep": True, "gpu_memory_utilization": 0.9}},
+            r"engines that are awake the trainer keeps .*engine\.gpu_memory_utilization to at most 0\.\d+",
+        ),
+    ],
+)
+def test_what_cannot_fit_is_refused_with_the_setting_to_change(card, sections, words):
+    with pytest.raises(ConfigError, match=words):
+        check_memory(make_config(**sections), QWEN, card * GIB)
+
+
+@given(
+    st.floats(8, 96),
+    st.integers(1, 3),
+    st.booleans(),
+    st.integers(1, 8),
+)
+def test_the_greatest_share_that_is_advised_is_accepted_and_a_greater_one_is_not(card, workers, sleep, batch):
+    card = int(card * GIB)
+
+    def shared(utilization):
+        return make_config(
+            engine={"gpus": 0.9 / workers, "sleep": sleep, "gpu_memory_utilization": utilization},
+            rollout={"workers": workers, "group_size": 8, "questions_per_step": 7},
+            training={"tokens_per_micro_batch": 4096 * batch if batch > 4 else None},
+        )
+
+    most = most_utilization(shared(0.01), QWEN, card)
+    engine = engine_memory(shared(0.01), QWEN, card)
+    assume(most * card > engine.weights + 4096 * engine.token + 2)
+    # Asleep or not, engines may leave less than the trainer takes.
+    assume(
+        trainer_memory(shared(0.01), QWEN, least_tokens(shared(0.01))).peak <= trainer_room(shared(most / 1.001), card)
+    )
+    check_memory(shared(most * (1 - 1e-9)), QWEN, card)
+    with pytest.raises(ConfigError):
+        check_memory(shared(most * 1.001), QWEN, card)
+
+
+def test_the_store_holds_two_adapters_and_the_episodes_under_way():
+    small = store_bytes(make_config(), replace(QWEN, adapter=1000))
+    assert small == GIB
+    many = {"group_size": 8, "questions_per_step": 512}
+    fresh, ahead = (store_bytes(make_config(rollout=many | {"max_staleness": n}), QWEN) for n in (0, 1))
+    assert fresh > 2 * 2 * 2 * QWEN.adapter
+    assert ahead - fresh == fresh - 2 * 2 * 2 * QWEN.adapter
