@@ -10,7 +10,7 @@ import math
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,14 @@ from agentrl.training.batch import Minibatch, batch_tensors, deal, spread_over_t
 from agentrl.training.importance import Mode, importance_weights
 from agentrl.training.llds import displacement, per_token
 from agentrl.training.observations import Observations
+from agentrl.training.proof import Evidence
 from agentrl.training.ranks import ALONE, Ranks, share_out
 from agentrl.training.sampling import ScoredBatch
 from agentrl.training.scoring import Pack, Scorer, Scores, TokenSequence
 from agentrl.types import AgentRLError
+
+# So many episodes of a batch are scored without the adapter too, until it is proven that engines use it.
+_PROVING_EPISODES = 4
 
 
 class NotFiniteError(AgentRLError):
@@ -135,6 +139,7 @@ class StratifiedTrainer(GRPOTrainer):
         self._scorer = scorer(self.accelerator.unwrap_model(self.model))
         self._updates, self._additions, self._on_trained = updates, additions, on_trained
         self._waiting: deque[Minibatch] = deque()
+        self._adapter_is_used = not hasattr(self.accelerator.unwrap_model(self.model), "disable_adapter")
         self._scores: tuple[torch.Tensor, torch.Tensor] | None = None
         # An update is one step of TRL's, which divides by it.
         self.current_gradient_accumulation_steps = 1
@@ -184,23 +189,45 @@ class StratifiedTrainer(GRPOTrainer):
         own = tensors["tool_mask"].bool()
         acts = own if self._acts_on_all else own & (per_token(advantages, own) != 0)
         whole = Minibatch(tensors, acts.any(1))
+        if not self._adapter_is_used:
+            self._adapter_is_used = self._proves_adapter(whole)
         if self.beta != 0.0:
             with _reference_adapter(self.accelerator.unwrap_model(self.model)):
-                tensors["ref_per_token_logps"] = self._logps(whole)
+                tensors["ref_per_token_logps"] = self._logps_of_all_ranks(whole)
         if self._updates.per_batch > 1:
-            tensors["old_per_token_logps"] = self._logps(whole)
+            tensors["old_per_token_logps"] = self._logps_of_all_ranks(whole)
         return whole
 
     @torch.no_grad()
-    def _logps(self, batch: Minibatch) -> torch.Tensor:
-        """Return the present log-probabilities [n, C] of the episodes that run, on the CPU."""
+    def _logps(self, batch: Minibatch, sequences: Sequence[TokenSequence]) -> torch.Tensor:
+        """Return the present log-probabilities [n, C] of the scored tokens of a minibatch's `sequences`, on the CPU."""
         logps = torch.zeros_like(batch.tensors["sampling_per_token_logps"])
-        sequences = self._own_share(batch)
         for pack in self._scorer.packs(sequences):
             rows, columns = _places(batch, sequences, pack)
             logps[torch.tensor(pack.members)[rows], columns] = self._scorer.score(pack).logps.cpu()
+        return logps
+
+    def _logps_of_all_ranks(self, batch: Minibatch) -> torch.Tensor:
+        """Return the present log-probabilities [n, C] of the episodes that run, of which each rank scores its share."""
+        logps = self._logps(batch, self._own_share(batch))
         self._ranks.add_up([logps])
         return logps
+
+    def _proves_adapter(self, batch: Minibatch) -> bool:
+        """Return whether some episodes show that the engines use the adapter.
+
+        Raises:
+            AdapterNotUsed: if they show that the engines do not.
+        """
+        some = torch.nonzero(batch.runs).flatten()[:_PROVING_EPISODES]
+        if not len(some):
+            return False
+        few = Minibatch({name: tensor[some] for name, tensor in batch.tensors.items()}, batch.runs[some])
+        sequences, adapted = few.sequences(), []
+        for switch in (nullcontext, self.accelerator.unwrap_model(self.model).disable_adapter):
+            with switch():
+                adapted.append(self._logps(few, sequences)[few.own])
+        return Evidence.of(few.tensors["sampling_per_token_logps"][few.own], *adapted).proves_use()
 
     def _own_share(self, batch: Minibatch) -> list[TokenSequence]:
         """Return the episodes of a minibatch, of which those that other ranks run have no scored token."""

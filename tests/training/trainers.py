@@ -120,7 +120,7 @@ def gradients_of(model):
 
 def likelihoods(trainer, trajectories):
     """The trainer's log-probabilities [B, C] of the model's own tokens."""
-    return trainer._logps(trainer.whole_batch(ScoredBatch(trajectories, [1.0] * len(trajectories), {})))
+    return trainer._logps_of_all_ranks(trainer.whole_batch(ScoredBatch(trajectories, [1.0] * len(trajectories), {})))
 
 
 def logged(trainer):
