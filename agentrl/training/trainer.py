@@ -108,6 +108,7 @@ class StratifiedTrainer(GRPOTrainer):
         on_trained: Callable[[int], None] = lambda episodes: None,
         keep_checkpoints: int = 2,
         ranks: Ranks = ALONE,
+        prove_adapter: bool = True,
         **kwargs: Any,
     ) -> None:
         """Set up training on what `sample` returns.
@@ -121,6 +122,7 @@ class StratifiedTrainer(GRPOTrainer):
             on_trained: is called with the number of episodes of the batch that this pass over it is through with.
             keep_checkpoints: so many of the newest checkpoints stay.
             ranks: the processes that train together. `sample` is called on the first alone.
+            prove_adapter: whether batches are looked at until one shows that the adapter was used where it was sampled.
             kwargs: TRL's own.
         """
         # The folder that a checkpoint is being written into.
@@ -139,7 +141,7 @@ class StratifiedTrainer(GRPOTrainer):
         self._scorer = scorer(self.accelerator.unwrap_model(self.model))
         self._updates, self._additions, self._on_trained = updates, additions, on_trained
         self._waiting: deque[Minibatch] = deque()
-        self._adapter_is_used = not hasattr(self.accelerator.unwrap_model(self.model), "disable_adapter")
+        self._adapter_is_used = not prove_adapter
         self._scores: tuple[torch.Tensor, torch.Tensor] | None = None
         # An update is one step of TRL's, which divides by it.
         self.current_gradient_accumulation_steps = 1

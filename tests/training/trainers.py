@@ -69,6 +69,7 @@ def make_trainer(
     additions=NOTHING_ADDED,
     on_trained=lambda episodes: None,
     ranks=ALONE,
+    prove_adapter=True,
     **settings,
 ):
     """A trainer that gets `batch` for each step, which all of its episodes share one update on unless `updates` says else."""
@@ -81,6 +82,7 @@ def make_trainer(
         additions=additions,
         on_trained=on_trained,
         ranks=ranks,
+        prove_adapter=prove_adapter,
         args=make_args(tmp_path, **settings),
     )
 
