@@ -37,9 +37,8 @@ _logger = logging.getLogger(__name__)
 
 # Ray counts CPUs to place actors, not to bind them; a laptop's two would not place retriever, engine and trainer.
 _LEAST_CPUS = 8
-# The queue of the trainer's progress; on a machine of our own one to spare.
-_QUEUE_CPUS = 1
-_SPARE_CPUS = 1
+# Beside one for each engine, index and trainer process: what Ray Train and its queues are placed with and give back, and one.
+_SPARE_CPUS = 2
 
 _GIB = 2**30
 
@@ -181,7 +180,7 @@ def _connect(config: Config, logs: Path | None, store_bytes: int | None) -> Any:
             context = ray.init(
                 # Without "local" Ray joins whatever cluster it finds on this machine.
                 address="local",
-                num_cpus=max(_LEAST_CPUS, os.cpu_count() or 1, actors + _QUEUE_CPUS + _SPARE_CPUS),
+                num_cpus=max(_LEAST_CPUS, os.cpu_count() or 1, actors + _SPARE_CPUS),
                 include_dashboard=False,
                 object_store_memory=store_bytes,
                 **common,
@@ -249,7 +248,8 @@ def _check_resources(config: Config, trains: bool) -> None:
         raise ConfigError(
             f"config {config.name!r} needs {gpus:g} GPUs ({parts}), and Ray has {free.get('GPU', 0):g} free{hint}"
         )
-    cpus = indexes + (0 if needs_gpus else workers) + (trainers + _QUEUE_CPUS if trains else 0)
+    # The trainer's queues need a CPU until they are placed, which its processes are after them.
+    cpus = indexes + (0 if needs_gpus else workers) + trainers
     if free.get("CPU", 0) < cpus:
         raise EnvironmentFailure(
             f"config {config.name!r} needs {cpus} CPUs ({parts}), and the cluster at ray.address {config.ray.address} has "

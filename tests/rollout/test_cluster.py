@@ -108,7 +108,7 @@ def test_too_few_free_places_are_named(started, monkeypatch, free, sections, err
 def beginnings(monkeypatch, tmp_path, tokenizer):
     """Start a cluster of stand-ins for Ray's actors and return, in their order, what was called and waited for."""
 
-    def begin(beside=True, store_bytes=None, **sections):
+    def begin(beside=True, store_bytes=None, cpus=8.0, **sections):
         seen = []
 
         class Call:
@@ -144,7 +144,7 @@ def beginnings(monkeypatch, tmp_path, tokenizer):
 
         monkeypatch.setattr(ray, "init", init)
         monkeypatch.setattr(ray, "shutdown", lambda: None)
-        monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 8.0, "GPU": 2.0})
+        monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": cpus, "GPU": 2.0})
         monkeypatch.setattr(ray, "remote", Class)
         monkeypatch.setattr(ray, "get", get)
         trainer = SimpleNamespace(start=lambda: seen.append("trainer"), check=lambda: None)
@@ -190,6 +190,14 @@ def test_every_process_of_the_trainer_needs_a_place(monkeypatch, beginnings):
     ):
         beginnings(**settings)
     assert order(beginnings(beside=False, **settings)) == ["fetch", "prepare", "close"]
+
+
+def test_a_place_for_each_engine_and_each_process_of_the_trainer_is_enough(beginnings):
+    assert order(beginnings(cpus=2.0)) == ["trainer", "fetch", "prepare", "close"]
+    with pytest.raises(
+        EnvironmentFailure, match=r"needs 2 CPUs \(1 engine\(s\), .* and 1 trainer\(s\)\), .* has 1 free"
+    ):
+        beginnings(cpus=1.0)
 
 
 def test_a_ray_on_this_machine_gets_the_store_that_was_planned(beginnings):
