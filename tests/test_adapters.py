@@ -217,8 +217,14 @@ def test_an_adapter_of_another_model_is_refused_before_retriever_and_engines_sta
     )
     settings = {"path": model, "adapter": str(folder), "lora": {"rank": 4, "alpha": 8.0}}
     retriever = {"kind": "http", "url": "http://127.0.0.1:9/retrieve"}
-    config = parse_config({"name": "t", "model": settings, "engine": {"kind": engine}, "retriever": retriever}, "test")
-    phases = []
+    tree = {
+        "name": "t",
+        "model": settings,
+        "engine": {"kind": engine},
+        "retriever": retriever,
+        "training": {"steps": 1},
+    }
+    config, phases = parse_config(tree, "test"), []
     with (
         pytest.raises(ModelError, match="tensors find no module"),
         cluster(config, phases.append, beside=object() if trains else None),

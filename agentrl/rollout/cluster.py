@@ -37,9 +37,8 @@ _logger = logging.getLogger(__name__)
 
 # Ray counts CPUs to place actors, not to bind them; a laptop's two would not place retriever, engine and trainer.
 _LEAST_CPUS = 8
-# Ray Train's worker and the queue of its progress; on a machine of our own one to spare.
-_TRAINER_LEAST_CPUS = 2
-_TRAINER_CPUS = 3
+# Beside one for each engine, index and trainer process: what Ray Train and its queues are placed with and give back, and one.
+_SPARE_CPUS = 2
 
 _GIB = 2**30
 
@@ -176,11 +175,12 @@ def _connect(config: Config, logs: Path | None, store_bytes: int | None) -> Any:
         os.environ["RAY_gcs_server_port_wait_time_s"] = "1"  # noqa: SIM112, this is how Ray spells it
     try:
         if address is None:
-            actors = config.rollout.workers + len(config.retriever.indexes)
+            trainers = 1 if config.training is None else config.training.workers
+            actors = config.rollout.workers + len(config.retriever.indexes) + trainers
             context = ray.init(
                 # Without "local" Ray joins whatever cluster it finds on this machine.
                 address="local",
-                num_cpus=max(_LEAST_CPUS, os.cpu_count() or 1, actors + _TRAINER_CPUS),
+                num_cpus=max(_LEAST_CPUS, os.cpu_count() or 1, actors + _SPARE_CPUS),
                 include_dashboard=False,
                 object_store_memory=store_bytes,
                 **common,
@@ -237,17 +237,19 @@ def _start_problem(address: str | None, error: Exception) -> str:
 def _check_resources(config: Config, trains: bool) -> None:
     free = ray.available_resources()
     workers, indexes = config.rollout.workers, len(config.retriever.indexes)
-    parts = f"{workers} engine(s), {indexes} index(es)" + (" and a trainer" if trains else "")
+    trainers = config.training.workers if trains else 0
+    parts = f"{workers} engine(s), {indexes} index(es)" + (f" and {trainers} trainer(s)" if trains else "")
     needs_gpus = engines_need_gpus(config)
     gpus = indexes * config.retriever.gpus
     if needs_gpus:
-        gpus += workers * config.engine.gpus + (config.training.workers * config.trainer_gpus if trains else 0)
+        gpus += workers * config.engine.gpus + trainers * config.trainer_gpus
     if free.get("GPU", 0) < round(gpus, 4):
         hint = f"; on a machine without GPUs use {config.cpu_config}" if config.cpu_config else ""
         raise ConfigError(
             f"config {config.name!r} needs {gpus:g} GPUs ({parts}), and Ray has {free.get('GPU', 0):g} free{hint}"
         )
-    cpus = indexes + (0 if needs_gpus else workers) + (config.training.workers * _TRAINER_LEAST_CPUS if trains else 0)
+    # The trainer's queues need a CPU until they are placed, which its processes are after them.
+    cpus = indexes + (0 if needs_gpus else workers) + trainers
     if free.get("CPU", 0) < cpus:
         raise EnvironmentFailure(
             f"config {config.name!r} needs {cpus} CPUs ({parts}), and the cluster at ray.address {config.ray.address} has "

@@ -115,7 +115,7 @@ def _memory(config: Config) -> list[tuple[str, str]]:
                     f"{config.engine.memory_utilization:.2g}, and {most_utilization(config, sizes, card):.2g} at most",
                 )
             )
-    rows.append(("Ray's object store", f"{size(store_bytes(config, sizes))} on each machine"))
+    rows.append(("Ray's object store", f"at least {size(store_bytes(config, sizes))} on each machine"))
     return rows
 
 

@@ -108,7 +108,7 @@ def test_too_few_free_places_are_named(started, monkeypatch, free, sections, err
 def beginnings(monkeypatch, tmp_path, tokenizer):
     """Start a cluster of stand-ins for Ray's actors and return, in their order, what was called and waited for."""
 
-    def begin(beside=True, store_bytes=None, **sections):
+    def begin(beside=True, store_bytes=None, cpus=8.0, **sections):
         seen = []
 
         class Call:
@@ -144,11 +144,11 @@ def beginnings(monkeypatch, tmp_path, tokenizer):
 
         monkeypatch.setattr(ray, "init", init)
         monkeypatch.setattr(ray, "shutdown", lambda: None)
-        monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 8.0, "GPU": 2.0})
+        monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": cpus, "GPU": 2.0})
         monkeypatch.setattr(ray, "remote", Class)
         monkeypatch.setattr(ray, "get", get)
         trainer = SimpleNamespace(start=lambda: seen.append("trainer"), check=lambda: None)
-        config = make_config(tmp_path, tokenizer, **sections)
+        config = make_config(tmp_path, tokenizer, **{"training": {"steps": 1}} | sections)
         with cluster(config, beside=trainer if beside else None, store_bytes=store_bytes):
             return seen
 
@@ -171,7 +171,7 @@ def test_the_trainer_comes_up_beside_engines_that_have_other_cards(beginnings):
 
 
 def test_a_trainer_on_the_engines_card_waits_until_they_have_measured_what_is_free(beginnings):
-    seen = beginnings(device="cuda", engine={"gpus": 0.5}, training={"steps": 1})
+    seen = beginnings(device="cuda", engine={"gpus": 0.5})
     assert order(seen) == ["fetch", "prepare", "trainer", "close"]
     assert seen.index("trainer") > got(seen, "prepare")
     (engine,) = [entry for entry in seen if isinstance(entry, dict) and "num_gpus" in entry]
@@ -181,6 +181,23 @@ def test_a_trainer_on_the_engines_card_waits_until_they_have_measured_what_is_fr
 def test_an_engines_time_to_start_begins_when_its_model_is_there(beginnings):
     seen = beginnings(beside=False)
     assert seen.index("prepare") > got(seen, "fetch")
+
+
+def test_every_process_of_the_trainer_needs_a_place(monkeypatch, beginnings):
+    settings = {"device": "cuda", "training": {"steps": 1, "workers": 2}, "rollout": {"questions_per_step": 4}}
+    with pytest.raises(
+        ConfigError, match=r"needs 3 GPUs \(1 engine\(s\), 0 index\(es\) and 2 trainer\(s\)\), and Ray has 2 free"
+    ):
+        beginnings(**settings)
+    assert order(beginnings(beside=False, **settings)) == ["fetch", "prepare", "close"]
+
+
+def test_a_place_for_each_engine_and_each_process_of_the_trainer_is_enough(beginnings):
+    assert order(beginnings(cpus=2.0)) == ["trainer", "fetch", "prepare", "close"]
+    with pytest.raises(
+        EnvironmentFailure, match=r"needs 2 CPUs \(1 engine\(s\), .* and 1 trainer\(s\)\), .* has 1 free"
+    ):
+        beginnings(cpus=1.0)
 
 
 def test_a_ray_on_this_machine_gets_the_store_that_was_planned(beginnings):
@@ -217,7 +234,7 @@ def test_what_ends_beside_the_engines_ends_their_start(monkeypatch, tmp_path, to
     monkeypatch.setattr(ray, "remote", Actor())
     monkeypatch.setattr(ray, "get", hang)
     beside = Beside()
-    config = make_config(tmp_path, tokenizer)
+    config = make_config(tmp_path, tokenizer, training={"steps": 1})
     with pytest.raises(EnvironmentFailure, match="the trainer died"), cluster(config, beside=beside):
         raise AssertionError("it started")
     assert beside.looked == 3

@@ -1,5 +1,7 @@
 """A process computes on the cards that Ray gave it, and on no others."""
 
+import asyncio
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +11,7 @@ from scripted import make_config
 from agentrl.config import ConfigError
 from agentrl.rollout.devices import check_granted, granted_problem
 from agentrl.rollout.retriever import index_options
+from agentrl.rollout.worker import RolloutWorker
 
 
 @pytest.mark.parametrize(
@@ -30,8 +33,13 @@ def test_cards_that_were_asked_for_and_are_shown_are_right(granted, visible, gpu
     ],
 )
 def test_what_is_wrong_with_the_cards_of_a_process_is_named(granted, visible, gpus, words):
-    with pytest.raises(AssertionError, match=words):
-        raise AssertionError(granted_problem(granted, visible, gpus))
+    assert re.search(words, granted_problem(granted, visible, gpus))
+
+
+def test_trainers_of_one_machine_are_shown_the_cards_of_them_all_and_no_others():
+    assert granted_problem(["2"], "1,2", 1, processes=2) is None
+    assert "shows it 1,2,3" in granted_problem(["2"], "1,2,3", 1, processes=2)
+    assert "shows it 0,1" in granted_problem(["2"], "0,1", 1, processes=2)
 
 
 def test_a_process_is_asked_what_it_was_given(monkeypatch):
@@ -42,6 +50,17 @@ def test_a_process_is_asked_what_it_was_given(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     with pytest.raises(ConfigError, match="the trainer was given GPU 1 by Ray"):
         check_granted("the trainer", 0.5)
+
+
+def test_an_engine_does_not_start_on_cards_that_are_not_its_own(monkeypatch, tmp_path, tokenizer):
+    context = SimpleNamespace(get_accelerator_ids=lambda: {"GPU": ["1"]})
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    worker = RolloutWorker(make_config(tmp_path, tokenizer, device="cuda"), "", [])
+    with pytest.raises(
+        ConfigError, match="a rollout worker was given GPU 1 by Ray, and CUDA_VISIBLE_DEVICES shows it 0,1"
+    ):
+        asyncio.run(worker.prepare())
 
 
 @pytest.fixture

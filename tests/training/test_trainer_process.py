@@ -4,8 +4,10 @@ import queue
 from types import SimpleNamespace
 
 import pytest
+import ray
 
-from agentrl.config import parse_config
+from agentrl.config import ConfigError, parse_config
+from agentrl.training.loop import TrainerError, train_loop
 from agentrl.training.process import TrainerProcess
 
 
@@ -53,3 +55,16 @@ def test_segments_grow_in_the_trainers_process_on_a_card_alone(asked):
     name = "PYTORCH_CUDA_ALLOC_CONF"
     assert asked().run.worker_runtime_env["env_vars"][name] == "expandable_segments:True"
     assert name not in asked("cpu", "float32").run.worker_runtime_env["env_vars"]
+
+
+def test_a_trainer_does_not_start_on_cards_that_are_not_its_own(monkeypatch):
+    context = SimpleNamespace(get_accelerator_ids=lambda: {"GPU": ["1"]})
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
+    monkeypatch.setattr("ray.train.get_context", lambda: SimpleNamespace(get_local_world_size=lambda: 1))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    config = parse_config({"name": "t", "device": "cuda", "model": {"path": "x/y"}, "training": {"steps": 1}}, "test")
+    settings = SimpleNamespace(config=config, folder=SimpleNamespace(check_shared=lambda: None))
+    with pytest.raises(TrainerError) as raised:
+        train_loop({"settings": settings})
+    assert isinstance(raised.value.error, ConfigError)
+    assert "the trainer's process was given GPU 1 by Ray" in str(raised.value.error)
