@@ -67,7 +67,8 @@ def train_loop(loop_config: dict[str, Any]) -> None:
         from agentrl.training.session import TrainingSession, follow
 
         ranks = Ranks.of_this_process()
-        hide_ranks()
+        if ranks.size > 1:
+            hide_ranks()
         if ranks.rank == 0:
             TrainingSession(settings, ranks).run()
         else:

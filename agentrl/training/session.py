@@ -88,8 +88,7 @@ class TrainingSession:
             self._begin()
             self._trainer.train(resume_from_checkpoint=str(self._checkpoint) if self._checkpoint else None)
             self.save_adapter()
-            if self._config.engine.sleep:
-                self._pool.wake()
+            self._wake_engines()
         except Exception as error:
             # A traceback may follow the first line; all of it stays in the chain of exceptions.
             reason = str(error).strip().partition("\n")[0]
@@ -124,8 +123,7 @@ class TrainingSession:
     def next_batch(self) -> ScoredBatch:
         """Publish the weights that the step before left, and return the batch to train on."""
         started = time.monotonic()
-        if self._config.engine.sleep:
-            self._pool.wake()
+        self._wake_engines()
         self.publish()
         published = time.monotonic()
         self._waits_for_batch.set()
@@ -148,6 +146,12 @@ class TrainingSession:
         policy = self._trainer.accelerator.unwrap_model(self._trainer.model)
         self._pool.publish(self.step, adapter_files(policy))
         self._prefetch.published(self.step)
+
+    def _wake_engines(self) -> None:
+        if self._config.engine.sleep:
+            # What the allocator keeps for later is what they take back.
+            torch.cuda.empty_cache()
+            self._pool.wake()
 
     def trained(self, episodes: int) -> None:
         """Show how much of a pass over the batch is done."""
