@@ -5,12 +5,12 @@
 
 An action is the model's tokens of one turn. Rollouts with an advantage of exactly 0 are kept as well, as in the paper:
 nothing trains them, but what other rollouts train can make them less likely. Two things differ from the paper. It gates
-at a fall of more than 0; here a tolerance lies between, because sampler and trainer differ by numerical noise and
+at a fall of more than 0; here a tolerance lies between, because rounding alone moves log-probabilities and
 max(0, delta) has its full slope at any delta > 0. And it averages over the rollouts with A >= 0; here the caller chooses
 the average.
 
-Where `old_logp` is the log-probability under the very weights that are trained, as with one update on fresh rollouts,
-delta is noise and the penalty is 0. It acts on rollouts that an older version of the policy sampled.
+Both log-probabilities are the trainer's own: `old_logp` is that before the first update on the batch, in which the penalty
+is 0 therefore. It acts in later updates on the same batch.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def displacement(
 
     Args:
         logps: [B, C], log-probabilities under the policy that is trained; finite where `own`.
-        old_logps: [B, C], those under the policy that sampled; finite where `own`.
+        old_logps: [B, C], those before the first update on the batch; finite where `own`.
         advantages: [B] for each episode or [B, C] for each token.
         own: bool [B, C], true at the model's own tokens of episodes that are trained.
         turn_index: long [B, C], the turn that each token belongs to, 0 to C-1; any of these at padding.
