@@ -192,7 +192,9 @@ class StratifiedTrainer(GRPOTrainer):
         acts = own if self._acts_on_all else own & (per_token(advantages, own) != 0)
         whole = Minibatch(tensors, acts.any(1))
         if not self._adapter_is_used:
-            self._adapter_is_used = self._proves_adapter(whole)
+            # Older weights may have been those of the model without an adapter.
+            newest = [set(trajectory.adapter_versions) == {self.batches} for trajectory in batch.trajectories]
+            self._adapter_is_used = self._proves_adapter(whole, torch.tensor(newest))
         if self.beta != 0.0:
             with _reference_adapter(self.accelerator.unwrap_model(self.model)):
                 tensors["ref_per_token_logps"] = self._logps_of_all_ranks(whole)
@@ -215,13 +217,13 @@ class StratifiedTrainer(GRPOTrainer):
         self._ranks.add_up([logps])
         return logps
 
-    def _proves_adapter(self, batch: Minibatch) -> bool:
-        """Return whether some episodes show that the engines use the adapter.
+    def _proves_adapter(self, batch: Minibatch, newest: torch.Tensor) -> bool:
+        """Return whether some of the episodes that the `newest` weights sampled show that the engines use the adapter.
 
         Raises:
             AdapterNotUsed: if they show that the engines do not.
         """
-        some = torch.nonzero(batch.runs).flatten()[:_PROVING_EPISODES]
+        some = torch.nonzero(batch.runs & newest).flatten()[:_PROVING_EPISODES]
         if not len(some):
             return False
         few = Minibatch({name: tensor[some] for name, tensor in batch.tensors.items()}, batch.runs[some])

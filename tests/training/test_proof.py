@@ -1,5 +1,6 @@
 """A run stops when its engines sample without the adapter, and only then."""
 
+import dataclasses
 import random
 
 import pytest
@@ -18,7 +19,7 @@ def sampled_by(trainer, trajectories):
 def undecided(tmp_path, tokenizer, policy=None):
     """A trainer whose episodes so far prove nothing."""
     trainer = make_trainer(tmp_path, tokenizer, None, policy)
-    trainer._proves_adapter = lambda batch: False
+    trainer._proves_adapter = lambda batch, newest: False
     return trainer
 
 
@@ -39,7 +40,7 @@ def test_once_it_is_proven_that_the_adapter_is_used_nothing_more_is_computed(tmp
     batch = ScoredBatch(sampled_by(undecided(tmp_path, tokenizer), trajectories), [1.0, -1.0] * 3, {})
     trainer = make_trainer(tmp_path, tokenizer, batch)
     trainer.whole_batch(batch)
-    trainer._proves_adapter = lambda whole: pytest.fail("it is proven")
+    trainer._proves_adapter = lambda whole, newest: pytest.fail("it is proven")
     trainer.whole_batch(batch)
 
 
@@ -52,7 +53,32 @@ def test_an_adapter_that_changes_nothing_yet_proves_nothing(tmp_path, tokenizer)
     trajectories = make_trajectories(4, random.Random(3))
     batch = ScoredBatch(sampled_by(undecided(tmp_path, tokenizer, policy), trajectories), [1.0, -1.0] * 2, {})
     trainer = make_trainer(tmp_path, tokenizer, batch, policy)
-    assert not trainer._proves_adapter(trainer.whole_batch(batch))
+    trainer.train()
+    assert not trainer._adapter_is_used
+
+
+def test_rollouts_of_older_weights_prove_nothing(tmp_path, tokenizer):
+    """The first weights of a fresh adapter are those of the model without one."""
+    trajectories = make_trajectories(4, random.Random(4))
+    engine = undecided(tmp_path, tokenizer)
+    with engine.model.disable_adapter():
+        sampled = sampled_by(engine, trajectories)
+    batches = [[with_version(t, 0) for t in trajectories], [with_version(t, 0) for t in sampled]]
+    trainer = make_trainer(tmp_path, tokenizer, None, max_steps=2)
+    trainer._sample = lambda: ScoredBatch(batches.pop(0), [1.0, -1.0] * 2, {})
+    trainer.train()
+    assert not trainer._adapter_is_used
+
+    batches = [[with_version(t, 0) for t in trajectories], [with_version(t, 1) for t in sampled]]
+    trainer = make_trainer(tmp_path, tokenizer, None, max_steps=2)
+    trainer._sample = lambda: ScoredBatch(batches.pop(0), [1.0, -1.0] * 2, {})
+    with pytest.raises(AdapterNotUsed):
+        trainer.train()
+
+
+def with_version(trajectory, version):
+    turns = tuple(dataclasses.replace(turn, adapter_version=version) for turn in trajectory.turns)
+    return dataclasses.replace(trajectory, turns=turns)
 
 
 @pytest.mark.parametrize(
