@@ -210,6 +210,38 @@ def test_packing_merging_and_budget_change_neither_values_nor_gradients(shape, m
             assert (gradients - wanted).norm() <= 1e-5 * wanted.norm()
 
 
+@pytest.mark.parametrize("packing", ["prefix_tree", "episodes", "none"])
+def test_layers_that_are_computed_again_in_the_backward_pass_give_the_same_gradients(packing):
+    made = branching(np.random.default_rng(7))
+    expected, wanted = scores_and_gradients(with_adapter(make_model()), made, tokens=300, packing=packing)
+    policy = with_adapter(make_model())
+    policy.gradient_checkpointing_enable({"use_reentrant": False})
+    policy.enable_input_require_grads()
+    policy.train()
+    logps, gradients = scores_and_gradients(policy, made, tokens=300, packing=packing)
+    torch.testing.assert_close(logps, expected, atol=1e-5, rtol=1e-5)
+    assert (gradients - wanted).norm() <= 1e-5 * wanted.norm()
+
+
+@pytest.mark.parametrize("packing", ["prefix_tree", "episodes"])
+def test_a_model_in_bf16_gives_the_same_up_to_its_precision(packing):
+    made = branching(np.random.default_rng(8))
+
+    def policy():
+        adapted = with_adapter(make_model().to(torch.bfloat16))
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                parameter.data = parameter.data.float()
+        return adapted
+
+    expected, wanted = scores_and_gradients(policy(), made, tokens=64, packing="none")
+    logps, gradients = scores_and_gradients(policy(), made, tokens=300, packing=packing)
+    assert logps.dtype == torch.float32
+    assert (logps - expected).abs().max() < 0.1
+    assert (gradients - wanted).norm() <= 0.1 * wanted.norm()
+    Scorer(policy(), tokens=300, packing=packing).check()
+
+
 def test_a_model_without_an_adapter_gets_the_gradients_of_all_its_weights():
     made = branching(np.random.default_rng(6))
     expected, wanted = scores_and_gradients(make_model(), made, tokens=64, packing="none")

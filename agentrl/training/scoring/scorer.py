@@ -93,21 +93,28 @@ class Scorer:
     def score(self, pack: Pack, *, entropy: Entropy = "none") -> Scores:
         """Score the tokens of a pack in one pass of the model."""
         device = next(self._causal.parameters()).device
-        sources, targets = pack.sources.to(device), pack.targets.to(device)
-        if self._packing == "none":
-            logps, entropies = self._plain(pack, sources, targets, entropy)
-        else:
-            hidden = self._causal.base_model(
-                input_ids=pack.ids.to(device),
-                position_ids=pack.position_ids.to(device),
-                use_cache=False,
-                tree=Tree.of(pack),
-            ).last_hidden_state[0]
-            logps, entropies = head_scores(
-                hidden[sources], self._head.weight, self._head.bias, targets, self._temperature, entropy=entropy
-            )
+        # Adapters are in fp32 and compute in the precision of the model.
+        with torch.autocast(device.type, torch.bfloat16, enabled=self._causal.dtype == torch.bfloat16):
+            logps, entropies = self._predictions(pack, device, entropy)
         places = pack.places.to(device)
         return Scores(logps[places], entropies[places] if entropies is not None else None)
+
+    def _predictions(
+        self, pack: Pack, device: torch.device, entropy: Entropy
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return log-probabilities and entropies of the M predictions of a pack."""
+        sources, targets = pack.sources.to(device), pack.targets.to(device)
+        if self._packing == "none":
+            return self._plain(pack, sources, targets, entropy)
+        hidden = self._causal.base_model(
+            input_ids=pack.ids.to(device),
+            position_ids=pack.position_ids.to(device),
+            use_cache=False,
+            tree=Tree.of(pack),
+        ).last_hidden_state[0]
+        return head_scores(
+            hidden[sources], self._head.weight, self._head.bias, targets, self._temperature, entropy=entropy
+        )
 
     def check(self) -> None:
         """Compare packs with the model's own pass over each of some short sequences.
