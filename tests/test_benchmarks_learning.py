@@ -43,7 +43,7 @@ import os, signal, sys
 from pathlib import Path
 from agentrl.config import load_config
 from agentrl.data.inputs import describe_inputs
-from agentrl.runs import RunFolder
+from agentrl.runs import RunFolder, new_checkpoint
 
 resume = "--resume" in sys.argv
 source, *overrides = [word for word in sys.argv[2:] if word != "--resume"]
@@ -58,9 +58,8 @@ for step in range(done + 1, config.training.steps + 1):
     stratum = {"strata/1/share": 1.0, "strata/1/reward": reward, "strata/1/rollouts": 16.0}
     folder.append_metrics(step, {"reward/mean": reward, "searches/mean": 1.0, "episodes": 16.0, **stratum})
     if step % 2 == 0:
-        checkpoint = folder.checkpoints / f"checkpoint-{step}"
-        checkpoint.mkdir()
-        (checkpoint / "trainer_state.json").write_text("{}")
+        with new_checkpoint(folder.checkpoints, step, keep=2) as aside:
+            (aside / "state").mkdir()
     order = Path(f"kill-{step}")
     if order.exists():
         order.unlink()
