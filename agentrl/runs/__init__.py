@@ -15,6 +15,7 @@ tensorboard/
 logs/                what each process printed
 error.txt            the traceback, if its latest start failed
 .lock                held by the process that has the run open
+.trainer.lock        held by its trainer's process
 """
 
 from agentrl.runs.checkpoints import checkpoint_step, new_checkpoint

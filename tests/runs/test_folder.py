@@ -237,6 +237,32 @@ def test_a_run_belongs_to_one_process_until_it_is_closed(tmp_path):
     assert subprocess.run(command, capture_output=True, text=True, env=environment).stdout == "open\n"
 
 
+def test_a_run_is_not_rewound_while_a_trainer_that_outlived_its_driver_writes(tmp_path, monkeypatch):
+    run_of(tmp_path, steps=5, checkpoints=[3]).close()
+    code = """if True:
+        import sys, test_folder as t
+        folder = t.RunFolder(t.Path(sys.argv[1]) / "run")
+        folder.hold_as_trainer()
+        print("holds", flush=True)
+        sys.stdin.readline()
+        folder.append_metrics(6, {"loss": 0.5})
+    """
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    trainer = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    assert trainer.stdout.readline() == "holds\n"
+    with monkeypatch.context() as patch:
+        patch.setattr("agentrl.runs.folder._TRAINER_SECONDS", 0.0)
+        with pytest.raises(RunError, match="the trainer of an earlier start of this run still writes to it"):
+            RunFolder.reopen(config(tmp_path))
+    assert len(RunFolder(tmp_path / "run").read_metrics()) == 5
+    trainer.stdin.write("\n")
+    trainer.stdin.flush()
+    folder, step = RunFolder.reopen(config(tmp_path))
+    assert trainer.wait(60) == 0
+    assert (step, recorded(folder)[0]) == (3, [1, 2, 3])
+
+
 def test_resuming_twice_changes_nothing_more(tmp_path):
     run_of(tmp_path, steps=7, checkpoints=[3, 5])
     first = recorded(RunFolder.reopen(config(tmp_path))[0])

@@ -11,15 +11,15 @@ import random
 from contextlib import contextmanager, nullcontext
 
 import pytest
-import torch
 from fakes import PassageRetriever, passage
+from leavings import left_by
 from test_session import model  # noqa: F401, a fixture
 
 from agentrl.config import parse_config
 from agentrl.data.stream import QuestionStream
 from agentrl.rollout.local import LocalPool
 from agentrl.rollout.worker import RolloutWorker
-from agentrl.runs import RunFolder, read_trajectories
+from agentrl.runs import RunFolder
 from agentrl.training import session
 from agentrl.training.loop import TrainerError, TrainSettings, train_loop
 from agentrl.types import Question
@@ -138,40 +138,6 @@ def run(config, resume=False, last=None):
     return events.told
 
 
-def left_by(config):
-    """Everything that a run leaves, without what it took of time."""
-    folder = RunFolder(config.folder)
-    last = folder.latest_checkpoint()
-    state = [torch.load(last / name, weights_only=False) for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth")]
-    timed = ("seconds/", "tokens_per_second/")
-    metrics = [{k: v for k, v in line.items() if not k.startswith(timed)} for line in folder.read_metrics()]
-    episodes = [
-        [(t.id, t.question.id, t.completion_ids, t.adapter_versions, t.reward, t.turns[-1].logprobs) for t in read]
-        for read in map(list, map(read_trajectories, sorted((folder.path / "trajectories").iterdir())))
-    ]
-    scores = {path.name: path.read_text() for path in sorted(folder.evaluations.glob("*.json"))}
-    weights = (folder.adapter / "adapter_model.safetensors").read_bytes()
-    return {
-        "step": last.name,
-        "state": flat(state),
-        "metrics": metrics,
-        "episodes": episodes,
-        "scores": scores,
-        "weights": weights,
-    }
-
-
-def flat(value):
-    """Return nested states with tensors and arrays as bytes, so that equal means to the bit."""
-    if isinstance(value, dict):
-        return {key: flat(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [flat(item) for item in value]
-    if isinstance(value, torch.Tensor):
-        return value.numpy().tobytes()
-    return value.tobytes() if hasattr(value, "tobytes") else value
-
-
 @pytest.fixture(
     scope="module",
     params=[{}, {"schedule": "linear", "kl_coefficient": 0.1}, {"updates_per_batch": 2, "minibatches": 2}],
@@ -180,7 +146,7 @@ def flat(value):
 def unbroken(request, model, tmp_path_factory):  # noqa: F811
     config = make_config(model, tmp_path_factory.mktemp("unbroken"), request.param)
     told = run(config)
-    return request.param, told, left_by(config)
+    return request.param, told, left_by(RunFolder(config.folder))
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -199,7 +165,7 @@ def test_a_run_that_is_cut_off_anywhere_and_resumed_leaves_what_an_unbroken_one_
     # Twice, because a resumed run must be as good to resume.
     run(config, resume=True, last=draw.randint(1, told))
     run(config, resume=True)
-    found = left_by(config)
+    found = left_by(RunFolder(config.folder))
     for what in whole:
         assert found[what] == whole[what], what
 
