@@ -15,6 +15,7 @@ class Progress:
         phase: what is going on, such as `rollout` or `train`.
         done, total: in the phase's own units; a total of 0 means that it is not known.
         metrics: of the step that has just ended, by name.
+        notice: a line to keep on the screen, and nothing else; the phase goes on.
     """
 
     step: int
@@ -22,6 +23,7 @@ class Progress:
     done: int
     total: int
     metrics: dict[str, float] | None = None
+    notice: str = ""
 
 
 OnProgress = Callable[[Progress], None]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from leavings import left_by
 
 from agentrl.runs import RunFolder, read_trajectories
 
@@ -122,6 +123,31 @@ def test_a_killed_run_resumes_to_the_same_data_order_and_leaves_no_process(world
     assert order == unbroken
     flat = [ids[i] for ids in order for i in range(0, len(ids), 4)]
     assert len(set(flat)) == len(flat) == 8
+
+
+def test_a_killed_run_that_is_resumed_leaves_to_the_bit_what_an_unbroken_one_leaves(world, tmp_path):
+    # One request at a time: what runs beside an episode changes its log-probabilities by rounding.
+    exact = ["engine.kind=transformers", "engine.max_concurrent=1", "rollout.max_staleness=0"]
+    arguments = [*exact, "training.steps=5", "data.eval.0.limit=6", "evaluation.every=2"]
+    run(pocket_arguments(world, tmp_path, "exact", *arguments))
+    arguments = pocket_arguments(world, tmp_path, "killed", *arguments)
+    folder = folder_of(tmp_path, "killed")
+    for steps in (1, 4):
+        resumed = ["--resume"] if folder.path.exists() else []
+        process = psutil.Popen([*AGENTRL, *arguments, *resumed], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 300
+        while len(folder.read_metrics()) < steps:
+            assert time.monotonic() < deadline, f"the run did not reach step {steps}"
+            assert process.poll() is None, "the run ended before it could be killed"
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        # At once, while what the driver had started may still be there.
+    run([*arguments, "--resume"])
+    whole, found = left_by(folder_of(tmp_path, "exact")), left_by(folder)
+    assert whole["scores"].keys() == {"step-00002.json", "step-00004.json", "ceiling.json"}
+    for what in whole:
+        assert found[what] == whole[what], what
 
 
 def test_engines_work_ahead_as_far_as_the_bound_on_staleness_and_weights_correct_for_it(world, tmp_path):

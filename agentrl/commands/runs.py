@@ -12,6 +12,7 @@ from agentrl.display.history import WINDOW, History
 from agentrl.display.scores import read_ceiling, read_evaluations
 from agentrl.extras import missing_extra
 from agentrl.runs import RunError, RunFolder, read_trajectories
+from agentrl.training.checkpoints import best_checkpoint
 
 
 def open_run(path: Path) -> RunFolder:
@@ -63,6 +64,11 @@ def show_run(path: Path, console: Console) -> None:
         console.print(evaluation_table(path.resolve().name, columns))
     else:
         _tell(console, "scores", "no evaluation")
+    best = best_checkpoint(folder)
+    if best is not None:
+        _tell(console, "best", str(best))
+    for back in folder.read_roll_backs():
+        _tell(console, "rolled back", f"from step {back['after']} to {back['to']}: {back['reason']}")
     show_learned(folder, console)
     if (folder.path / "error.txt").is_file():
         _tell(console, "failed", f"the traceback is in {folder.path / 'error.txt'}")

@@ -29,6 +29,7 @@ from agentrl.config.sections import (
     SelectionConfig,
     TrainingConfig,
     WarmStartConfig,
+    WatchConfig,
 )
 
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
     "SelectionConfig",
     "TrainingConfig",
     "WarmStartConfig",
+    "WatchConfig",
     "find_config",
     "load_config",
     "packaged_configs",

@@ -226,6 +226,26 @@ class ClipConfig(Section):
     dual: float | None = Field(None, gt=1)
 
 
+class WatchConfig(Section):
+    """Looks for a collapse of the policy in means over `window` steps, and says in a sentence what it finds.
+
+    `on_collapse: warn` goes on, `stop` ends the run with its state kept, and `roll_back` goes on with half the learning rate
+    from an older checkpoint: the best evaluated one, else the newest, of those before the window. After `max_roll_backs` it
+    stops. A collapse is: mean reward or answered episodes that fell by more than the share `fall` of their best; no search
+    any more; one stratum alone; entropy that is gone or tripled; a KL divergence above `max_kl` (nats a token, where one is
+    computed); a share of groups without signal of `max_no_signal`; correct episodes that became unlikely; a share of
+    repeated n-grams above `max_repetition`.
+    """
+
+    on_collapse: Literal["warn", "stop", "roll_back"] = "warn"
+    window: int = Field(5, ge=2)
+    max_roll_backs: int = Field(3, ge=1)
+    fall: float = Field(0.5, gt=0, lt=1)
+    max_kl: float = Field(1.0, gt=0)
+    max_no_signal: float = Field(0.95, gt=0, le=1)
+    max_repetition: float = Field(0.5, gt=0, le=1)
+
+
 class TrainingConfig(Section):
     """`kl_coefficient` weighs the KL divergence to the model as it was when training began; 0 computes none.
 
@@ -262,6 +282,7 @@ class TrainingConfig(Section):
     keep_checkpoints: int = Field(2, ge=1)
     workers: int = Field(1, ge=1)
     threads: int = Field(2, ge=1)
+    watch: WatchConfig = WatchConfig()
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -278,14 +299,16 @@ class TrainingConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """Greedy decoding over `data.eval`, before and after training.
+    """Greedy decoding over `data.eval`, before and after training, and during it after `every` so many steps.
 
+    The step whose checkpoint scored best is kept, by the mean over sets of exact match, then of F1.
     `ceiling` adds what a perfect searcher would score through the same retriever; see `agentrl.evaluation.ceiling`. It takes
     questions with `metadata.supporting_titles` and `metadata.gold_passage_ids`.
     """
 
     before: bool = True
     after: bool = True
+    every: int | None = Field(None, ge=1)
     ceiling: bool = False
 
 

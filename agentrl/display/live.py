@@ -106,6 +106,10 @@ class RunDisplay:
         if progress.metrics is not None:
             self._add_step(progress.step, progress.metrics)
             return
+        if progress.notice:
+            # Above the live view, where it stays.
+            self._console.print(progress.notice, highlight=False, markup=False, soft_wrap=True)
+            return
         phase = progress.phase
         if progress.total and phase in ("rollout", "train"):
             phase = f"step {progress.step + 1} {phase}"

@@ -50,6 +50,16 @@ class Evaluation:
     sets: tuple[SetResult, ...]
     trajectories: tuple[Trajectory, ...]
 
+    @property
+    def em(self) -> float:
+        """The mean over sets of exact match, from 0 to 1; sets without a score do not count."""
+        return _mean([result.em for result in self.sets if result.n])
+
+    @property
+    def f1(self) -> float:
+        """The mean over sets of token F1, from 0 to 1; sets without a score do not count."""
+        return _mean([result.f1 for result in self.sets if result.n])
+
     @classmethod
     def from_dict(cls, scores: Mapping[str, Any]) -> Self:
         """Read what `to_dict` wrote; the episodes are in a file of their own."""
@@ -57,6 +67,10 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         return {"sets": [asdict(result) for result in self.sets]}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / max(1, len(values))
 
 
 def read_evaluation(folder: RunFolder, after: Evaluated) -> Evaluation | None:

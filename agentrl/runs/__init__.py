@@ -4,16 +4,18 @@ config.yaml          the resolved configuration
 versions.json        of Python, agentrl and the packages below it
 inputs.json          what tells the contents of its questions, index and adapter apart
 start.json           its latest start: when, where, after which step, with which settings changed
+roll_backs.json      when and why it went back to an older checkpoint, if it did
 metrics.jsonl        one object a step
 trajectories/        step-00001.jsonl.zst …, one trajectory a line
 evaluations/         step-00000.json …, ceiling.json, and the trajectories behind each
-checkpoints/         checkpoint-N of TRL, to resume from
+checkpoints/         checkpoint-N of TRL, to resume from: the newest ones, and the best that was evaluated
 adapter/             the PEFT adapter after the last step
 learning.png         reward, evaluations and strata by step, drawn from the above
 tensorboard/
 logs/                what each process printed
 error.txt            the traceback, if its latest start failed
 .lock                held by the process that has the run open
+.trainer.lock        held by its trainer's process
 """
 
 from agentrl.runs.checkpoints import checkpoint_step, new_checkpoint

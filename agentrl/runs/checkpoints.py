@@ -29,10 +29,11 @@ def checkpoints_in(folder: Path) -> list[Path]:
 
 
 @contextmanager
-def new_checkpoint(folder: Path, step: int, keep: int) -> Iterator[Path]:
+def new_checkpoint(folder: Path, step: int, keep: int, best: int | None = None) -> Iterator[Path]:
     """Give a folder to write into, and make what one folder in it holds the checkpoint of `step`.
 
-    Whenever the process is killed, `folder` holds whole checkpoints alone under their names. Of these the `keep` newest stay.
+    Whenever the process is killed, `folder` holds whole checkpoints alone under their names. Of these the `keep` newest stay,
+    and the one of step `best`.
 
     Raises:
         OSError: if the disk takes no more; older checkpoints stay as they were.
@@ -52,7 +53,14 @@ def new_checkpoint(folder: Path, step: int, keep: int) -> Iterator[Path]:
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     for old in [path for path in checkpoints_in(folder) if checkpoint_step(path) <= step][keep:]:
-        shutil.rmtree(old)
+        if checkpoint_step(old) != best:
+            discard(old)
+
+
+def discard(checkpoint: Path) -> None:
+    """Remove a checkpoint; one that is removed in part counts as incomplete."""
+    (checkpoint / _SUMS).unlink(missing_ok=True)
+    shutil.rmtree(checkpoint)
 
 
 def is_complete(checkpoint: Path) -> bool:

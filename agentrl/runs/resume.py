@@ -37,6 +37,7 @@ MAY_CHANGE = (
     "training.keep_checkpoints",
     "training.steps",
     "training.threads",
+    "training.watch",
 )
 """Settings, and sections of them, that a resumed run may have another value of. They decide where, how fast and how long
 it runs. `training.steps` may grow, unless something is scheduled over the whole of the run. `model.adapter` may lie in

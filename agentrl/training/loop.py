@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from agentrl.config import Config
 from agentrl.data.stream import QuestionStream
 from agentrl.rollout.devices import check_granted
 from agentrl.runs import RunFolder
+from agentrl.types import Question
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +24,7 @@ class TrainSettings:
         resume: whether to go on after the latest checkpoint of `folder`.
         orders: a queue of a RolloutPool, which lets the training begin and is what it samples from, and of None, which asks
             the trainer to save its state and to end.
+        evaluation: the questions of evaluations during the training.
     """
 
     config: Config
@@ -30,6 +33,7 @@ class TrainSettings:
     events: Any
     resume: bool
     orders: Any
+    evaluation: Sequence[Question] = ()
 
 
 class TrainerError(Exception):
@@ -70,6 +74,7 @@ def train_loop(loop_config: dict[str, Any]) -> None:
         if ranks.size > 1:
             hide_ranks()
         if ranks.rank == 0:
+            settings.folder.hold_as_trainer()
             TrainingSession(settings, ranks).run()
         else:
             follow(settings, ranks)

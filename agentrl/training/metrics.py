@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from agentrl.advantages.episodes import length
 from agentrl.advantages.schedule import StratumRewards
 from agentrl.types import Trajectory, count_failures
 
+# Four tokens rarely repeat by chance, and a loop of a few words shows.
+_GRAM = 4
+
 
 def batch_metrics(
     trajectories: Sequence[Trajectory], strata: Sequence[Hashable], group_numbers: Sequence[int]
@@ -19,7 +22,8 @@ def batch_metrics(
     """Describe N episodes by their `strata` [N] and the numbers of their groups [N].
 
     Rewards, searches and strata are those of valid episodes; ends, failures and tokens those of all. `logprobs/mean` is the
-    sampler's mean log-probability of the model's tokens, `logprobs/correct_mean` that in episodes of reward 1.
+    sampler's mean log-probability of the model's tokens, `logprobs/correct_mean` that in episodes of reward 1. `repetition`
+    is the share of the model's n-grams that repeat one of the same episode.
     """
     count = len(trajectories)
     valid = [(t, s) for t, s in zip(trajectories, strata, strict=True) if t.valid]
@@ -33,6 +37,7 @@ def batch_metrics(
         "tokens/environment": float(sum(t.environment_tokens for t in trajectories)),
         "tokens/prompt": float(sum(len(t.prompt_ids) for t in trajectories)),
         "logprobs/mean": sum(map(_sampled_logprob, trajectories)) / max(1, own),
+        "repetition": _repetition(trajectories),
         "seconds/search": sum(call.seconds for t in trajectories for call in t.searches)
         / max(1, sum(len(t.searches) for t in trajectories)),
     }
@@ -62,6 +67,18 @@ def stratum_rewards(metrics: Mapping[str, float]) -> dict[str, StratumRewards]:
         stratum: StratumRewards(values["rollouts"], values["reward"], values["reward_variance"])
         for stratum, values in by_stratum(metrics).items()
     }
+
+
+def _repetition(trajectories: Iterable[Trajectory]) -> float:
+    """Return the share of the n-grams of tokens, none across turns, that came before in their episode."""
+    total = distinct = 0
+    for trajectory in trajectories:
+        grams = [
+            gram for turn in trajectory.turns for gram in zip(*(turn.token_ids[i:] for i in range(_GRAM)), strict=False)
+        ]
+        total += len(grams)
+        distinct += len(set(grams))
+    return 1 - distinct / total if total else 0.0
 
 
 def _sampled_logprob(trajectory: Trajectory) -> float:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -27,6 +28,7 @@ class Prefetch(Generic[T]):
         # Until the trainer publishes its weights, engines hold whatever they were started with.
         self._published = -math.inf
         self._made: dict[int, T] = {}
+        self._making = self._paused = False
         self._error: BaseException | None = None
         # A daemon, because nothing should wait for batches that nobody will take.
         self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
@@ -37,6 +39,25 @@ class Prefetch(Generic[T]):
         with self._changed:
             self._published = version
             self._changed.notify_all()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Wait until the batch that is being made is done, and begin none until the end of the block.
+
+        Raises:
+            BaseException: what making a batch raised, or `fail` was given.
+        """
+        with self._changed:
+            self._paused = True
+            self._changed.wait_for(lambda: not self._making or self._error is not None)
+            if self._error is not None:
+                raise self._error
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._paused = False
+                self._changed.notify_all()
 
     def fail(self, error: BaseException) -> None:
         """Have whoever takes a batch that is not made yet get `error` instead."""
@@ -52,14 +73,19 @@ class Prefetch(Generic[T]):
                 raise self._error
             return self._made.pop(step)
 
+    def _may_begin(self, step: int) -> bool:
+        return not self._paused and self._published >= step - 1 - self._max_staleness
+
     def _run(self) -> None:
         try:
             for step in self._steps:
                 with self._changed:
-                    self._changed.wait_for(lambda: self._published >= step - 1 - self._max_staleness)  # noqa: B023
+                    self._changed.wait_for(lambda: self._may_begin(step))  # noqa: B023
+                    self._making = True
                 batch = self._make(step)
                 with self._changed:
                     self._made[step] = batch
+                    self._making = False
                     self._changed.notify_all()
         except BaseException as error:  # noqa: BLE001, it is raised where the batch is taken
             self.fail(error)

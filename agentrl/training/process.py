@@ -8,7 +8,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from queue import Empty
@@ -23,7 +23,7 @@ from agentrl.rollout.pool import RolloutPool
 from agentrl.runs import RunFolder
 from agentrl.runs.logs import process_name
 from agentrl.training.loop import TrainerError, TrainSettings, train_loop
-from agentrl.types import AgentRLError
+from agentrl.types import AgentRLError, Question
 
 if TYPE_CHECKING:
     from ray.train.v2.api.exceptions import TrainingFailedError
@@ -47,9 +47,18 @@ def environment(device: str) -> dict[str, str]:
 class TrainerProcess:
     """A trainer that loads its libraries, model and adapter while the engines come up, and trains when it is told to."""
 
-    def __init__(self, config: Config, folder: RunFolder, questions: QuestionStream, *, resume: bool) -> None:
+    def __init__(
+        self,
+        config: Config,
+        folder: RunFolder,
+        questions: QuestionStream,
+        evaluation: Sequence[Question],
+        *,
+        resume: bool,
+    ) -> None:
         """Start nothing yet; Ray need not run. The arguments are those of `TrainSettings`."""
-        self._config, self._folder, self._questions, self._resume = config, folder, questions, resume
+        self._config, self._folder, self._resume = config, folder, resume
+        self._questions, self._evaluation = questions, evaluation
         self._storage: Path = folder.path / "ray_train"
         self._training: Future[Any] | None = None
         self._events: Any = None
@@ -68,7 +77,9 @@ class TrainerProcess:
         from ray.util.queue import Queue
 
         self._events, self._orders = Queue(maxsize=_EVENTS), Queue()
-        settings = TrainSettings(self._config, self._folder, self._questions, self._events, self._resume, self._orders)
+        settings = TrainSettings(
+            self._config, self._folder, self._questions, self._events, self._resume, self._orders, self._evaluation
+        )
         gpus = self._config.trainer_gpus
         trainer = TorchTrainer(
             train_loop,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from agentrl.adapters import WEIGHTS, adapter_folder, check_tensors, read_adapter
@@ -14,15 +14,18 @@ from agentrl.data.inputs import check_index, describe_inputs, evaluation_questio
 from agentrl.data.stream import QuestionStream
 from agentrl.engines import check_device, require_trainable
 from agentrl.evaluation.ceiling import measure_ceiling, searcher_codec
-from agentrl.evaluation.run import Evaluation, evaluate, read_evaluation
+from agentrl.evaluation.run import Evaluation, read_evaluation
 from agentrl.models import model_on_disk, resolve_model
 from agentrl.progress import OnProgress, Progress
 from agentrl.rollout.cluster import cluster
 from agentrl.rollout.pool import RolloutPool
 from agentrl.runs import RunFolder
 from agentrl.runs.logs import logged
+from agentrl.training.checkpoints import learning_rate
+from agentrl.training.evaluating import evaluate_step
 from agentrl.training.memory import card_bytes, check_memory, read_sizes, store_bytes
 from agentrl.training.process import TrainerProcess
+from agentrl.training.watch import RollBack
 from agentrl.types import Question
 
 _log = logging.getLogger(__name__)
@@ -89,6 +92,8 @@ def train(
 
     Where `evaluation.ceiling` asks for it, the folder has the scores of a perfect searcher too.
 
+    Where `training.watch` asks for it, a run that collapsed goes on from an older checkpoint, with processes of its own.
+
     SIGTERM, Ctrl-C and an exception of `on_progress` make the trainer save the state of its last whole step first; another
     signal meanwhile ends the run at once.
 
@@ -107,8 +112,17 @@ def train(
         described["model.adapter"] = {"path": str(start), "sha256": file_sha256(start / WEIGHTS)}
     folder, done = RunFolder.reopen(config, described) if resume else (RunFolder.create(config, described), 0)
     with closing(folder), logged(folder.path):
-        before, after = _Run(config, folder, inputs, resume, done, store, _logging(on_progress)).go()
-    return folder, before, after
+        run = _Run(config, folder, inputs, resume, done, store, _logging(on_progress))
+        while True:
+            try:
+                before, after = run.go()
+                return folder, before, after
+            except RollBack as back:
+                folder.roll_back(back.target, back.step, back.reason)
+                rate = learning_rate(config.training.learning_rate, folder)
+                notice = f"{back}, at a learning rate of {rate:g}"
+                run.on_progress(Progress(back.target, "notice", 0, 0, notice=notice))
+                run = replace(run, resume=True, done=back.target)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +149,9 @@ class _Run:
         )
         trains = self.done < config.training.steps or not self.folder.adapter.exists()
         with (
-            closing(TrainerProcess(config, self.folder, self.inputs.questions, resume=self.resume)) as trainer,
+            closing(
+                TrainerProcess(config, self.folder, self.inputs.questions, self.inputs.evaluation, resume=self.resume)
+            ) as trainer,
             cluster(
                 config,
                 lambda phase: self._tell(self.done, f"starting {phase}"),
@@ -178,23 +194,7 @@ class _Run:
 
     def _evaluate(self, pool: RolloutPool, step: int, check: Callable[[], None] = lambda: None) -> Evaluation:
         """Evaluate the engines' weights as those of `step`, and call `check`, which may raise, after each question."""
-        total = len(self.inputs.evaluation)
-
-        def on_done(done: int) -> None:
-            self.on_progress(Progress(step, "evaluation", done, total))
-            check()
-
-        self.on_progress(Progress(step, "evaluation", 0, total))
-        result = evaluate(
-            pool,
-            self.inputs.evaluation,
-            max_failed_share=self.config.rollout.max_failed_share,
-            on_episodes=lambda episodes: self.folder.write_evaluated(step, episodes),
-            on_done=on_done,
-            on_stall=lambda message: self._tell(step, message),
-        )
-        self.folder.write_evaluation(step, result.to_dict())
-        return result
+        return evaluate_step(self.config, self.folder, pool, self.inputs.evaluation, step, self.on_progress, check)
 
     def _tell(self, step: int, message: str) -> None:
         self.on_progress(Progress(step, message, 0, 0))
@@ -206,7 +206,9 @@ def _logging(on_progress: OnProgress) -> OnProgress:
 
     def tell(progress: Progress) -> None:
         nonlocal last
-        if progress.phase != last:
+        if progress.notice:
+            _log.warning("%s", progress.notice)
+        elif progress.phase != last:
             last = progress.phase
             _log.info("step %d: %s", progress.step, last)
         on_progress(progress)

@@ -12,7 +12,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +23,21 @@ from transformers import TrainerCallback, set_seed
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import SaveStrategy
 
+from agentrl.evaluation.run import read_evaluation
 from agentrl.models import load_tokenizer, resolve_model
 from agentrl.progress import Progress
 from agentrl.rollout.pool import RolloutPool
-from agentrl.runs import checkpoint_step
+from agentrl.runs import RunFolder, checkpoint_step
 from agentrl.training.adapter import adapter_files, load_policy, save_adapter
+from agentrl.training.checkpoints import best_checkpoint, learning_rate, set_rate, step_to_go_back_to
+from agentrl.training.evaluating import evaluate_step
 from agentrl.training.loop import TrainSettings
 from agentrl.training.prefetch import Prefetch
 from agentrl.training.ranks import ALONE, FirstRankFailed, Ranks
 from agentrl.training.sampling import ScoredBatch, StepSampler
 from agentrl.training.settings import make_scorer, run_additions, run_settings, run_updates
 from agentrl.training.trainer import StratifiedTrainer
+from agentrl.training.watch import CollapseError, RollBack, Watch, forecast
 from agentrl.types import AgentRLError
 
 
@@ -63,9 +67,12 @@ class TrainingSession:
         # Both come when training begins.
         self._pool: RolloutPool | None = None
         self._sampler: StepSampler | None = None
+        self._watch: Watch | None = None
         self._prefetch = Prefetch(self._sample, done + 1, training.steps, config.rollout.max_staleness)
         self._waits_for_batch = threading.Event()
         self._stopping = threading.Event()
+        # What the watch found to end the run for, before the next step begins.
+        self._collapse: str | None = None
         # False while the optimizer changes the weights and until the step is recorded.
         self._whole = True
         self._generators = _generators()
@@ -89,6 +96,9 @@ class TrainingSession:
             self._trainer.train(resume_from_checkpoint=str(self._checkpoint) if self._checkpoint else None)
             self.save_adapter()
             self._wake_engines()
+        except RollBack:
+            # Of the state that it leaves nothing is needed.
+            raise
         except Exception as error:
             # A traceback may follow the first line; all of it stays in the chain of exceptions.
             reason = str(error).strip().partition("\n")[0]
@@ -107,6 +117,11 @@ class TrainingSession:
         self._pool = self._settings.orders.get()
         if self._pool is None:
             raise TrainingStopped("the training was stopped before it began")
+        history = self._folder.read_metrics()
+        self._watch = Watch(self._config.training.watch, history)
+        before = read_evaluation(self._folder, 0)
+        if before is not None and not history:
+            self._forecast(before.em, "the exact match before training,")
         self._sampler = StepSampler(
             self._config,
             self._pool,
@@ -114,18 +129,30 @@ class TrainingSession:
             on_batch=self._folder.append_trajectories,
             on_done=self._show_rollout,
             on_stall=lambda message: self._show(message, 0, 0),
-            history=self._folder.read_metrics(),
+            history=history,
         )
         threading.Thread(target=self._await_stop, name="stop", daemon=True).start()
 
     # One step, in the order in which it happens.
 
     def next_batch(self) -> ScoredBatch:
-        """Publish the weights that the step before left, and return the batch to train on."""
+        """Publish the weights that the step before left, and return the batch to train on.
+
+        Raises:
+            CollapseError, RollBack: if the watch found a collapse in the step before, and the run is to end for that.
+        """
+        if self._collapse is not None:
+            self._end_for(self._collapse)
         started = time.monotonic()
         self._wake_engines()
-        self.publish()
-        published = time.monotonic()
+        # Engines run one stream at a time, and these weights must be evaluated before others are published.
+        evaluates = self.evaluates and self._folder.read_evaluation(self.step) is None
+        with self._prefetch.paused() if evaluates else nullcontext():
+            self.publish()
+            published = time.monotonic()
+            if evaluates:
+                self._evaluate()
+        waiting = time.monotonic()
         self._waits_for_batch.set()
         batch = self._prefetch.take(self.step + 1)
         self._waits_for_batch.clear()
@@ -135,7 +162,7 @@ class TrainingSession:
         batch.metrics.update(
             {
                 "seconds/publish": published - started,
-                "seconds/wait": time.monotonic() - published,
+                "seconds/wait": time.monotonic() - waiting,
                 **self._pool.counters,
             }
         )
@@ -175,6 +202,45 @@ class TrainingSession:
         for name, value in metrics.items():
             self._tensorboard.add_scalar(name, value, self.step)
         self._show("step", self.step, self._config.training.steps, metrics)
+        self._look_for_collapse(metrics)
+
+    # What is looked at between steps.
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether the weights after the steps that were taken are evaluated before the next; the last step's are not."""
+        every = self._config.evaluation.every
+        due = every is not None and 0 < self.step < self._config.training.steps and self.step % every == 0
+        return due and bool(self._settings.evaluation)
+
+    def _evaluate(self) -> None:
+        settings = self._settings
+        result = evaluate_step(
+            self._config, self._folder, self._pool, settings.evaluation, self.step, settings.events.put, self.check_stop
+        )
+        best = best_checkpoint(self._folder)
+        so_far = ", the best so far" if best is not None and checkpoint_step(best) == self.step else ""
+        self._tell(f"step {self.step}: exact match {result.em:.3f}, F1 {result.f1:.3f}{so_far}")
+
+    def _look_for_collapse(self, metrics: Mapping[str, float]) -> None:
+        if self.step == 1 and read_evaluation(self._folder, 0) is None:
+            self._forecast(metrics["reward/mean"], "the mean reward of the first step,")
+        found = self._watch.see(metrics)
+        for reason in found:
+            self._tell(f"step {self.step}: {reason}")
+        if found and self._config.training.watch.on_collapse != "warn":
+            self._collapse = "; ".join(found)
+
+    def _forecast(self, accuracy: float, source: str) -> None:
+        self._tell(forecast(accuracy, self._config.rollout.group_size, source))
+
+    def _end_for(self, reason: str) -> None:
+        """Raise what ends the run, or this part of it, for a collapse."""
+        watch, backs = self._config.training.watch, len(self._folder.read_roll_backs())
+        if watch.on_collapse == "roll_back" and backs < watch.max_roll_backs:
+            raise RollBack(reason, self.step, step_to_go_back_to(self._folder, self.step - watch.window))
+        times = f" after {backs} roll-backs" if backs else ""
+        raise CollapseError(f"step {self.step}: {reason}; training.watch.on_collapse ends the run{times}")
 
     # What is left when training ends.
 
@@ -225,6 +291,9 @@ class TrainingSession:
 
     def _show(self, phase: str, done: int, total: int, metrics: dict[str, float] | None = None) -> None:
         self._settings.events.put(Progress(self.step, phase, done, total, metrics))
+
+    def _tell(self, notice: str) -> None:
+        self._settings.events.put(Progress(self.step, "notice", 0, 0, notice=notice))
 
     def _show_rollout(self, done: int) -> None:
         # While the trainer trains, that is what is shown, and not the batches that are made ahead.
@@ -281,9 +350,10 @@ def make_trainer(
         additions=run_additions(config),
         on_trained=on_trained,
         keep_checkpoints=training.keep_checkpoints,
+        best=functools.partial(_best_step, settings.folder),
         ranks=ranks,
         args=arguments,
-        callbacks=callbacks,
+        callbacks=[RateCallback(learning_rate(training.learning_rate, settings.folder)), *callbacks],
     )
     trainer.remove_callback(PrinterCallback)
     if ranks.size > 1 and len(set(ranks.gathered(_digest(trainer.model)))) > 1:
@@ -318,6 +388,26 @@ class StepCallback(TrainerCallback):
         # TRL also logs a summary when training ends.
         if "loss" in logs:
             self._session.record(logs)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        # An update of many on a batch is no step.
+        if state.global_step % args.logging_steps == 0 and self._session.evaluates:
+            control.should_save = True
+
+
+class RateCallback(TrainerCallback):
+    """Sets the learning rate once a checkpoint is read, which holds the rate that it was made with."""
+
+    def __init__(self, rate: float) -> None:
+        self._rate = rate
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **found: Any) -> None:
+        set_rate(found["optimizer"], found["lr_scheduler"], self._rate)
+
+
+def _best_step(folder: RunFolder) -> int | None:
+    best = best_checkpoint(folder)
+    return None if best is None else checkpoint_step(best)
 
 
 def _step_of(checkpoint: Path | None) -> int:

@@ -107,6 +107,7 @@ class StratifiedTrainer(GRPOTrainer):
         additions: Additions = Additions(),
         on_trained: Callable[[int], None] = lambda episodes: None,
         keep_checkpoints: int = 2,
+        best: Callable[[], int | None] = lambda: None,
         ranks: Ranks = ALONE,
         prove_adapter: bool = True,
         **kwargs: Any,
@@ -121,13 +122,14 @@ class StratifiedTrainer(GRPOTrainer):
             additions: what is added to TRL's loss.
             on_trained: is called with the number of episodes of the batch that this pass over it is through with.
             keep_checkpoints: so many of the newest checkpoints stay.
+            best: returns the step whose checkpoint stays beside them.
             ranks: the processes that train together. `sample` is called on the first alone.
             prove_adapter: whether batches are looked at until one shows that the adapter was used where it was sampled.
             kwargs: TRL's own.
         """
         # The folder that a checkpoint is being written into.
         self._aside: Path | None = None
-        self._keep = keep_checkpoints
+        self._keep, self._best = keep_checkpoints, best
         self._ranks = ranks
         super().__init__(
             *args,
@@ -355,7 +357,7 @@ class StratifiedTrainer(GRPOTrainer):
         self._save_checkpoint(self.model, trial=None)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        with new_checkpoint(Path(self.args.output_dir), self.batches, self._keep) as self._aside:
+        with new_checkpoint(Path(self.args.output_dir), self.batches, self._keep, self._best()) as self._aside:
             super()._save_checkpoint(model, trial)
         self._aside = None
 

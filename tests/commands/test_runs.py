@@ -13,7 +13,7 @@ from rich.console import Console
 from agentrl.commands.runs import finish
 from agentrl.config import parse_config
 from agentrl.evaluation.run import Evaluation, score
-from agentrl.runs import RunFolder
+from agentrl.runs import RunFolder, new_checkpoint
 from agentrl.types import Question
 
 
@@ -47,6 +47,19 @@ def test_a_run_is_shown_with_its_scores_and_what_it_learned(agentrl, folder):
         ["step", "3", "1"],
     ]
     assert "of 1 questions 1 were wrong before and right after" in out
+
+
+def test_the_best_checkpoint_and_what_a_run_went_back_for_are_shown(agentrl, folder):
+    for step in (2, 3):
+        with new_checkpoint(folder.checkpoints, step, keep=9) as aside:
+            (aside / "state").mkdir()
+    _, out, _ = agentrl("runs", "show", folder.path)
+    assert f"best        {folder.checkpoints / 'checkpoint-3'}\n" in out
+    assert "rolled back" not in out
+    folder.roll_back(2, 3, "the mean reward fell from 0.9 to 0.1")
+    _, out, _ = agentrl("runs", "show", folder.path)
+    assert "best" not in out
+    assert "rolled back  from step 3 to 2: the mean reward fell from 0.9 to 0.1\n" in out
 
 
 def test_the_ceiling_of_a_run_is_shown_below_its_scores_and_drawn(agentrl, folder):

@@ -216,3 +216,16 @@ def test_names_with_brackets_are_shown_as_they_are(terminal):
     failed = SetResult("nq[/dev]", 1, 1, 1.0, 0.2, 1.0, 1.0, 1.0, {}, {"engine": 1})
     text = "\n".join(printed(evaluation_table("t", {"before": Evaluation((failed,), ())})))
     assert text.count("nq[/dev]") == 2
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_notice_stays_on_the_screen_as_it_is_and_the_phase_goes_on(terminal):
+    console = Console(file=io.StringIO(), width=60, height=20, force_terminal=terminal, color_system=None)
+    notice = "step 3: the mean reward fell [badly] from 0.5 to 0.1 over the last 5 steps, which is a long line"
+    with RunDisplay(console, 4) as display:
+        display.update(Progress(3, "rollout", 1, 2))
+        display.update(Progress(3, "notice", 0, 0, notice=notice))
+        display.update(Progress(3, "rollout", 2, 2))
+    text = console.file.getvalue()
+    assert notice in text
+    assert terminal or text.count("step 4 rollout") == 1

@@ -6,6 +6,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -144,6 +145,60 @@ def test_the_newest_checkpoints_stay(tmp_path):
     assert sorted(path.name for path in folder.checkpoints.iterdir()) == ["checkpoint-10", "checkpoint-3"]
 
 
+def test_the_best_checkpoint_stays_beside_the_newest(tmp_path):
+    folder = RunFolder.create(config(tmp_path))
+    for step, best in ((1, None), (2, 1), (3, 1), (4, 3), (5, 3), (6, 3)):
+        with new_checkpoint(folder.checkpoints, step, keep=2, best=best) as aside:
+            (aside / "state").mkdir()
+    assert recorded(folder)[2] == [3, 5, 6]
+
+
+def test_a_run_that_goes_back_drops_what_it_did_since_and_says_so(tmp_path):
+    made = run_of(tmp_path, steps=7, checkpoints=[3, 6])
+    made.roll_back(3, 7, "the mean reward fell")
+    assert recorded(made) == ([1, 2, 3], [1, 2, 3], [3])
+    (note,) = made.read_roll_backs()
+    assert (note["after"], note["to"], note["reason"]) == (7, 3, "the mean reward fell")
+    made.roll_back(0, 3, "again")
+    assert recorded(made) == ([], [], [])
+    assert [note["to"] for note in made.read_roll_backs()] == [3, 0]
+    made.close()
+    assert RunFolder.reopen(config(tmp_path))[1] == 0
+
+
+@pytest.mark.parametrize("target", [0, 3])
+@pytest.mark.parametrize("calls", range(16))
+def test_a_run_that_is_killed_while_it_goes_back_has_gone_back_when_it_is_resumed(tmp_path, monkeypatch, calls, target):
+    made, left = run_of(tmp_path, steps=7, checkpoints=[3, 5, 6]), calls
+
+    def counted(do):
+        def step(*arguments, **options):
+            nonlocal left
+            if not left:
+                raise KeyboardInterrupt
+            left -= 1
+            return do(*arguments, **options)
+
+        return step
+
+    with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+        patch.setattr(Path, "unlink", counted(Path.unlink))
+        patch.setattr(Path, "replace", counted(Path.replace))
+        patch.setattr("shutil.rmtree", counted(shutil.rmtree))
+        made.roll_back(target, 7, "the mean reward fell")
+    made.close()
+    noted = bool(made.read_roll_backs())
+    folder, step = RunFolder.reopen(config(tmp_path))
+    # Before its first file is written nothing has happened.
+    assert step == (target if noted else 6)
+    assert noted or not calls
+    assert recorded(folder) == (
+        [*range(1, step + 1)],
+        [*range(1, step + 1)],
+        [number for number in (3, 5, 6) if number <= step],
+    )
+
+
 def test_without_a_checkpoint_a_run_starts_again_at_its_first_step(tmp_path):
     run_of(tmp_path, steps=2, checkpoints=[])
     folder, step = RunFolder.reopen(config(tmp_path))
@@ -180,6 +235,32 @@ def test_a_run_belongs_to_one_process_until_it_is_closed(tmp_path):
     pickle.loads(pickle.dumps(folder)).close()
     folder.close()
     assert subprocess.run(command, capture_output=True, text=True, env=environment).stdout == "open\n"
+
+
+def test_a_run_is_not_rewound_while_a_trainer_that_outlived_its_driver_writes(tmp_path, monkeypatch):
+    run_of(tmp_path, steps=5, checkpoints=[3]).close()
+    code = """if True:
+        import sys, test_folder as t
+        folder = t.RunFolder(t.Path(sys.argv[1]) / "run")
+        folder.hold_as_trainer()
+        print("holds", flush=True)
+        sys.stdin.readline()
+        folder.append_metrics(6, {"loss": 0.5})
+    """
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    trainer = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    assert trainer.stdout.readline() == "holds\n"
+    with monkeypatch.context() as patch:
+        patch.setattr("agentrl.runs.folder._TRAINER_SECONDS", 0.0)
+        with pytest.raises(RunError, match="the trainer of an earlier start of this run still writes to it"):
+            RunFolder.reopen(config(tmp_path))
+    assert len(RunFolder(tmp_path / "run").read_metrics()) == 5
+    trainer.stdin.write("\n")
+    trainer.stdin.flush()
+    folder, step = RunFolder.reopen(config(tmp_path))
+    assert trainer.wait(60) == 0
+    assert (step, recorded(folder)[0]) == (3, [1, 2, 3])
 
 
 def test_resuming_twice_changes_nothing_more(tmp_path):

@@ -44,6 +44,8 @@ def resume(folder, before, now):
         {"rollout__workers": 3},
         {"rollout__max_failed_share": 0.2},
         {"evaluation__after": False},
+        {"evaluation__every": 2},
+        {"training__watch__on_collapse": "stop"},
         {"ray__address": "auto"},
         {"data__root": "elsewhere"},
         {"retriever__timeout_seconds": 5.0},

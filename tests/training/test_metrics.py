@@ -20,6 +20,30 @@ def test_the_log_probability_of_correct_episodes_is_reported_apart():
     assert "logprobs/correct_mean" not in batch_metrics([wrong], [0], [0])
 
 
+def test_repetition_is_the_share_of_n_grams_that_came_before_in_the_episode():
+    def writing(*turns):
+        episode = make_episode("a", reward=0.0)
+        return dataclasses.replace(
+            episode,
+            turns=tuple(
+                dataclasses.replace(episode.turns[0], token_ids=ids, logprobs=(-0.5,) * len(ids)) for ids in turns
+            ),
+        )
+
+    def repetition(*episodes):
+        return batch_metrics(episodes, [0] * len(episodes), [0] * len(episodes))["repetition"]
+
+    once, loop = tuple(range(10)), (7,) * 10
+    assert repetition(writing(once)) == 0.0
+    # Seven n-grams of four, of which one is new.
+    assert repetition(writing(loop)) == pytest.approx(6 / 7)
+    assert repetition(writing(once, once)) == pytest.approx(1 / 2)
+    assert repetition(writing(once, loop)) == pytest.approx(6 / 14)
+    # Episodes of a group are alike without repeating themselves.
+    assert repetition(writing(once), writing(once)) == 0.0
+    assert repetition(writing((1, 2))) == 0.0
+
+
 INVALID = (End.ENVIRONMENT_FAILURE, End.PROMPT_TOO_LONG)
 
 batches = st.lists(

@@ -104,3 +104,41 @@ def test_who_waits_for_a_batch_can_be_told_that_none_will_come():
     with pytest.raises(EnvironmentFailure, match="the run is stopped"):
         prefetch.take(1)
     maker.go.set()
+
+
+def test_a_pause_waits_for_the_batch_under_way_and_no_other_begins_before_its_end():
+    maker = Maker()
+    maker.go.clear()
+    prefetch = Prefetch(maker, 1, 3, 1)
+    publish(prefetch, maker, 0)
+    assert maker.begun.get(timeout=SECONDS) == (1, 0)
+    paused, over, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def pause():
+        with prefetch.paused():
+            paused.set()
+            assert over.wait(SECONDS)
+            publish(prefetch, maker, 1)
+        ended.set()
+
+    threading.Thread(target=pause, daemon=True).start()
+    assert not paused.is_set()
+    maker.go.set()
+    assert prefetch.take(1) == "batch 1"
+    assert paused.wait(SECONDS)
+    assert maker.begun.empty()
+    over.set()
+    assert ended.wait(SECONDS)
+    # The second one could have begun with version 0, had it not been for the pause.
+    assert [maker.begun.get(timeout=SECONDS) for _ in range(2)] == [(2, 1), (3, 1)]
+
+
+def test_a_pause_ends_with_what_went_wrong():
+    maker = Maker()
+    prefetch = Prefetch(maker, 99, 100, 1)
+    publish(prefetch, maker, 98)
+    assert maker.begun.get(timeout=SECONDS) == (99, 98)
+    with pytest.raises(EnvironmentFailure, match="the retriever is gone"):
+        prefetch.take(99)
+    with pytest.raises(EnvironmentFailure, match="the retriever is gone"), prefetch.paused():
+        pytest.fail("there is nothing left to wait for")

@@ -24,6 +24,7 @@ from agentrl.runs import RunError, RunFolder, new_checkpoint
 from agentrl.training.loop import TrainerError
 from agentrl.training.plan import plan
 from agentrl.training.run import train
+from agentrl.training.watch import RollBack
 from agentrl.types import AgentRLError, EnvironmentFailure
 
 SECRET = "hunter2-swordfish"
@@ -142,6 +143,25 @@ def test_everything_that_the_trainer_tells_is_shown_in_its_order(config, trainer
     assert "starting engines" in (folder.logs / "driver.log").read_text()
 
 
+def test_a_run_that_collapses_goes_back_and_on_at_a_lower_rate(config, trainer):
+    seen, left = [], [1]
+
+    def before(step):
+        if step == 3 and left:
+            left.pop()
+            raise RollBack("the mean reward fell", 2, 1)
+
+    trainer.before = before
+    folder, *_ = train(config(training={"steps": 3, "learning_rate": 0.5}), resume=False, on_progress=seen.append)
+    assert trainer.resumed == [None, "checkpoint-1"]
+    assert steps(config()) == [1, 2, 3]
+    (notice,) = [progress.notice for progress in seen if progress.notice]
+    assert notice == "step 2: the mean reward fell; the run goes back to step 1, at a learning rate of 0.25"
+    assert [progress.step for progress in seen if progress.phase == "step"] == [1, 2, 2, 3]
+    assert notice in (folder.logs / "driver.log").read_text()
+    assert [note["to"] for note in folder.read_roll_backs()] == [1]
+
+
 @pytest.fixture
 def evaluates(config, trainer, monkeypatch):
     """A config that evaluates before training; while it does, `during()` is called, which an attribute says."""
@@ -153,7 +173,7 @@ def evaluates(config, trainer, monkeypatch):
         on_done(1)
         return Evaluation((), ())
 
-    monkeypatch.setattr("agentrl.training.run.evaluate", evaluate)
+    monkeypatch.setattr("agentrl.training.evaluating.evaluate", evaluate)
     answer.config = config(
         data={
             "root": config().data.root,

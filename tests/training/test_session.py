@@ -97,13 +97,13 @@ def make_config(model, run_dir, **training):
     )
 
 
-def run(config, pool, resume=False, orders=None, events=None):
+def run(config, pool, resume=False, orders=None, events=None, evaluation=()):
     """Train on what `pool` samples; `orders` may hold orders that come after the one to begin."""
     folder = RunFolder.reopen(config)[0] if resume else RunFolder.create(config)
     questions = QuestionStream([([Question(f"q{i:02}", "t", ("a",)) for i in range(40)], 1.0)], 0)
     orders = orders or queue.Queue()
     orders.put(pool)
-    settings = TrainSettings(config, folder, questions, events or queue.Queue(), resume, orders)
+    settings = TrainSettings(config, folder, questions, events or queue.Queue(), resume, orders, evaluation)
     ended = None
     try:
         train_loop({"settings": settings})
@@ -153,7 +153,7 @@ def test_a_step_publishes_its_weights_before_it_samples_and_records_what_it_did(
         assert line["seconds/train"] > 0
         assert line["seconds/wait"] > 0
         assert line["seconds/publish"] > 0
-    shown = [(event.step, event.phase, event.done) for event in list(events.queue)]
+    shown = [(event.step, event.phase, event.done) for event in list(events.queue) if not event.notice]
     step = [("rollout", 0), ("rollout", 2), ("rollout", 4), ("train", 1), ("train", 2), ("train", 3), ("train", 4)]
     assert shown == [(0, *s) for s in step] + [(1, "step", 1)] + [(1, *s) for s in step] + [(2, "step", 2)]
 
