@@ -31,7 +31,7 @@ def asked(monkeypatch, tmp_path):
             monkeypatch.setenv(f"RAY_TRAIN_{name}", "0")
         tree = {"name": "t", "device": device, "model": {"path": "x/y", "dtype": dtype}, "training": {"steps": 1}}
         config = parse_config(tree | {"engine": engine}, "test")
-        TrainerProcess(config, SimpleNamespace(path=tmp_path), None, resume=False).start()
+        TrainerProcess(config, SimpleNamespace(path=tmp_path), None, [], resume=False).start()
         return found
 
     return start
