@@ -58,6 +58,8 @@ def main() -> None:
         supervisor.limits = dataclasses.replace(supervisor.limits, tries=len(KILLS) + 1)
         calm = running.pool.sample(requests, 1.0)
         disturbed = running.pool.sample(requests, 1.0, kill)
+        # The rest may be done before the last one that was killed is back; this waits until every worker is there.
+        running.pool.wake()
         counters = running.pool.counters
     result = {
         "killed": killed,

@@ -184,7 +184,8 @@ def test_sampled_episodes_are_the_same_in_every_run_on_any_number_of_engines_and
 def test_killed_engines_and_workers_cost_no_episode_change_none_and_leave_nothing(world, tmp_path):
     script, out, scratch = Path(__file__).with_name("killed_engine.py"), tmp_path / "killed", tmp_path / "tmp"
     scratch.mkdir()
-    settings = [f"data.root={world}", *SMALL, "data.eval.0.limit=24", "rollout.workers=2"]
+    # Few at once, so that much is left to do after the last kill.
+    settings = [f"data.root={world}", *SMALL, "data.eval.0.limit=24", "rollout.workers=2", "engine.max_concurrent=16"]
     # Ray's sockets need a shorter name than a test's own folder has.
     environment = os.environ | {"TMPDIR": str(scratch), "RAY_TMPDIR": tempfile.gettempdir()}
     command = [sys.executable, str(script), str(out), "8", *settings]
