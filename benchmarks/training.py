@@ -16,8 +16,9 @@ c. b with 250 tokens in front that all 16 share, as an instruction is.
 
 Each step runs in a process of its own, for its peak memory, after a step that warms up; the sides take turns at being
 first. After each of agentrl's steps, its process measures bare matrix products of the model's linear layers with 1024
-tokens. That is the machine's rate, which a step's is compared with: the useful FLOPs of one are those of these layers,
-forward and backward to their input, once for each different token, so tokens that are computed twice lower the rate.
+tokens. That is the machine's rate, which a step's is compared with. The useful FLOPs of a step are those of linear
+layers, adapters, attention and logits, once for each different token, so tokens that are computed twice lower the rate.
+The share that counts linear layers alone is printed too.
 
 Processor seconds are those of all threads; on a machine with other work they say more than the clock does. Peak memory is
 that of the whole process on a CPU, libraries included, and that of tensors on CUDA.
@@ -41,7 +42,7 @@ import numpy as np
 from measuring import in_process, in_turns, spread, written
 from rich.console import Console
 from rich.table import Table
-from training_work import SIDES, Measured, Setting, measure
+from training_work import SIDES, Measured, Setting, measure, useful_flops
 from training_workloads import SEED, WORKLOADS, Workload
 
 NAMES = {"agentrl": "agentrl", "trl": "TRL"}
@@ -102,7 +103,8 @@ def summary(steps: Mapping[str, Sequence[Measured]], differences: Sequence[float
     """Return what the rounds of both sides come to."""
     ours, theirs = steps["agentrl"], steps["trl"]
     counted, products = ours[0].counts, [step.products for step in ours]
-    rates = {side: [counted["useful_flops"] / step.seconds for step in taken] for side, taken in steps.items()}
+    useful = useful_flops(counted)
+    rates = {side: [useful / step.seconds for step in taken] for side, taken in steps.items()}
     return {
         "counts": counted,
         "steps": {side: [dataclasses.asdict(step) for step in taken] for side, taken in steps.items()},
@@ -117,22 +119,24 @@ def summary(steps: Mapping[str, Sequence[Measured]], differences: Sequence[float
             side: spread([rate / product for rate, product in zip(found, products, strict=True)])
             for side, found in rates.items()
         },
+        "linear_share": counted["linear_flops"] / useful,
         "speedup": spread([b.seconds / a.seconds for a, b in zip(ours, theirs, strict=True)]),
         "processor_speedup": spread(
             [b.processor_seconds / a.processor_seconds for a, b in zip(ours, theirs, strict=True)]
         ),
-        "memory_ratio": spread([b.mib / a.mib for a, b in zip(ours, theirs, strict=True)]),
+        "memory_share": spread([a.mib / b.mib for a, b in zip(ours, theirs, strict=True)]),
         "gradient_difference": max(differences),
     }
 
 
 def ratios(workloads: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Return the medians that stand for what was run: how many times as fast, and of the first workload how many times TRL's
-    memory is agentrl's and which share of the machine's rate agentrl reaches."""
+    """Return the medians that stand for what was run: how many times as fast, and of the first workload which share
+    of TRL's memory it takes, and which of the machine's rate it reaches, with all useful FLOPs and with linear layers'."""
     found = {RATIOS[name]: result["speedup"]["median"] for name, result in workloads.items()}
     first = next(iter(workloads.values()))
-    found["memory"] = first["memory_ratio"]["median"]
+    found["memory"] = first["memory_share"]["median"]
     found["machine_rate"] = first["machine_share"]["agentrl"]["median"]
+    found["machine_rate_linear"] = found["machine_rate"] * first["linear_share"]
     return found
 
 
@@ -144,8 +148,10 @@ def table(workloads: Mapping[str, Mapping[str, Any]]) -> Table:
             share = result["machine_share"][side]["median"]
             clocks = written(result["seconds"][side]), written(result["processor_seconds"][side])
             shown.add_row(name, title, *clocks, written(result["mib"][side], 0), f"{rate:,.1f}", f"{share:.0%}")
-        times = (written(result[key]) for key in ("speedup", "processor_speedup", "memory_ratio"))
-        shown.add_row(name, "times", *times, "", "")
+        times = (written(result[key]) for key in ("speedup", "processor_speedup"))
+        shown.add_row(
+            name, "TRL's to agentrl's", *times, f"agentrl's {result['memory_share']['median']:.0%} of TRL's", "", ""
+        )
     return shown
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from agentrl.models import resolve_model
 from agentrl.training.batch import Minibatch, batch_tensors
 from agentrl.training.memory import pack_tokens, sizes_of
 from agentrl.training.sampling import ScoredBatch
-from agentrl.training.scoring import Scorer, unique_tokens
+from agentrl.training.scoring import Scorer, pack
 from agentrl.training.settings import grpo_config
 from agentrl.training.trainer import StratifiedTrainer, Updates
 
@@ -287,13 +287,19 @@ def product_rate(policy: Any, device: str, say: Say) -> float:
 def counts(policy: Any, workload: Workload) -> dict[str, int]:
     """Return what a step has to compute: tokens, trained and different ones, and the useful FLOPs.
 
-    These are the products of the linear layers below the adapters, forward and backward to their input, once for each
-    different token: 2 FLOPs x 2 x parameters x tokens. Attention, adapters and the layer for logits are not counted.
+    Useful is each product once for each different token, at 2 FLOPs a multiplication:
+
+    - linear layers below the adapters: forward, and backward to their input;
+    - adapters, of which the merged weight takes care forward: two thin products for each of both factors' gradients;
+    - attention: two products forward and four backward for each token and one that it sees;
+    - the layer for logits: forward and backward to its input, for each different prediction.
     """
     tensors = batch_tensors(workload.trajectories, pad_id=0)
     everyone = torch.ones(len(workload.trajectories), dtype=torch.bool)
-    unique = unique_tokens(Minibatch(tensors, everyone).sequences())
+    (tree,) = pack(Minibatch(tensors, everyone).sequences(), tokens=workload.tokens)
+    sizes, unique = sizes_of(policy), len(tree)
     parameters = sum(layer.get_base_layer().weight.numel() for layer in _adapted(policy))
+    seen = int(tree.position_ids.sum()) + unique
     return {
         "episodes": len(workload.trajectories),
         "tokens": workload.tokens,
@@ -301,8 +307,16 @@ def counts(policy: Any, workload: Workload) -> dict[str, int]:
         "unique": unique,
         "padded": len(workload.trajectories) * (tensors["prompt_ids"].shape[1] + tensors["completion_ids"].shape[1]),
         "linear_parameters": parameters,
-        "useful_flops": 4 * parameters * unique,
+        "linear_flops": 2 * 2 * parameters * unique,
+        "adapter_flops": 2 * 2 * sizes.adapter * unique,
+        "attention_flops": 2 * 6 * sizes.layers * sizes.queries * seen,
+        "logits_flops": 2 * 2 * sizes.hidden * sizes.vocabulary * len(tree.sources),
     }
+
+
+def useful_flops(counted: Mapping[str, int]) -> int:
+    """Return the useful FLOPs of a step, see `counts`."""
+    return sum(count for name, count in counted.items() if name.endswith("_flops"))
 
 
 def _adapted(policy: Any) -> list[Any]:

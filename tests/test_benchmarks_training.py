@@ -9,7 +9,7 @@ import pytest
 import torch
 import training
 from training import GradientsDiffer, difference, ratios, summary
-from training_work import SIDES, Measured, Setting, counts, gradients, make_policy, product_rate
+from training_work import SIDES, Measured, Setting, counts, gradients, make_policy, product_rate, useful_flops
 from training_workloads import MADE_BY, RECORDED, instructed, record, recorded, synthetic
 
 # The models here are tiny: with more threads they wait for one another's barriers.
@@ -99,12 +99,19 @@ def test_an_instruction_that_all_share_adds_its_tokens_once():
     assert longer["trained"] == plain["trained"]
 
 
-def test_useful_flops_are_those_of_the_layers_below_the_adapters():
-    found = counts(make_policy(TINY), recorded())
+def test_useful_flops_are_those_of_linear_layers_adapters_attention_and_logits():
+    workload = recorded()
+    found = counts(make_policy(TINY), workload)
     # Query and output, key and value of half the width, gate, up and down of two layers of width 64.
     parameters = 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128)
     assert found["linear_parameters"] == parameters
-    assert found["useful_flops"] == 2 * 2 * parameters * found["unique"]
+    assert found["linear_flops"] == 2 * 2 * parameters * found["unique"]
+    assert found["adapter_flops"] == 2 * 2 * 2 * 16 * (2 * 128 + 2 * 96 + 3 * 192) * found["unique"]
+    inputs = [(*t.prompt_ids, *t.completion_ids)[:-1] for t in workload.trajectories]
+    beginnings = {ids[:length] for ids in inputs for length in range(1, len(ids) + 1)}
+    assert found["attention_flops"] == 2 * 6 * 2 * 64 * sum(map(len, beginnings))
+    assert found["logits_flops"] <= 2 * 2 * 64 * 512 * found["trained"]
+    assert useful_flops(found) == sum(found[f"{part}_flops"] for part in ("linear", "adapter", "attention", "logits"))
 
 
 def test_recorded_episodes_are_kept_as_ids_and_no_more():
@@ -132,7 +139,7 @@ def test_the_first_episodes_of_groups_are_groups():
 
 
 def test_rates_and_ratios_are_those_of_the_same_round():
-    counted = {"useful_flops": 600}
+    counted = {"linear_flops": 450, "attention_flops": 150}
     ours = [Measured(2.0, 1.0, 100.0, 50.0, 400.0, counted), Measured(3.0, 2.0, 100.0, 50.0, 300.0, counted)]
     theirs = [Measured(8.0, 5.0, 250.0, 60.0, None, counted), Measured(6.0, 6.0, 300.0, 60.0, None, counted)]
     result = summary({"agentrl": ours, "trl": theirs}, [1e-6, 2e-6])
@@ -145,8 +152,9 @@ def test_rates_and_ratios_are_those_of_the_same_round():
     assert found == {
         "trl_step_shared": 3.0,
         "trl_step_instruct": 3.0,
-        "memory": 2.75,
+        "memory": pytest.approx((100 / 250 + 100 / 300) / 2),
         "machine_rate": pytest.approx((200 / 300 + 300 / 400) / 2),
+        "machine_rate_linear": pytest.approx((200 / 300 + 300 / 400) / 2 * 0.75),
     }
 
 
@@ -169,7 +177,7 @@ def test_a_small_run_writes_times_memory_and_ratios(tmp_path, monkeypatch, capsy
         monkeypatch.setenv(name, "1")
     training.main()
     report = json.loads(file.read_text())
-    assert set(report["ratios"]) == {"trl_step_shared", "memory", "machine_rate"}
+    assert set(report["ratios"]) == {"trl_step_shared", "memory", "machine_rate", "machine_rate_linear"}
     result = report["workloads"]["b"]
     assert result["counts"]["episodes"] == 8
     assert result["gradient_difference"] < 1e-5
