@@ -13,6 +13,7 @@ from agentrl.training.scoring.attention import Tree, tree_attention
 from agentrl.training.scoring.blocks import tree_blocks
 from agentrl.training.scoring.head import head_scores
 from agentrl.training.scoring.lora import merge_lora
+from agentrl.training.scoring.tree import with_trunks
 
 VOCABULARY = 300
 
@@ -64,19 +65,48 @@ def test_in_one_pack_each_beginning_is_computed_once(made):
     assert sum(len(found.sources) for found in packs) == len(predictions)
 
 
-@given(sequences(), st.sampled_from([None, 1, 3]))
+def in_trunk(made):
+    """The same sequences behind a beginning that they share."""
+    return [TokenSequence(np.concatenate([np.arange(90, 110), s.ids]), s.scored + 20) for s in made]
+
+
+@given(sequences(), st.integers(1, 40))
 @settings(max_examples=200, deadline=None)
-def test_blocks_hold_each_pair_of_tokens_that_see_one_another_once(made, window):
+def test_a_trunk_is_what_its_packs_begin_with_and_saves_its_tokens_for_all_but_one(made, tokens):
+    made = in_trunk(made)
+    packs = list(pack(made, tokens))
+    behind, trunks = list(with_trunks(packs, made)), {}
+    assert [found.members for found in behind] == [found.members for found in packs]
+    for found in behind:
+        if found.trunk is not None:
+            trunks.setdefault(id(found.trunk), (found.trunk, []))[1].append(found)
+            assert found.ids[0, : found.shared].tolist() == found.trunk.ids[0].tolist()
+            assert (found.ends[: found.shared] == len(found)).all()
+            assert 16 <= found.shared < len(found)
+    computed = sum(len(found) - found.shared for found in behind) + sum(len(trunk) for trunk, _ in trunks.values())
+    assert computed >= unique_tokens(made)
+    # All share at least 20 tokens, and a pack has one of its own.
+    shared = min([20, *(len(found) - 1 for found in packs)])
+    assert computed <= sum(map(len, packs)) - (len(packs) - 1) * shared * (shared >= 16)
+    assert all(len(users) > 1 for _, users in trunks.values())
+
+
+@given(sequences(), st.sampled_from([None, 1, 3]), st.integers(0, 6))
+@settings(max_examples=300, deadline=None)
+def test_blocks_hold_each_pair_of_tokens_that_see_one_another_once(made, window, shared):
     for found in pack(made, 1000):
         depths, ends = found.position_ids[0], found.ends
+        # Only what all later tokens see can be in a trunk.
+        chain = int((ends == len(found)).long().cumprod(0).sum())
+        shared = min(shared, chain, len(found) - 1)
         wanted = {
             (query, key)
-            for query in range(len(found))
+            for query in range(shared, len(found))
             for key in ancestors(ends.tolist(), query)
             if window is None or depths[query] - depths[key] < window
         }
         pairs = []
-        for block in tree_blocks(depths, ends, window):
+        for block in tree_blocks(depths, ends, window, shared):
             before = block.ancestors
             before = list(range(before, block.start)) if isinstance(before, int) else before.tolist()
             keys = [*before, *range(block.start, block.stop)]
@@ -188,6 +218,7 @@ def scores_and_gradients(model, made, **settings):
 SHAPES = {
     "no sharing": lambda rng: branching(rng, groups=5, members=1),
     "deep sharing": lambda rng: branching(rng, groups=1, members=8, shared=100),
+    "an instruction that all share": lambda rng: in_trunk(branching(rng, groups=3, members=3)),
     "one-token turns": lambda rng: [
         TokenSequence(rng.integers(0, VOCABULARY, 12), np.arange(1, 12, 2)) for _ in range(6)
     ],
@@ -287,3 +318,14 @@ def test_a_model_that_computes_something_else_in_packs_is_refused():
 def test_a_scored_token_needs_one_before_it():
     with pytest.raises(ValueError, match="within 1 to 2, got 0 to 1"):
         TokenSequence(np.arange(3), np.array([0, 1]))
+
+
+def test_scores_that_go_backward_after_the_next_pack_was_taken_are_refused():
+    scorer = Scorer(with_adapter(make_model()), tokens=1)
+    made = branching(np.random.default_rng(3), groups=1)
+    first, *_ = scorer.packs(made)
+    with pytest.raises(RuntimeError, match="one after another"):
+        scorer.score(first)
+    scores = [scorer.score(found).logps.sum() for found in scorer.packs(made)]
+    with pytest.raises(RuntimeError, match="one after another"):
+        sum(scores).backward()

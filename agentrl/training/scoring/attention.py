@@ -15,6 +15,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from agentrl.training.scoring.blocks import Block, tree_blocks
 from agentrl.training.scoring.tree import Pack
+from agentrl.training.scoring.trunk import Trunk
 
 IMPLEMENTATION = "agentrl_prefix_tree"
 
@@ -24,19 +25,33 @@ _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 @dataclass(slots=True, eq=False)
 class Tree:
-    """Who sees whom in a pack, in the form that attention takes, made once for each width of a window."""
+    """Who sees whom in a pass, in the form that attention takes, made once for each width of a window.
+
+    Attributes:
+        position_ids, ends: see `Pack`.
+        trunk: what all tokens of the pass see beside the pass, as its first tokens; None if there is nothing.
+        becomes: the trunk that this pass computes, if it does that.
+    """
 
     position_ids: torch.Tensor
     ends: torch.Tensor
+    trunk: Trunk | None = None
+    becomes: Trunk | None = None
     _made: dict[int | None, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, pack: Pack) -> Tree:
-        return cls(pack.position_ids[0], pack.ends)
+        return cls(pack.position_ids[0], pack.ends, pack.trunk)
+
+    @classmethod
+    def of_trunk(cls, trunk: Trunk) -> Tree:
+        size = len(trunk)
+        return cls(torch.arange(size), torch.full((size,), size), becomes=trunk)
 
     def blocks(self, window: int | None) -> list[Block]:
         if window not in self._made:
-            self._made[window] = tree_blocks(self.position_ids, self.ends, window)
+            shared = 0 if self.trunk is None else len(self.trunk)
+            self._made[window] = tree_blocks(self.position_ids, self.ends, window, shared)
         return self._made[window]
 
     def block_mask(self, window: int | None, device: torch.device) -> Any:
@@ -45,17 +60,19 @@ class Tree:
             from torch.nn.attention.flex_attention import create_block_mask
 
             ends, depths, size = self.ends.to(device), self.position_ids.to(device), len(self.ends)
+            shared = 0 if self.trunk is None else len(self.trunk)
 
             def sees(batch: Any, head: Any, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+                query = query + shared
                 seen = (key <= query) & (query < ends[key])
                 return seen if window is None else seen & (depths[query] - depths[key] < window)
 
-            self._made[window] = create_block_mask(sees, None, None, size, size, device=device)
+            self._made[window] = create_block_mask(sees, None, None, size - shared, size, device=device)
         return self._made[window]
 
 
 class _BlockAttention(torch.autograd.Function):
-    """Attention [1, H, N, D] of queries over keys and values [1, K, N, D] that H/K heads share, block by block."""
+    """Attention [1, H, Q, D] of the last Q of N tokens over keys and values [1, K, N, D] that H/K heads share, by blocks."""
 
     @staticmethod
     def forward(
@@ -63,17 +80,18 @@ class _BlockAttention(torch.autograd.Function):
     ) -> torch.Tensor:
         # In this layout the models read the heads of a token side by side.
         out = query.new_empty(1, query.shape[2], query.shape[1], query.shape[3]).transpose(1, 2)
-        normalisers = []
+        normalisers, first = [], key.shape[2] - query.shape[2]
         for block in blocks:
+            asking = slice(block.start - first, block.stop - first)
             found, normaliser = _forward(
-                query[:, :, block.start : block.stop],
+                query[:, :, asking],
                 _seen(key, block),
                 _seen(value, block),
                 is_causal=block.mask is None,
                 attn_mask=block.mask,
                 scale=scale,
             )
-            out[:, :, block.start : block.stop] = found
+            out[:, :, asking] = found
             normalisers.append(normaliser)
         ctx.save_for_backward(query, key, value, out, *normalisers)
         ctx.blocks, ctx.scale = blocks, scale
@@ -84,8 +102,9 @@ class _BlockAttention(torch.autograd.Function):
         query, key, value, out, *normalisers = ctx.saved_tensors
         of_query = torch.empty_like(query)
         of_key, of_value = torch.zeros_like(key), torch.zeros_like(value)
+        first = key.shape[2] - query.shape[2]
         for block, normaliser in zip(ctx.blocks, normalisers, strict=True):
-            asking = slice(block.start, block.stop)
+            asking = slice(block.start - first, block.stop - first)
             of_query[:, :, asking], keys, values = _backward(
                 gradient[:, :, asking],
                 query[:, :, asking],
@@ -131,13 +150,19 @@ def tree_attention(
     tree: Tree | None = None,
     **unused: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend over a tree of N tokens; the arguments and the result [1, N, H, D] are those of transformers' functions.
+    """Attend over a tree; the arguments are those of transformers' functions, and so is the result [1, N, H, D].
+
+    N are the tokens of the pass, all of the tree's but those of its trunk.
 
     Raises:
         RuntimeError: if the model does not hand on `tree` to its layers.
     """
     if tree is None:
         raise RuntimeError(f"{type(module).__name__} was not given the tree that its tokens form")
+    if tree.becomes is not None:
+        tree.becomes.keep(module.layer_idx, key, value)
+    if tree.trunk is not None:
+        key, value = tree.trunk.before(module.layer_idx, key, value)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if query.device.type == "cpu":
         out = _BlockAttention.apply(query, key, value, tree.blocks(sliding_window), scale)

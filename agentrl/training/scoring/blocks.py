@@ -32,30 +32,42 @@ class Block:
     mask: torch.Tensor | None
 
 
-def tree_blocks(position_ids: torch.Tensor, ends: torch.Tensor, window: int | None = None) -> list[Block]:
+def tree_blocks(
+    position_ids: torch.Tensor, ends: torch.Tensor, window: int | None = None, shared: int = 0
+) -> list[Block]:
     """Cut a tree of N tokens into blocks whose calls take the least time.
 
     Args:
         position_ids: long [N], the depth of each token.
         ends: long [N], where its subtree ends.
         window: a token sees only the last `window` tokens up to itself; None sees all.
+        shared: so many tokens, which all later ones see, ask nothing.
     """
     depths, until = position_ids.numpy(), ends.numpy()
-    starts, stops = _nodes(depths, until)
-    return [_block(s, e, path, depths, until, window) for s, e, path in _calls(starts, stops, depths, until)]
+    starts, stops = _nodes(depths, until, shared)
+    calls = _calls(starts, stops, depths, until, shared)
+    return [_block(start, stop, path, depths, until, window) for start, stop, path in calls]
 
 
-def _nodes(depths: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return where the runs of tokens without a branch start and stop, and within them pieces at certain depths."""
+def _nodes(depths: np.ndarray, ends: np.ndarray, shared: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return where the runs of tokens without a branch start and stop, and within them pieces at certain depths.
+
+    The first `shared` tokens are one run.
+    """
     breaks = (depths[1:] != depths[:-1] + 1) | (ends[1:] != ends[:-1]) | (depths[1:] % _PIECE == 0)
+    if shared:
+        breaks[: shared - 1], breaks[shared - 1] = False, True
     starts = np.concatenate([[0], np.flatnonzero(breaks) + 1])
     return starts, np.concatenate([starts[1:], [len(depths)]])
 
 
 def _calls(
-    starts: np.ndarray, stops: np.ndarray, depths: np.ndarray, ends: np.ndarray
+    starts: np.ndarray, stops: np.ndarray, depths: np.ndarray, ends: np.ndarray, shared: int
 ) -> Iterator[tuple[int, int, np.ndarray]]:
-    """Yield start, stop and ancestors [P] of each block: a node alone, or with its whole subtree where that is cheaper."""
+    """Yield start, stop and ancestors [P] of each block: a node alone, or with its whole subtree where that is cheaper.
+
+    The node of the first `shared` tokens is none.
+    """
     count = len(starts)
     cheapest, merged = np.zeros(count, np.int64), np.zeros(count, bool)
     parents, open_nodes = np.full(count, -1), []
@@ -72,18 +84,21 @@ def _calls(
         apart = size * (before + size) + _PAIRS_OF_A_CALL + of_children[node]
         together = subtree * (before + subtree) + _PAIRS_OF_A_CALL
         merged[node] = together <= apart
+        if shared and node == 0:
+            merged[node], apart, together = False, of_children[node], of_children[node]
         cheapest[node] = min(apart, together)
         if parents[node] >= 0:
             of_children[parents[node]] += cheapest[node]
     total = len(depths)
-    if total * total + _PAIRS_OF_A_CALL <= cheapest[parents < 0].sum():
-        yield 0, total, np.empty(0, np.int64)
+    own = total - shared
+    if own * total + _PAIRS_OF_A_CALL <= cheapest[parents < 0].sum():
+        yield shared, total, np.arange(shared)
         return
     path, done = np.zeros(int(depths.max()) + 1, np.int64), 0
     for node in range(count):
         start, stop, before = int(starts[node]), int(stops[node]), int(depths[starts[node]])
         path[before : before + stop - start] = np.arange(start, stop)
-        if start < done:
+        if start < max(done, shared):
             continue
         done = int(ends[start]) if merged[node] else stop
         yield start, done, path[:before].copy()

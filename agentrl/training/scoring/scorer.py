@@ -12,7 +12,7 @@ import torch
 from agentrl.training.scoring.attention import IMPLEMENTATION, Tree
 from agentrl.training.scoring.head import Entropy, head_scores
 from agentrl.training.scoring.lora import merge_lora
-from agentrl.training.scoring.tree import Pack, TokenSequence, pack
+from agentrl.training.scoring.tree import Pack, TokenSequence, pack, with_trunks
 from agentrl.types import AgentRLError
 
 Packing = Literal["prefix_tree", "episodes", "none"]
@@ -82,12 +82,22 @@ class Scorer:
             self._causal.set_attn_implementation(IMPLEMENTATION)
 
     def packs(self, sequences: Sequence[TokenSequence]) -> Iterator[Pack]:
-        """Yield packs that hold every sequence with a scored token once."""
-        if self._packing != "none":
-            yield from pack(sequences, self._tokens, share=self._packing == "prefix_tree")
+        """Yield packs that hold every sequence with a scored token once.
+
+        What is to flow back from the scores of a pack must have done so before the next pack is taken: a beginning that
+        packs share is computed once, and its gradients come when the last of them is done.
+        """
+        yield from self._packs(sequences, self._tokens)
+
+    def _packs(self, sequences: Sequence[TokenSequence], tokens: int) -> Iterator[Pack]:
+        if self._packing == "prefix_tree":
+            yield from with_trunks(list(pack(sequences, tokens)), sequences)
+            return
+        if self._packing == "episodes":
+            yield from pack(sequences, tokens, share=False)
             return
         for index, sequence in enumerate(sequences):
-            for alone in pack([sequence], self._tokens):
+            for alone in pack([sequence], tokens):
                 yield alone.renumbered(index)
 
     def score(self, pack: Pack, *, entropy: Entropy = "none") -> Scores:
@@ -106,15 +116,25 @@ class Scorer:
         sources, targets = pack.sources.to(device), pack.targets.to(device)
         if self._packing == "none":
             return self._plain(pack, sources, targets, entropy)
-        hidden = self._causal.base_model(
-            input_ids=pack.ids.to(device),
-            position_ids=pack.position_ids.to(device),
-            use_cache=False,
-            tree=Tree.of(pack),
-        ).last_hidden_state[0]
+        trunk = pack.trunk
+        if trunk is not None:
+            trunk.require_open()
+            if trunk.hidden is None:
+                trunk.finish(self._hidden(trunk.ids, torch.arange(len(trunk))[None], Tree.of_trunk(trunk), device))
+        own = slice(pack.shared, None)
+        hidden = self._hidden(pack.ids[:, own], pack.position_ids[:, own], Tree.of(pack), device)
+        if trunk is not None:
+            hidden = torch.cat([trunk.hidden.to(hidden.dtype), hidden], dim=1)
         return head_scores(
-            hidden[sources], self._head.weight, self._head.bias, targets, self._temperature, entropy=entropy
+            hidden[0, sources], self._head.weight, self._head.bias, targets, self._temperature, entropy=entropy
         )
+
+    def _hidden(self, ids: torch.Tensor, position_ids: torch.Tensor, tree: Tree, device: torch.device) -> torch.Tensor:
+        """Return the last hidden states [1, N, H] of the tokens of a pass."""
+        found = self._causal.base_model(
+            input_ids=ids.to(device), position_ids=position_ids.to(device), use_cache=False, tree=tree
+        )
+        return found.last_hidden_state
 
     def check(self) -> None:
         """Compare packs with the model's own pass over each of some short sequences.
@@ -125,28 +145,33 @@ class Scorer:
         if self._packing == "none":
             return
         vocabulary = self._head.weight.shape[0]
-        shapes = ([1, 2, 3, 4, 5], [1, 2, 3, 6, 7, 8], [1, 2, 9], [10, 11, 12, 13])
+        # Behind a common beginning, and behind none: as one tree, and as packs that share a trunk.
+        beginning = list(range(100, 124))
+        shapes = ([*beginning, 3, 4, 5], [*beginning, 3, 6, 7, 8], [*beginning, 9], [10, 11, 12, 13])
         rows = [torch.tensor(shape).mul(7919).remainder(vocabulary).numpy() for shape in shapes]
         sequences = [TokenSequence(row, torch.arange(1, len(row)).numpy()) for row in rows]
-        packed: dict[int, torch.Tensor] = {}
         training = self._model.training
         self._model.eval()
         with torch.no_grad():
-            for some in self.packs(sequences):
-                values = self.score(some).logps.split([len(sequences[i].scored) for i in some.members])
-                packed |= dict(zip(some.members, values, strict=True))
             with self._own_attention():
-                for index, sequence in enumerate(sequences):
-                    (alone,) = pack([sequence], len(sequence.ids))
-                    device = next(self._causal.parameters()).device
-                    expected, _ = self._plain(alone, alone.sources.to(device), alone.targets.to(device), "none")
-                    difference = (packed[index] - expected[alone.places.to(device)]).abs().max().item()
+                expected = [self._alone(sequence) for sequence in sequences]
+            for tokens in (1, 1000):
+                for some in self._packs(sequences, tokens):
+                    found = self.score(some).logps
+                    difference = (found - torch.cat([expected[i] for i in some.members])).abs().max().item()
                     if not difference <= _TOLERANCE[self._head.weight.dtype]:
                         raise ScoringError(
                             f"{type(self._causal).__name__} does not compute in packs what it computes of each episode "
                             f"alone: log-probabilities differ by {difference:.3g} nats; set training.packing to none"
                         )
         self._model.train(training)
+
+    def _alone(self, sequence: TokenSequence) -> torch.Tensor:
+        """Return the log-probabilities [S] of a sequence's scored tokens by the model's own pass."""
+        (alone,) = pack([sequence], len(sequence.ids))
+        device = next(self._causal.parameters()).device
+        logps, _ = self._plain(alone, alone.sources.to(device), alone.targets.to(device), "none")
+        return logps[alone.places.to(device)]
 
     def _plain(
         self, pack: Pack, sources: torch.Tensor, targets: torch.Tensor, entropy: Entropy

@@ -13,6 +13,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from agentrl.training.scoring.trunk import Trunk
+
+# A pass costs about as much as so many tokens more in another one.
+_LEAST_TRUNK = 16
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenSequence:
@@ -55,6 +60,7 @@ class Pack:
         sources: long [M], the token whose hidden state predicts.
         targets: long [M], the id that is predicted.
         places: long [S], for each scored token, member after member, its prediction.
+        trunk: the first P of the tokens, which all of them see, where another pass computes these; None if none does.
     """
 
     members: tuple[int, ...]
@@ -64,9 +70,15 @@ class Pack:
     sources: torch.Tensor
     targets: torch.Tensor
     places: torch.Tensor
+    trunk: Trunk | None = None
 
     def __len__(self) -> int:
         return self.ids.shape[1]
+
+    @property
+    def shared(self) -> int:
+        """The number of tokens in the trunk."""
+        return 0 if self.trunk is None else len(self.trunk)
 
     def renumbered(self, index: int) -> Pack:
         """Return this pack of one sequence with another index for it."""
@@ -96,6 +108,45 @@ def pack(sequences: Sequence[TokenSequence], tokens: int, *, share: bool = True)
             layout = _Layout(share)
         layout.add(index, sequences[index])
     yield layout.pack()
+
+
+def with_trunks(packs: Sequence[Pack], sequences: Sequence[TokenSequence]) -> Iterator[Pack]:
+    """Yield packs again, those in a row that begin alike behind one trunk, so that the fewest tokens are computed.
+
+    A trunk is closed when the pack after its last one is asked for, see `Trunk`.
+
+    Args:
+        packs: as `pack` makes them of `sequences`.
+        sequences: what the packs hold.
+    """
+    firsts = [sequences[some.members[0]].inputs for some in packs]
+    lasts = [sequences[some.members[-1]].inputs for some in packs]
+    # For the first n packs: the most tokens that trunks save, where the last run of packs starts, and its trunk.
+    best: list[tuple[int, int, int]] = [(0, 0, 0)]
+    for stop in range(1, len(packs) + 1):
+        options = [(best[stop - 1][0], stop - 1, 0)]
+        shortest = len(packs[stop - 1])
+        for start in range(stop - 2, -1, -1):
+            shortest = min(shortest, len(packs[start]))
+            # Sorted as they are, what the first and the last share all have in common.
+            shared = min(_common(firsts[start], lasts[stop - 1]), shortest - 1)
+            if shared < _LEAST_TRUNK:
+                break
+            options.append((best[start][0] + (stop - start - 1) * shared, start, shared))
+        best.append(max(options, key=lambda option: option[0]))
+    runs, stop = [], len(packs)
+    while stop:
+        _, start, shared = best[stop]
+        runs.append((start, stop, shared))
+        stop = start
+    for start, stop, shared in reversed(runs):
+        if not shared:
+            yield from packs[start:stop]
+            continue
+        trunk = Trunk(packs[start].ids[:, :shared])
+        for some in packs[start:stop]:
+            yield replace(some, trunk=trunk)
+        trunk.close()
 
 
 def unique_tokens(sequences: Sequence[TokenSequence]) -> int:
@@ -156,8 +207,11 @@ class _Layout:
         )
 
     def _common(self, inputs: np.ndarray) -> int:
-        if not self._share:
-            return 0
-        size = min(len(self._last), len(inputs))
-        differs = np.flatnonzero(self._last[:size] != inputs[:size])
-        return int(differs[0]) if len(differs) else size
+        return _common(self._last, inputs) if self._share else 0
+
+
+def _common(one: np.ndarray, other: np.ndarray) -> int:
+    """Return how many tokens two sequences have in common at their beginnings."""
+    size = min(len(one), len(other))
+    differs = np.flatnonzero(one[:size] != other[:size])
+    return int(differs[0]) if len(differs) else size
