@@ -15,7 +15,7 @@ def engines_need_gpus(config: Config) -> bool:
     return config.device == "cuda" and config.engine.kind != "openai"
 
 
-def check_granted(who: str, gpus: float, processes: int = 1) -> None:
+def check_granted(who: str, gpus: float) -> None:
     """Raise ConfigError unless this process of Ray has the cards that it asked for, and CUDA is shown no others.
 
     Otherwise engine and trainer would both compute on the first card of the machine, whoever it was given to.
@@ -23,22 +23,20 @@ def check_granted(who: str, gpus: float, processes: int = 1) -> None:
     Args:
         who: names the process in the error.
         gpus: what it asked for, whole cards or a share of one.
-        processes: of the same kind on this machine, itself among them, that are shown the cards of one another.
     """
-    problem = granted_problem(
-        ray.get_runtime_context().get_accelerator_ids()["GPU"], os.environ.get("CUDA_VISIBLE_DEVICES"), gpus, processes
-    )
+    granted = ray.get_runtime_context().get_accelerator_ids()["GPU"]
+    problem = granted_problem(granted, os.environ.get("CUDA_VISIBLE_DEVICES"), gpus)
     if problem is not None:
         raise ConfigError(f"{who} {problem}")
 
 
-def granted_problem(granted: Sequence[str], visible: str | None, gpus: float, processes: int = 1) -> str | None:
+def granted_problem(granted: Sequence[str], visible: str | None, gpus: float) -> str | None:
     """Return what is wrong with the cards of a process, and what to do; None if nothing is.
 
     Args:
         granted: the names of the cards that Ray gave it.
         visible: its CUDA_VISIBLE_DEVICES, None without one.
-        gpus, processes: see `check_granted`.
+        gpus: see `check_granted`.
     """
     wanted = max(1, int(gpus))
     if len(granted) != wanted:
@@ -47,7 +45,7 @@ def granted_problem(granted: Sequence[str], visible: str | None, gpus: float, pr
             "`ray status` lists the GPUs of every machine"
         )
     shown = [] if visible is None else visible.split(",")
-    if len(shown) != wanted * processes or not set(granted) <= set(shown):
+    if sorted(shown) != sorted(granted):
         return (
             f"was given GPU {', '.join(granted)} by Ray, and CUDA_VISIBLE_DEVICES shows it "
             f"{'every GPU' if visible is None else visible or 'none'}; start Ray without "

@@ -62,10 +62,7 @@ def train_loop(loop_config: dict[str, Any]) -> None:
         # Ray Train starts the trainer on any node, and elsewhere the steps of days would be written where nobody looks.
         settings.folder.check_shared()
         if settings.config.device == "cuda":
-            from ray.train import get_context
-
-            # Ray Train shows the trainer's processes on one machine the cards of them all.
-            check_granted("the trainer's process", settings.config.trainer_gpus, get_context().get_local_world_size())
+            check_granted("the trainer's process", settings.config.trainer_gpus)
         # Here, because the driver imports this module and needs no torch.
         from agentrl.training.ranks import Ranks, hide_ranks
         from agentrl.training.session import TrainingSession, follow

@@ -73,8 +73,10 @@ class TrainerProcess:
         # Beside engines that start, a process takes its time. Its default is a minute.
         os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(self._config.start_seconds)
         from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchConfig, TorchTrainer
+        from ray.train.torch import TorchTrainer
         from ray.util.queue import Queue
+
+        from agentrl.training.cards import OwnCards
 
         self._events, self._orders = Queue(maxsize=_EVENTS), Queue()
         settings = TrainSettings(
@@ -84,7 +86,7 @@ class TrainerProcess:
         trainer = TorchTrainer(
             train_loop,
             train_loop_config={"settings": settings},
-            torch_config=TorchConfig(timeout_s=_COLLECTIVE_SECONDS),
+            torch_config=OwnCards(timeout_s=_COLLECTIVE_SECONDS),
             scaling_config=ScalingConfig(
                 num_workers=self._config.training.workers,
                 use_gpu=gpus > 0,

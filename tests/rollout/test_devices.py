@@ -36,12 +36,6 @@ def test_what_is_wrong_with_the_cards_of_a_process_is_named(granted, visible, gp
     assert re.search(words, granted_problem(granted, visible, gpus))
 
 
-def test_trainers_of_one_machine_are_shown_the_cards_of_them_all_and_no_others():
-    assert granted_problem(["2"], "1,2", 1, processes=2) is None
-    assert "shows it 1,2,3" in granted_problem(["2"], "1,2,3", 1, processes=2)
-    assert "shows it 0,1" in granted_problem(["2"], "0,1", 1, processes=2)
-
-
 def test_a_process_is_asked_what_it_was_given(monkeypatch):
     context = SimpleNamespace(get_accelerator_ids=lambda: {"GPU": ["1"], "TPU": []})
     monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
