@@ -22,7 +22,7 @@ from agentrl.models import load_tokenizer
 from agentrl.rollout.pool import Request, RolloutPool
 from agentrl.rollout.supervisor import Limits
 from agentrl.rollout.worker import RolloutWorker
-from agentrl.types import Question
+from agentrl.types import Question, Trajectory
 from retrievers.base import Hit
 
 # A benchmark waits for its slowest round.
@@ -99,12 +99,16 @@ class Bench:
 
     def play(self, work: Work, mean_latency: float) -> Played:
         """Play all episodes through the pool; `mean_latency` in seconds."""
+        return self.sample(work, mean_latency)[1]
+
+    def sample(self, work: Work, mean_latency: float = 0.0) -> tuple[list[list[Trajectory]], Played]:
+        """Play all episodes through the pool, and return them too, group by group."""
         ray.get(self.worker.follow.remote(work, mean_latency, self.agent))
         started = self.clock()
         groups = self.pool.sample(requests(work), 1.0)
         seconds = self.clock() - started
         check_script(work, [trajectory for group in groups for trajectory in group])
-        return Played(seconds, ray.get(self.worker.produced.remote()))
+        return groups, Played(seconds, ray.get(self.worker.produced.remote()))
 
     def hold(self, work: Work, mean_latency: float) -> Played:
         """Play all episodes with turn barriers."""

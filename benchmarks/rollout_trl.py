@@ -32,9 +32,22 @@ class Looped:
 
 
 class TrlLoop:
-    """A GRPOTrainer whose generations follow a script. It is handed all `episodes` at once."""
+    """A GRPOTrainer whose generations follow a script. It is handed all `episodes` at once.
 
-    def __init__(self, bench: Bench, model: str, folder: Path, backend: Backend, episodes: int) -> None:
+    It trains `policy`, by default the whole of `model`, in micro-batches of `rows` episodes, by default all. Every other
+    episode has a reward of 1.
+    """
+
+    def __init__(
+        self,
+        bench: Bench,
+        model: str,
+        folder: Path,
+        backend: Backend,
+        episodes: int,
+        policy: Any = None,
+        rows: int | None = None,
+    ) -> None:
         import torch
         from datasets import Dataset
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -79,16 +92,18 @@ class TrlLoop:
         if backend == "vllm":
             _set_for_cpus(bench.places)
         tokenizer = AutoTokenizer.from_pretrained(model)
-        network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        network = policy or AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        self._parts = episodes // (rows or episodes)
         self._trainer = Scripted(
             model=network,
             processing_class=tokenizer,
             train_dataset=Dataset.from_list([{"prompt": self._ask("?")}]),
-            reward_funcs=lambda completions, **row: [0.0] * len(completions),
+            reward_funcs=lambda completions, **row: [float(number % 2) for number in range(len(completions))],
             environment_factory=World,
             args=GRPOConfig(
                 output_dir=str(folder),
-                per_device_train_batch_size=episodes,
+                per_device_train_batch_size=rows or episodes,
+                gradient_accumulation_steps=self._parts,
                 num_generations=8,
                 max_completion_length=bench.agent.max_episode_tokens - 600,
                 max_tool_calling_iterations=bench.agent.max_turns,
@@ -107,12 +122,29 @@ class TrlLoop:
 
     def play(self, work: Work, mean_latency: float) -> Looped:
         """Play all episodes; `mean_latency` in seconds."""
+        self._trainer._generate_and_score_completions(self._begin(work, mean_latency))
+        return Looped(self._seconds, self._sent, self._sampled)
+
+    def step(self, work: Work) -> Looped:
+        """Play all episodes with searches that take no time, and take an optimizer step on them."""
+        rows = self._begin(work, 0.0)
+        trainer = self._trainer
+        if trainer.optimizer is None:
+            trainer.create_optimizer()
+            # The loop of Trainer.train sets it.
+            trainer.current_gradient_accumulation_steps = self._parts
+        for _ in range(self._parts):
+            trainer.training_step(trainer.model, rows)
+        update(trainer)
+        return Looped(self._seconds, self._sent, self._sampled)
+
+    def _begin(self, work: Work, mean_latency: float) -> list[dict[str, Any]]:
+        """Set the script, and return what TRL is to generate from."""
         self._work, self._turn = work, 0
         self._sent, self._sampled = {}, {}
         self._retriever = SlowRetriever(self._bench.passages, work, mean_latency)
         self._trainer.model.train()
-        self._trainer._generate_and_score_completions([{"prompt": self._ask(q.text)} for q in work.questions])
-        return Looped(self._seconds, self._sent, self._sampled)
+        return [{"prompt": self._ask(q.text)} for q in work.questions]
 
     def _ask(self, question: str) -> list[dict[str, str]]:
         return [{"role": "user", "content": self._protocol.ask(question)}]
@@ -178,6 +210,15 @@ class TrlLoop:
             return make(**settings, logits_processor=LogitsProcessorList([Lengths()]))
 
         network.generate = make_scripted
+
+
+def update(trainer: Any) -> None:
+    """Have a trainer of transformers take the optimizer step that its loop takes after the gradients."""
+    import torch
+
+    torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), trainer.args.max_grad_norm)
+    trainer.optimizer.step()
+    trainer.model.zero_grad()
 
 
 def _set_for_cpus(places: int) -> None:

@@ -137,7 +137,10 @@ class CountingEngine(VllmEngine):
         )
         prompt = tuple(prompt_ids)
         requests = self._llm.generate(
-            {"prompt_token_ids": list(prompt)}, parameters, request_id=f"p{next(self._requests)}"
+            {"prompt_token_ids": list(prompt)},
+            parameters,
+            request_id=f"p{next(self._requests)}",
+            lora_request=self._current.adapter,
         )
         last = [output async for output in requests][-1]
         return Produced(seed, prompt, tuple(last.outputs[0].token_ids), last.num_cached_tokens)

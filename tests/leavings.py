@@ -1,10 +1,10 @@
-"""What a run leaves in its folder, without the time that things took, so that two runs can be compared to the bit."""
+"""What a run leaves in its folder, without the time and memory that it took, so that runs can be compared to the bit."""
 
 import torch
 
 from agentrl.runs import read_trajectories
 
-_TIMED = ("seconds/", "tokens_per_second/")
+_MEASURED = ("seconds/", "tokens_per_second/", "memory/")
 
 
 def left_by(folder):
@@ -18,7 +18,7 @@ def left_by(folder):
     return {
         "step": last.name,
         "state": _flat(state),
-        "metrics": [{k: v for k, v in line.items() if not k.startswith(_TIMED)} for line in folder.read_metrics()],
+        "metrics": [{k: v for k, v in line.items() if not k.startswith(_MEASURED)} for line in folder.read_metrics()],
         "episodes": episodes,
         "scores": {path.name: path.read_text() for path in sorted(folder.evaluations.glob("*.json"))},
         "weights": (folder.adapter / "adapter_model.safetensors").read_bytes(),

@@ -5,6 +5,7 @@ Estimates, good enough to tell what fits from what does not. All numbers are byt
 
 from __future__ import annotations
 
+import resource
 from dataclasses import dataclass
 from typing import Any
 
@@ -346,6 +347,15 @@ def store_bytes(config: Config, sizes: Sizes) -> int:
     published = (4 if config.model.dtype == "float32" else 2) * sizes.adapter
     episodes = (1 + rollout.max_staleness) * rollout.group_size * rollout.questions_per_step
     return max(_GIB, 2 * (2 * published + episodes * config.agent.max_episode_tokens * _PICKLED_TOKEN))
+
+
+def peak_bytes(device: str) -> int:
+    """Return the most memory that this process has held: of its card what torch had reserved there, on a CPU all of it."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_reserved()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def size(count: int) -> str:

@@ -32,6 +32,7 @@ from agentrl.training.adapter import adapter_files, load_policy, save_adapter
 from agentrl.training.checkpoints import best_checkpoint, learning_rate, set_rate, step_to_go_back_to
 from agentrl.training.evaluating import evaluate_step
 from agentrl.training.loop import TrainSettings
+from agentrl.training.memory import peak_bytes
 from agentrl.training.prefetch import Prefetch
 from agentrl.training.ranks import ALONE, FirstRankFailed, Ranks
 from agentrl.training.sampling import ScoredBatch, StepSampler
@@ -195,6 +196,7 @@ class TrainingSession:
             name: value for name, value in logs.items() if isinstance(value, (int, float)) and math.isfinite(value)
         }
         metrics["tokens_per_second/train"] = metrics["tokens/trained"] / metrics["seconds/train"]
+        metrics["memory/trainer_gib"] = peak_bytes(self._config.device) / 2**30
         self._folder.append_metrics(self.step, metrics)
         self._whole = True
         # TRL draws the order of the next batch from them, and may be cut off after that.
