@@ -128,7 +128,8 @@ class VllmEngine:
             raise EngineDied(f"the vLLM engine did not start: {error}") from error
         self._limit = max_tokens
         cache = self._llm.vllm_config.cache_config
-        capacity = cache.num_gpu_blocks * cache.block_size
+        # A token of a hybrid model takes room in several groups of blocks. vLLM before 0.31 does not say what that comes to.
+        capacity = getattr(cache, "kv_cache_size_tokens", None) or cache.num_gpu_blocks * cache.block_size
         # Under load vLLM throws requests out of a full cache and computes them again, some of them more than once.
         self._budget = TokenBudget(min(capacity, settings.token_budget or capacity))
         self._requests, self._loads = itertools.count(), itertools.count(1)

@@ -22,12 +22,14 @@ def config(**engine):
 class Llm:
     """AsyncLLM as far as it is used here; `release` lets its generations end."""
 
-    def __init__(self):
+    def __init__(self, cache):
         self.calls = []
+        self.asked = 0
         self.release = asyncio.Event()
-        self.vllm_config = SimpleNamespace(cache_config=SimpleNamespace(num_gpu_blocks=64, block_size=16))
+        self.vllm_config = SimpleNamespace(cache_config=cache)
 
     async def generate(self, prompt, parameters, request_id, lora_request):
+        self.asked += 1
         await self.release.wait()
         self.calls.append("generate")
         answer = SimpleNamespace(token_ids=[1], logprobs=[{1: SimpleNamespace(logprob=-1.0)}], finish_reason="stop")
@@ -43,12 +45,12 @@ class Llm:
 @pytest.fixture
 def vllm(monkeypatch):
     """Stand in for vLLM; returns what its engine was made with, under `arguments` and `llm`."""
-    made = SimpleNamespace()
+    made = SimpleNamespace(cache=SimpleNamespace(num_gpu_blocks=64, block_size=16))
 
     class AsyncLLM:
         @staticmethod
         def from_engine_args(arguments):
-            made.arguments, made.llm = arguments, Llm()
+            made.arguments, made.llm = arguments, Llm(made.cache)
             return made.llm
 
     modules = {
@@ -82,6 +84,23 @@ def test_an_engine_takes_its_part_of_the_cards_that_it_has(vllm):
     assert (found["tensor_parallel_size"], found["gpu_memory_utilization"]) == (1, 0.425)
     assert found["enable_sleep_mode"]
     assert made_engine(vllm, gpus=0.5, gpu_memory_utilization=0.6)["gpu_memory_utilization"] == 0.6
+
+
+@pytest.mark.parametrize(("tokens", "at_once"), [(None, 3), (500, 2)])
+def test_generations_wait_for_room_in_a_cache_as_large_as_vllm_says(vllm, tokens, at_once):
+    # 1,024 tokens by its blocks, of which a hybrid model needs more than one for a token.
+    vllm.cache.kv_cache_size_tokens = tokens
+
+    async def play():
+        engine = await _make(config())
+        asked = [asyncio.create_task(engine.generate([5] * 200, Sampling(40))) for _ in range(3)]
+        await asyncio.sleep(0.05)
+        started = vllm.llm.asked
+        vllm.llm.release.set()
+        await asyncio.gather(*asked)
+        return started
+
+    assert asyncio.run(play()) == at_once
 
 
 def test_only_an_engine_that_sleeps_is_kept_from_the_users_allocator_settings():
