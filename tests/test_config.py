@@ -89,6 +89,9 @@ def test_every_problem_is_reported_at_once(small):
     [
         (["training.minibatches=3"], "minibatches 3 must be at most rollout.questions_per_step 2"),
         (["training.llds.weight=0.1"], "llds acts only where a batch has several updates"),
+        (["training.optimizer.name=adamw_8bit"], "adamw_8bit needs device cuda, and device is cpu; set it to adamw"),
+        (["training.optimizer.betas=[0.9]"], "training.optimizer.betas: .*at least 2 items"),
+        (["training.optimizer.betas=[0.9, 1.0]"], "training.optimizer.betas.1: .*less than 1"),
         (["model.dtype=bfloat16"], "must be float32 on device cpu"),
         (["agent.max_turn_tokens=1024"], "max_turn_tokens 1024 must be below max_episode_tokens"),
         (["agent.max_observation_tokens=2000"], "max_observation_tokens 2000 must be below max_episode_tokens"),

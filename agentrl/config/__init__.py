@@ -18,8 +18,6 @@ from agentrl.config.sections import (
     DataConfig,
     DemonstrationSource,
     EvaluationConfig,
-    ImportanceConfig,
-    LldsConfig,
     LoraSettings,
     ModelConfig,
     QuestionSet,
@@ -27,10 +25,9 @@ from agentrl.config.sections import (
     RewardConfig,
     RolloutConfig,
     SelectionConfig,
-    TrainingConfig,
     WarmStartConfig,
-    WatchConfig,
 )
+from agentrl.config.training import ImportanceConfig, LldsConfig, OptimizerConfig, TrainingConfig, WatchConfig
 
 __all__ = [
     "AdvantagesConfig",
@@ -47,6 +44,7 @@ __all__ = [
     "LldsConfig",
     "LoraSettings",
     "ModelConfig",
+    "OptimizerConfig",
     "QuestionSet",
     "RayConfig",
     "RerankConfig",

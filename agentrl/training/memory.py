@@ -39,6 +39,9 @@ _LOGITS = {"cpu": 1 << 21, "cuda": 1 << 27}
 # Versions of the adapter that an engine has room for, see `agentrl.engines.vllm`.
 _ENGINE_ADAPTERS = 2
 
+# What an optimizer keeps of a trained weight beside the weight and its gradient, in bytes.
+OPTIMIZER_STATE = {"adamw": 8, "adamw_8bit": 2, "muon": 4}
+
 # A pickled token of an episode: its id, log-probability and text.
 _PICKLED_TOKEN = 32
 
@@ -148,7 +151,8 @@ class TrainerMemory:
 
     Attributes:
         weights: of the model, and in fp32 a second time those that the adapter is merged into.
-        adapter: its weights, gradients and two moments, all in fp32; with a KL term also a copy as it was at the start.
+        adapter: its weights and gradients in fp32, and the optimizer's moments; with a KL term also a copy as it was at the
+            start.
         activations: see `activation_bytes`.
         logits: [scored tokens, vocabulary] in fp32, their exponentials, and both in the model's precision; of a pack a chunk
             at a time, with `packing: none` of a whole episode.
@@ -194,10 +198,10 @@ def trainer_memory(config: Config, sizes: Sizes, tokens: int) -> TrainerMemory:
     training, dtype = config.training, config.model.dtype
     width = 4 if dtype == "float32" else 2
     merged = sizes.adapted_weights if dtype == "float32" else 0
-    copies = 5 if training.kl_coefficient else 4
+    trained = OPTIMIZER_STATE[training.optimizer.name] + 4 * (3 if training.kl_coefficient else 2)
     return TrainerMemory(
         weights=width * (sizes.weights + merged),
-        adapter=4 * copies * sizes.adapter,
+        adapter=trained * sizes.adapter,
         activations=activation_bytes(sizes, tokens, dtype, checkpointing=training.gradient_checkpointing),
         logits=_logits_bytes(config, sizes, tokens * sizes.vocabulary),
         context=_CUDA_CONTEXT if config.device == "cuda" else 0,

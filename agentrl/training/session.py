@@ -26,6 +26,7 @@ from transformers.trainer_utils import SaveStrategy
 from agentrl.evaluation.run import read_evaluation
 from agentrl.models import load_tokenizer, resolve_model
 from agentrl.progress import Progress
+from agentrl.quantization import check_quantization
 from agentrl.rollout.pool import RolloutPool
 from agentrl.runs import RunFolder, checkpoint_step
 from agentrl.training.adapter import adapter_files, load_policy, save_adapter
@@ -35,7 +36,7 @@ from agentrl.training.loop import TrainSettings
 from agentrl.training.prefetch import Prefetch
 from agentrl.training.ranks import ALONE, FirstRankFailed, Ranks
 from agentrl.training.sampling import ScoredBatch, StepSampler
-from agentrl.training.settings import make_scorer, run_additions, run_settings, run_updates
+from agentrl.training.settings import make_scorer, run_additions, run_optimizer, run_settings, run_updates
 from agentrl.training.trainer import StratifiedTrainer
 from agentrl.training.watch import CollapseError, RollBack, Watch, forecast
 from agentrl.types import AgentRLError
@@ -330,9 +331,11 @@ def make_trainer(
     """Load the policy and set up its training; only the first of `ranks` writes checkpoints.
 
     Raises:
-        AgentRLError: if ranks begin with different weights.
+        AgentRLError: if ranks begin with different weights, or this machine lacks what the configuration wants.
     """
     config, training = settings.config, settings.config.training
+    # On a cluster no other process can tell.
+    check_quantization(config)
     if config.device == "cpu":
         torch.set_num_threads(training.threads)
     # The weights of a fresh adapter are drawn after this.
@@ -348,6 +351,7 @@ def make_trainer(
         scorer=functools.partial(make_scorer, config),
         updates=run_updates(config),
         additions=run_additions(config),
+        optimizer=run_optimizer(config),
         on_trained=on_trained,
         keep_checkpoints=training.keep_checkpoints,
         best=functools.partial(_best_step, settings.folder),

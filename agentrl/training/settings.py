@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from trl import GRPOConfig
 
-from agentrl.config import Config
+from agentrl.config import Config, OptimizerConfig
 from agentrl.training.memory import pack_tokens, sizes_of
+from agentrl.training.optimizers import make_muon
 from agentrl.training.scoring import Scorer
-from agentrl.training.trainer import Additions, Updates
+from agentrl.training.updates import Additions, Updates
 
 # The names of TRL's losses, and what each takes its ratios over.
 LOSSES = {
@@ -74,7 +77,7 @@ def run_settings(config: Config, checkpoints: Path) -> GRPOConfig:
         learning_rate=training.learning_rate,
         lr_scheduler_type=training.schedule,
         warmup_steps=training.warmup_steps * each,
-        weight_decay=training.weight_decay,
+        **_optimizer_settings(training.optimizer),
         max_grad_norm=training.max_grad_norm,
         loss=training.loss,
         epsilon=training.clip.low,
@@ -90,6 +93,32 @@ def run_settings(config: Config, checkpoints: Path) -> GRPOConfig:
         seed=config.seed,
         save_strategy="steps",
         save_steps=training.checkpoint_every * each,
+    )
+
+
+def _optimizer_settings(settings: OptimizerConfig) -> dict[str, Any]:
+    first, second = settings.betas
+    # TRL picks the AdamW that is fastest. What builds muon is `run_optimizer`.
+    named = {"optim": "adamw_8bit"} if settings.name == "adamw_8bit" else {}
+    return named | {
+        "adam_beta1": first,
+        "adam_beta2": second,
+        "adam_epsilon": settings.eps,
+        "weight_decay": settings.weight_decay,
+    }
+
+
+def run_optimizer(config: Config) -> Callable[[torch.nn.Module], torch.optim.Optimizer] | None:
+    """Return what makes the optimizer of a model for the run that `config` describes; None if TRL makes it."""
+    settings = config.training.optimizer
+    if settings.name != "muon":
+        return None
+    return functools.partial(
+        make_muon,
+        rate=config.training.learning_rate,
+        betas=tuple(settings.betas),
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
     )
 
 

@@ -11,7 +11,6 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,14 @@ from trl import GRPOTrainer
 from agentrl.runs import new_checkpoint
 from agentrl.training.adapter import save_adapter
 from agentrl.training.batch import Minibatch, batch_tensors, deal, spread_over_tokens
-from agentrl.training.importance import Mode, importance_weights
+from agentrl.training.importance import importance_weights
 from agentrl.training.llds import displacement, per_token
 from agentrl.training.observations import Observations
 from agentrl.training.proof import Evidence
 from agentrl.training.ranks import ALONE, Ranks, share_out
 from agentrl.training.sampling import ScoredBatch
 from agentrl.training.scoring import Pack, Scorer, Scores, TokenSequence
+from agentrl.training.updates import NOTHING_ADDED, Additions, Updates
 from agentrl.types import AgentRLError
 
 # So many episodes of a batch are scored without the adapter too, until it is proven that engines use it.
@@ -37,52 +37,6 @@ _PROVING_EPISODES = 4
 
 class NotFiniteError(AgentRLError):
     """A number that the update depends on is infinite or NaN; the optimizer has not taken the step."""
-
-
-@dataclass(frozen=True, slots=True)
-class Updates:
-    """How often a batch is trained on.
-
-    Attributes:
-        group_size: the episodes of a group, which stay together.
-        epochs: passes over a batch.
-        minibatches: parts of a batch, with an update for each.
-        seed: of the order in which groups are dealt.
-    """
-
-    group_size: int
-    epochs: int = 1
-    minibatches: int = 1
-    seed: int = 0
-
-    @property
-    def per_batch(self) -> int:
-        return self.epochs * self.minibatches
-
-
-@dataclass(frozen=True, slots=True)
-class Additions:
-    """What agentrl adds to TRL's loss.
-
-    Attributes:
-        importance: mode and cap of the weights that correct for the policy that sampled, see `importance_weights`; None
-            weighs nothing.
-        entropy_bonus: times the mean entropy of the trained tokens is taken off the loss.
-        llds_weight: the weight of the LLDS term (see agentrl.training.llds), a mean over tokens as the loss takes it. It
-            keeps log-probabilities from falling below those before the batch, so it is 0 in the first update on a batch.
-        llds_tolerance: in nats per token; an action counts as unchanged if its mean log-probability fell by no more.
-    """
-
-    importance: tuple[Mode, float] | None = None
-    entropy_bonus: float = 0.0
-    llds_weight: float = 0.0
-    llds_tolerance: float = 1e-3
-
-    def __post_init__(self) -> None:
-        if self.llds_weight < 0 or self.llds_tolerance < 0:
-            raise ValueError(
-                f"llds_weight and llds_tolerance must be at least 0, got {self.llds_weight!r} and {self.llds_tolerance!r}"
-            )
 
 
 class StratifiedTrainer(GRPOTrainer):
@@ -104,7 +58,8 @@ class StratifiedTrainer(GRPOTrainer):
         sample: Callable[[], ScoredBatch],
         scorer: Callable[[Any], Scorer],
         updates: Updates,
-        additions: Additions = Additions(),
+        additions: Additions = NOTHING_ADDED,
+        optimizer: Callable[[Any], torch.optim.Optimizer] | None = None,
         on_trained: Callable[[int], None] = lambda episodes: None,
         keep_checkpoints: int = 2,
         best: Callable[[], int | None] = lambda: None,
@@ -120,6 +75,7 @@ class StratifiedTrainer(GRPOTrainer):
             scorer: makes the scorer of a model.
             updates: how often a batch is trained on.
             additions: what is added to TRL's loss.
+            optimizer: makes the optimizer of a model; None leaves it to TRL.
             on_trained: is called with the number of episodes of the batch that this pass over it is through with.
             keep_checkpoints: so many of the newest checkpoints stay.
             best: returns the step whose checkpoint stays beside them.
@@ -130,6 +86,7 @@ class StratifiedTrainer(GRPOTrainer):
         # The folder that a checkpoint is being written into.
         self._aside: Path | None = None
         self._keep, self._best = keep_checkpoints, best
+        self._make_optimizer = optimizer
         self._ranks = ranks
         super().__init__(
             *args,
@@ -149,6 +106,12 @@ class StratifiedTrainer(GRPOTrainer):
         self.current_gradient_accumulation_steps = 1
         self._observed = Observations()
         self._seconds = 0.0
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Make the optimizer, where there is none yet."""
+        if self.optimizer is None and self._make_optimizer is not None:
+            self.optimizer = self._make_optimizer(self.model if model is None else model)
+        return super().create_optimizer(model)
 
     @property
     def batches(self) -> int:

@@ -199,6 +199,12 @@ def test_the_trainers_memory_is_that_of_its_parts():
     assert merged.context == 0
 
 
+@pytest.mark.parametrize(("name", "copies"), [("adamw", 4), ("adamw_8bit", 2.5), ("muon", 3)])
+def test_moments_take_what_the_optimizer_keeps_of_them(name, copies):
+    found = trainer_memory(make_config(training={"optimizer": {"name": name}}), QWEN, 4096)
+    assert found.adapter == 4 * copies * QWEN.adapter
+
+
 def test_keys_and_values_get_what_the_weights_leave_of_an_engines_part():
     engine = engine_memory(make_config(), QWEN, 80 * GIB)
     assert engine.token == 2 * 36 * 256 * 2

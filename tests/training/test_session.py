@@ -134,6 +134,7 @@ def equal(one, other):
         {"kl_coefficient": 0.1},
         {"schedule": "linear", "tokens_per_micro_batch": 1},
         {"updates_per_batch": 2, "minibatches": 2},
+        {"optimizer": {"name": "muon", "weight_decay": 0.1}},
     ],
 )
 def unbroken(request, model, tmp_path_factory):

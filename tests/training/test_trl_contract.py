@@ -28,7 +28,7 @@ CALLS_OF_A_STEP = [
     "_get_output_dir",
     "_save",
 ]
-OVERRIDDEN = {*CALLS_OF_A_STEP, "_load_from_checkpoint"}
+OVERRIDDEN = {*CALLS_OF_A_STEP, "_load_from_checkpoint", "create_optimizer"}
 READ = {
     "_compute_loss",
     "_metrics",
@@ -41,6 +41,7 @@ READ = {
     "loss_type",
     "max_completion_length",
     "model",
+    "optimizer",
     "state",
 }
 WRITTEN = "current_gradient_accumulation_steps"
