@@ -89,6 +89,8 @@ def test_every_problem_is_reported_at_once(small):
     [
         (["training.minibatches=3"], "minibatches 3 must be at most rollout.questions_per_step 2"),
         (["training.llds.weight=0.1"], "llds acts only where a batch has several updates"),
+        (["training.kl.estimator=k1"], "k1 in the loss has a gradient whose mean is 0.*k2 or k3, or where to reward"),
+        (["training.kl_coefficient=0.1"], "training.kl_coefficient: unknown key"),
         (["training.optimizer.name=adamw_8bit"], "adamw_8bit needs device cuda, and device is cpu; set it to adamw"),
         (["training.optimizer.betas=[0.9]"], "training.optimizer.betas: .*at least 2 items"),
         (["training.optimizer.betas=[0.9, 1.0]"], "training.optimizer.betas.1: .*less than 1"),

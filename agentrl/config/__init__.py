@@ -27,7 +27,7 @@ from agentrl.config.sections import (
     SelectionConfig,
     WarmStartConfig,
 )
-from agentrl.config.training import ImportanceConfig, LldsConfig, OptimizerConfig, TrainingConfig, WatchConfig
+from agentrl.config.training import ImportanceConfig, KlConfig, LldsConfig, OptimizerConfig, TrainingConfig, WatchConfig
 
 __all__ = [
     "AdvantagesConfig",
@@ -41,6 +41,7 @@ __all__ = [
     "EvaluationConfig",
     "ImportanceConfig",
     "IndexConfig",
+    "KlConfig",
     "LldsConfig",
     "LoraSettings",
     "ModelConfig",

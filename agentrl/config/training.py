@@ -27,6 +27,33 @@ class OptimizerConfig(Section):
     weight_decay: float = Field(0.0, ge=0)
 
 
+class KlConfig(Section):
+    """Holds the policy near the model that training began with, by their KL divergence at the tokens that were sampled.
+
+    `coefficient` weighs it; 0 computes none. `estimator` is k1, k2 or k3 of agentrl.training.kl; null is k3 in the loss and k1
+    in the reward. `where: loss` adds their mean to the loss. `where: reward` takes each token's estimate, as it was before
+    the updates on its batch, off the token's advantage. k1 in the loss has a gradient whose mean is 0, and is refused.
+    """
+
+    coefficient: float = Field(0.0, ge=0)
+    estimator: Literal["k1", "k2", "k3"] | None = None
+    where: Literal["loss", "reward"] = "loss"
+
+    @property
+    def chosen(self) -> Literal["k1", "k2", "k3"]:
+        """The estimator that is used."""
+        return self.estimator or ("k1" if self.where == "reward" else "k3")
+
+    @model_validator(mode="after")
+    def _has_a_gradient(self) -> Self:
+        if self.where == "loss" and self.estimator == "k1":
+            raise ValueError(
+                "k1 in the loss has a gradient whose mean is 0, which holds the policy nowhere; set estimator to k2 or k3, or "
+                "where to reward"
+            )
+        return self
+
+
 class LldsConfig(Section):
     """Keeps the likelihood of good actions from falling (arXiv 2512.04220): `weight` 0 leaves it out.
 
@@ -85,9 +112,7 @@ class WatchConfig(Section):
 
 
 class TrainingConfig(Section):
-    """`kl_coefficient` weighs the KL divergence to the model as it was when training began; 0 computes none.
-
-    A step samples a batch and makes `updates_per_batch` passes over it, each in `minibatches` parts of whole groups with an
+    """A step samples a batch and makes `updates_per_batch` passes over it, each in `minibatches` parts of whole groups with an
     optimizer update for each part. `warmup_steps`, like all of these, counts batches. `loss` is one of TRL's; gspo is grpo with
     the ratio of a whole episode, and luspo takes that too. `entropy_bonus` times the mean entropy is taken off the loss.
 
@@ -108,7 +133,7 @@ class TrainingConfig(Section):
     updates_per_batch: int = Field(1, ge=1)
     minibatches: int = Field(1, ge=1)
     clip: ClipConfig = ClipConfig()
-    kl_coefficient: float = Field(0.0, ge=0)
+    kl: KlConfig = KlConfig()
     entropy_bonus: float = Field(0.0, ge=0)
     llds: LldsConfig = LldsConfig()
     importance: ImportanceConfig = ImportanceConfig()

@@ -198,7 +198,7 @@ def trainer_memory(config: Config, sizes: Sizes, tokens: int) -> TrainerMemory:
     training, dtype = config.training, config.model.dtype
     width = 4 if dtype == "float32" else 2
     merged = sizes.adapted_weights if dtype == "float32" else 0
-    trained = OPTIMIZER_STATE[training.optimizer.name] + 4 * (3 if training.kl_coefficient else 2)
+    trained = OPTIMIZER_STATE[training.optimizer.name] + 4 * (3 if training.kl.coefficient else 2)
     return TrainerMemory(
         weights=width * (sizes.weights + merged),
         adapter=trained * sizes.adapter,

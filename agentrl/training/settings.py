@@ -84,7 +84,7 @@ def run_settings(config: Config, checkpoints: Path) -> GRPOConfig:
         epsilon_high=training.clip.high or (5.0 if training.loss == "cispo" else training.clip.low),
         delta=training.clip.dual,
         max_completion_length=config.agent.max_episode_tokens,
-        beta=training.kl_coefficient,
+        beta=training.kl.coefficient,
         temperature=config.agent.temperature,
         gradient_checkpointing=training.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
@@ -137,6 +137,8 @@ def run_additions(config: Config) -> Additions:
         mode = "truncate" if config.model.dtype != "float32" or config.rollout.max_staleness else "off"
     return Additions(
         importance=None if mode == "off" else (mode, importance.cap),
+        kl_estimator=training.kl.chosen,
+        kl_in_reward=training.kl.where == "reward",
         entropy_bonus=training.entropy_bonus,
         llds_weight=training.llds.weight,
         llds_tolerance=training.llds.tolerance,

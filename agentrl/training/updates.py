@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from agentrl.training.importance import Mode
+from agentrl.training.kl import Estimator
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,8 @@ class Additions:
     Attributes:
         importance: mode and cap of the weights that correct for the policy that sampled, see `importance_weights`; None
             weighs nothing.
+        kl_estimator, kl_in_reward: what the KL divergence is estimated by (see agentrl.training.kl), and whether it is taken
+            off advantages instead of added to the loss. TRL's `beta` is its coefficient; k3 in the loss is TRL's own term.
         entropy_bonus: times the mean entropy of the trained tokens is taken off the loss.
         llds_weight: the weight of the LLDS term (see agentrl.training.llds), a mean over tokens as the loss takes it. It
             keeps log-probabilities from falling below those before the batch, so it is 0 in the first update on a batch.
@@ -42,6 +45,8 @@ class Additions:
     """
 
     importance: tuple[Mode, float] | None = None
+    kl_estimator: Estimator = "k3"
+    kl_in_reward: bool = False
     entropy_bonus: float = 0.0
     llds_weight: float = 0.0
     llds_tolerance: float = 1e-3

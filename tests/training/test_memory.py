@@ -189,7 +189,7 @@ def test_a_pack_is_no_shorter_than_the_longest_episode_and_plain_passes_take_one
 
 
 def test_the_trainers_memory_is_that_of_its_parts():
-    plain, kl = (trainer_memory(make_config(training={"kl_coefficient": c}), QWEN, 4096) for c in (0, 1e-3))
+    plain, kl = (trainer_memory(make_config(training={"kl": {"coefficient": c}}), QWEN, 4096) for c in (0, 1e-3))
     assert plain.weights == 2 * QWEN.weights
     assert plain.adapter == 16 * QWEN.adapter
     assert kl.adapter == 20 * QWEN.adapter

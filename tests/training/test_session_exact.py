@@ -142,7 +142,7 @@ def run(config, resume=False, last=None):
     scope="module",
     params=[
         {},
-        {"schedule": "linear", "kl_coefficient": 0.1, "optimizer": {"name": "muon"}},
+        {"schedule": "linear", "kl": {"coefficient": 0.1, "where": "reward"}, "optimizer": {"name": "muon"}},
         {"updates_per_batch": 2, "minibatches": 2},
     ],
     ids=["one update", "linear, kl and muon", "four updates"],
