@@ -94,6 +94,11 @@ def test_every_problem_is_reported_at_once(small):
         (["training.optimizer.name=adamw_8bit"], "adamw_8bit needs device cuda, and device is cpu; set it to adamw"),
         (["training.optimizer.betas=[0.9]"], "training.optimizer.betas: .*at least 2 items"),
         (["training.optimizer.betas=[0.9, 1.0]"], "training.optimizer.betas.1: .*less than 1"),
+        (["reward.length={limit: 64, cache: 65}"], "reward.length: cache 65 must be at most limit 64"),
+        (
+            ["reward.length={limit: 2048, cache: 64}"],
+            "takes nothing off up to limit - cache = 1984 tokens.*1024; lower",
+        ),
         (["model.dtype=bfloat16"], "must be float32 on device cpu"),
         (["agent.max_turn_tokens=1024"], "max_turn_tokens 1024 must be below max_episode_tokens"),
         (["agent.max_observation_tokens=2000"], "max_observation_tokens 2000 must be below max_episode_tokens"),

@@ -143,8 +143,28 @@ class RolloutConfig(Section):
     max_staleness: int = Field(0, ge=0)
 
 
+class LengthConfig(Section):
+    """Takes up to 1 off the reward of a long episode (soft overlong punishment of DAPO, arXiv 2503.14476, equation 13).
+
+    The length is that of the model's own tokens. Up to `limit` - `cache` of them nothing is taken off, from `limit` on 1, and
+    between the two in proportion.
+    """
+
+    limit: int = Field(ge=1)
+    cache: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.cache > self.limit:
+            raise ValueError(f"cache {self.cache} must be at most limit {self.limit}")
+        return self
+
+
 class RewardConfig(Section):
+    """What an episode earns: `kind` is what its answer earns, from which `length` takes off. Evaluations score answers alone."""
+
     kind: Literal["exact_match"] = "exact_match"
+    length: LengthConfig | None = None
 
 
 class SelectionConfig(Section):
@@ -261,6 +281,12 @@ class Config(Section):
             raise ValueError(
                 "evaluation.ceiling searches for queries of its own, and retriever.replay holds only those of a recorded run; "
                 "leave one of them out"
+            )
+        length = self.reward.length
+        if length is not None and length.limit - length.cache >= self.agent.max_episode_tokens:
+            raise ValueError(
+                f"reward.length takes nothing off up to limit - cache = {length.limit - length.cache} tokens, and an episode "
+                f"has at most agent.max_episode_tokens {self.agent.max_episode_tokens}; lower limit"
             )
         problem = device_problem(
             self.device,

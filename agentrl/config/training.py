@@ -116,6 +116,9 @@ class TrainingConfig(Section):
     optimizer update for each part. `warmup_steps`, like all of these, counts batches. `loss` is one of TRL's; gspo is grpo with
     the ratio of a whole episode, and luspo takes that too. `entropy_bonus` times the mean entropy is taken off the loss.
 
+    With `mask_overlong` an episode whose turns, tokens or time ran out is compared with the others and not trained on (DAPO,
+    arXiv 2503.14476, section 3.4).
+
     `tokens_per_micro_batch` bounds the tokens whose activations are held at once; null picks it by memory. `packing` says how
     episodes share a pass of the model: `prefix_tree` computes what they have in common once, `episodes` lays them side by
     side, `none` runs each by itself. None of these three changes a gradient by more than rounding.
@@ -137,6 +140,7 @@ class TrainingConfig(Section):
     entropy_bonus: float = Field(0.0, ge=0)
     llds: LldsConfig = LldsConfig()
     importance: ImportanceConfig = ImportanceConfig()
+    mask_overlong: bool = False
     max_grad_norm: float = Field(1.0, gt=0)
     tokens_per_micro_batch: int | None = Field(None, ge=1)
     packing: Literal["prefix_tree", "episodes", "none"] = "prefix_tree"
