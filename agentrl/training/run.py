@@ -105,7 +105,7 @@ def train(
     """
     if config.ray.address is None:
         check_device(config)
-        check_quantization(config)
+        check_quantization(config, trains=True)
     inputs = load_inputs(config)
     store = _planned_store(config)
     described = describe_inputs(config)

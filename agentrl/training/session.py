@@ -337,7 +337,7 @@ def make_trainer(
     """
     config, training = settings.config, settings.config.training
     # On a cluster no other process can tell.
-    check_quantization(config)
+    check_quantization(config, trains=True)
     if config.device == "cpu":
         torch.set_num_threads(training.threads)
     # The weights of a fresh adapter are drawn after this.

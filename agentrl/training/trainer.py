@@ -89,6 +89,7 @@ class StratifiedTrainer(GRPOTrainer):
         self._keep, self._best = keep_checkpoints, best
         self._make_optimizer = optimizer
         self._ranks = ranks
+        trained = [(p, p.data) for p in kwargs["model"].parameters() if p.requires_grad]
         super().__init__(
             *args,
             # TRL demands a reward function; ours are scored where the episodes run, and this one is never called.
@@ -97,6 +98,10 @@ class StratifiedTrainer(GRPOTrainer):
             train_dataset=Dataset.from_dict({"prompt": [str(update) for update in range(kwargs["args"].max_steps)]}),
             **kwargs,
         )
+        for parameter, data in trained:
+            if parameter.dtype != data.dtype:
+                # TRL rounds the adapter of a quantised model to bf16, in which small updates are lost.
+                parameter.data = data.to(parameter.device)
         # With its `beta` TRL keeps a reference, whatever is made of it; its own term is k3 in the loss.
         self._kl_coefficient = self.beta
         if additions.kl_in_reward or additions.kl_estimator != "k3":

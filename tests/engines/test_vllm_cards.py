@@ -12,11 +12,10 @@ from agentrl.engines.base import Sampling
 from agentrl.types import EngineDied, EnvironmentFailure
 
 
-def config(**engine):
+def config(model=(), **engine):
     rollout = {"workers": 1}
-    return parse_config(
-        {"name": "t", "device": "cuda", "model": {"path": "x/y"}, "engine": engine, "rollout": rollout}, "test"
-    )
+    model = {"path": "x/y"} | dict(model)
+    return parse_config({"name": "t", "device": "cuda", "model": model, "engine": engine, "rollout": rollout}, "test")
 
 
 class Llm:
@@ -65,8 +64,8 @@ def vllm(monkeypatch):
     return made
 
 
-def made_engine(vllm, **engine):
-    asyncio.run(_make(config(**engine)))
+def made_engine(vllm, model=(), **engine):
+    asyncio.run(_make(config(model, **engine)))
     return vllm.arguments
 
 
@@ -82,6 +81,12 @@ def test_an_engine_takes_its_part_of_the_cards_that_it_has(vllm):
     assert (found["tensor_parallel_size"], found["gpu_memory_utilization"]) == (1, 0.425)
     assert found["enable_sleep_mode"]
     assert made_engine(vllm, gpus=0.5, gpu_memory_utilization=0.6)["gpu_memory_utilization"] == 0.6
+
+
+def test_vllm_quantises_the_model_where_the_config_says_so(vllm):
+    assert made_engine(vllm)["quantization"] is None
+    found = made_engine(vllm, {"dtype": "bfloat16", "quantization": "nf4"})
+    assert (found["quantization"], found["dtype"]) == ("bitsandbytes", "bfloat16")
 
 
 def test_only_an_engine_that_sleeps_is_kept_from_the_users_allocator_settings():

@@ -1,7 +1,5 @@
 """The optimizer that a config names: AdamW as TRL has it, AdamW in 8 bits, and Muon for matrices with AdamW for the rest."""
 
-import importlib.util
-
 import pytest
 import torch
 from hypothesis import given
@@ -11,8 +9,7 @@ from tiny import tiny_llama
 from torch.optim.lr_scheduler import LambdaLR
 from trl import GRPOConfig
 
-from agentrl.config import ConfigError, parse_config
-from agentrl.quantization import check_quantization
+from agentrl.config import parse_config
 from agentrl.training.checkpoints import set_rate
 from agentrl.training.optimizers import MuonAndAdamW, make_muon
 from agentrl.training.settings import run_optimizer, run_settings
@@ -60,14 +57,6 @@ def test_what_the_config_says_reaches_trl(tmp_path):
     found = run_settings(make_config(settings, "cuda").model_copy(update={"device": "cpu"}), tmp_path)
     assert found.optim == "adamw_8bit"
     assert (found.adam_beta1, found.adam_beta2, found.adam_epsilon, found.weight_decay) == (0.8, 0.95, 1e-6, 0.1)
-
-
-def test_adamw_in_8_bits_is_refused_where_bitsandbytes_is_missing(monkeypatch):
-    find_spec = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else find_spec(name))
-    check_quantization(make_config({"name": "muon"}))
-    with pytest.raises(ConfigError, match=r"adamw_8bit needs the package bitsandbytes.*pip install bitsandbytes"):
-        check_quantization(make_config({"name": "adamw_8bit"}, "cuda"))
 
 
 @given(st.integers(2, 12), st.integers(2, 12), st.integers(0, 99))

@@ -113,6 +113,18 @@ def test_trl_keeps_a_reference_for_a_kl_term_that_is_not_its_own(tmp_path, token
     assert "args.beta" not in source
 
 
+def test_the_adapter_of_a_quantised_model_keeps_its_precision(tmp_path, tokenizer):
+    """TRL goes by this mark of transformers, and rounds to bf16."""
+    policy = make_policy()
+    policy.get_base_model().is_loaded_in_4bit = True
+    before = {name: p.detach().clone() for name, p in policy.named_parameters() if p.requires_grad}
+    trainer = make_trainer(tmp_path, tokenizer, None, policy)
+    after = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
+    assert before.keys() == after.keys()
+    assert all(after[name].equal(value) for name, value in before.items())
+    assert "is_loaded_in_4bit" in inspect.getsource(GRPOTrainer.__init__)
+
+
 @pytest.mark.parametrize("name", sorted(READ))
 def test_what_is_read_is_there(plain, name):
     assert hasattr(plain, name)
