@@ -31,7 +31,7 @@ def length_penalty(trajectory: Trajectory, settings: LengthConfig) -> float:
     The length is that of the model's own tokens: how long passages are is the retriever's doing, and a limit on them all
     would punish searching. Of L tokens it is (L - (limit - cache)) / cache within these bounds.
 
-    Source: the soft overlong punishment of DAPO (arXiv 2503.14476, equation 13).
+    Source: the soft overlong punishment of DAPO (arXiv 2503.14476, section 3.4).
     """
     over = trajectory.model_tokens - (settings.limit - settings.cache)
     return min(1.0, max(0.0, over / settings.cache))

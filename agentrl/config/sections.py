@@ -152,7 +152,7 @@ class RolloutConfig(Section):
 
 
 class LengthConfig(Section):
-    """Takes up to 1 off the reward of a long episode (soft overlong punishment of DAPO, arXiv 2503.14476, equation 13).
+    """Takes up to 1 off the reward of a long episode (soft overlong punishment of DAPO, arXiv 2503.14476, section 3.4).
 
     The length is that of the model's own tokens. Up to `limit` - `cache` of them nothing is taken off, from `limit` on 1, and
     between the two in proportion.

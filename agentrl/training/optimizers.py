@@ -30,7 +30,7 @@ class MuonAndAdamW(torch.optim.Optimizer):
             matrices: of two dimensions each, for Muon.
             others: for AdamW.
             rate: the learning rate. Muon's update of a matrix [A, B] is multiplied by 0.2 sqrt(max(A, B)), which gives it
-                the root mean square of one of AdamW (arXiv 2502.16982, equation 4).
+                the root mean square of one of AdamW (arXiv 2502.16982, section 2.2).
             betas, eps: AdamW's.
             weight_decay: of all but the vectors among `others`.
         """
