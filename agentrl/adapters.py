@@ -14,8 +14,9 @@ from retrievers.models import resolve_folder
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
-# Settings beyond W + (alpha / r) B A with one rank for all modules and W as the base model has it. vLLM refuses the first
-# three and knows nothing of the others: it would sample from another policy than the one that is trained, without a word.
+# Settings beyond W + s B A with one rank for all modules, s = alpha / r or (rsLoRA) alpha / sqrt(r), and W as the base model has
+# it. vLLM refuses the first three and knows nothing of the others: it would sample from another policy than the one that is
+# trained, without a word.
 _BEYOND_LORA = (
     "use_dora",
     "modules_to_save",
@@ -52,8 +53,14 @@ def adapter_folder(config: Config) -> Path | None:
     except RetrieverError as error:
         raise ModelError(f"model.adapter {error}; give the folder of a PEFT adapter") from error
     lora, made = config.model.lora, _read_config(folder / CONFIG)
-    asked: dict[str, Any] = {"rank": lora.rank, "alpha": lora.alpha, "dropout": lora.dropout}
-    found = {"rank": made["r"], "alpha": made["lora_alpha"], "dropout": made["lora_dropout"]}
+    asked: dict[str, Any] = {"rank": lora.rank, "alpha": lora.alpha, "dropout": lora.dropout, "rslora": lora.rslora}
+    found = {
+        "rank": made["r"],
+        "alpha": made["lora_alpha"],
+        "dropout": made["lora_dropout"],
+        # Older adapters do not mention it.
+        "rslora": made.get("use_rslora", False),
+    }
     if isinstance(lora.target_modules, list) and isinstance(made["target_modules"], list):
         asked["target_modules"] = sorted(lora.target_modules)
         found["target_modules"] = sorted(made["target_modules"])

@@ -70,6 +70,10 @@ class Action:
     argument: str
 
 
+TOO_LONG = "the turn was too long"
+"""The argument of an INVALID action whose turn was cut off at its limit of tokens."""
+
+
 @dataclass(frozen=True, slots=True)
 class Turn:
     """One generation of the model and the observation that answered it.
@@ -213,6 +217,13 @@ class Trajectory:
         """False if the environment failed or the prompt was too long: such an episode says nothing about the policy, has no
         reward and takes no part in advantages."""
         return self.end not in (End.ENVIRONMENT_FAILURE, End.PROMPT_TOO_LONG)
+
+    @property
+    def overlong(self) -> bool:
+        """True if turns, tokens or time ran out: the episode ended at a limit, and not where the policy would have ended it."""
+        if self.end is End.INVALID:
+            return any(turn.action == Action(ActionKind.INVALID, TOO_LONG) for turn in self.turns[-1:])
+        return self.end in (End.TURN_LIMIT, End.TRUNCATED, End.TIMED_OUT)
 
     def with_reward(self, reward: float) -> Trajectory:
         return dataclasses.replace(self, reward=reward)

@@ -30,7 +30,8 @@ from agentrl.training.memory import pack_tokens, sizes_of
 from agentrl.training.sampling import ScoredBatch
 from agentrl.training.scoring import Scorer, pack
 from agentrl.training.settings import grpo_config
-from agentrl.training.trainer import StratifiedTrainer, Updates
+from agentrl.training.trainer import StratifiedTrainer
+from agentrl.training.updates import Updates
 
 RANDOM = "random:"
 # For policies of random weights.

@@ -27,12 +27,19 @@ def test_an_adapter_that_is_what_the_config_says_is_taken(tmp_path, lora):
     assert folder_of(tmp_path, **lora) == tmp_path
 
 
+def test_an_adapter_that_is_scaled_by_the_root_of_its_rank_is_taken_where_the_config_says_so(tmp_path):
+    assert folder_of(tmp_path, MADE | {"use_rslora": True}, rslora=True) == tmp_path
+    with pytest.raises(ConfigError, match="rslora False differs from the rslora True"):
+        folder_of(tmp_path, MADE | {"use_rslora": True})
+
+
 @pytest.mark.parametrize(
     ("lora", "message"),
     [
         ({"rank": 8}, "model.lora.rank 8 differs from the rank 4 of .*; set it to 4"),
         ({"alpha": 16.0}, "model.lora.alpha 16.0 differs from the alpha 8"),
         ({"dropout": 0.5}, "model.lora.dropout 0.5 differs from the dropout 0.0"),
+        ({"rslora": True}, "model.lora.rslora True differs from the rslora False of .*; set it to False"),
         ({"target_modules": ["q_proj"]}, r"model.lora.target_modules \['q_proj'\] differs"),
     ],
 )

@@ -23,6 +23,9 @@ training: {steps: 4}
 """
 
 
+ON_A_CARD = ["device=cuda", "model.dtype=bfloat16", "model.quantization=nf4"]
+
+
 @pytest.fixture
 def small(tmp_path):
     path = tmp_path / "small.yaml"
@@ -89,6 +92,21 @@ def test_every_problem_is_reported_at_once(small):
     [
         (["training.minibatches=3"], "minibatches 3 must be at most rollout.questions_per_step 2"),
         (["training.llds.weight=0.1"], "llds acts only where a batch has several updates"),
+        (["training.kl.estimator=k1"], "k1 in the loss has a gradient whose mean is 0.*k2 or k3, or where to reward"),
+        (["training.kl_coefficient=0.1"], "training.kl_coefficient: unknown key"),
+        (["training.optimizer.name=adamw_8bit"], "adamw_8bit needs device cuda, and device is cpu; set it to adamw"),
+        (["training.optimizer.betas=[0.9]"], "training.optimizer.betas: .*at least 2 items"),
+        (["training.optimizer.betas=[0.9, 1.0]"], "training.optimizer.betas.1: .*less than 1"),
+        (["model.quantization=nf4"], "model.quantization nf4 needs device cuda, and device is cpu; leave it out"),
+        ([*ON_A_CARD, "model.dtype=float32"], "nf4 computes in bfloat16, and model.dtype is float32"),
+        ([*ON_A_CARD, "engine.kind=transformers"], "nf4 needs engine.kind vllm, and it is transformers"),
+        ([*ON_A_CARD, "engine.gpus=2"], "nf4 needs an engine on one card.*engine.gpus 2.*set engine.gpus to 1"),
+        ([*ON_A_CARD, "warmstart.sources=[{questions: q, index: w, count: 1}]"], "nf4 is for training by rewards"),
+        (["reward.length={limit: 64, cache: 65}"], "reward.length: cache 65 must be at most limit 64"),
+        (
+            ["reward.length={limit: 2048, cache: 64}"],
+            "takes nothing off up to limit - cache = 1984 tokens.*1024; lower",
+        ),
         (["model.dtype=bfloat16"], "must be float32 on device cpu"),
         (["agent.max_turn_tokens=1024"], "max_turn_tokens 1024 must be below max_episode_tokens"),
         (["agent.max_observation_tokens=2000"], "max_observation_tokens 2000 must be below max_episode_tokens"),

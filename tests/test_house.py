@@ -17,7 +17,7 @@ FLOORS = [
     ["agentrl.extras", "agentrl.progress", "agentrl.registry", "agentrl.scores"],
     ["agentrl.advantages"],
     ["agentrl.config"],
-    ["agentrl.data", "agentrl.models", "agentrl.rewards", "agentrl.runs"],
+    ["agentrl.data", "agentrl.models", "agentrl.quantization", "agentrl.rewards", "agentrl.runs"],
     ["agentrl.adapters", "agentrl.demo", "agentrl.engines"],
     ["agentrl.agent"],
     ["agentrl.plug_ins", "agentrl.rollout"],

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentrl.types import (
+    TOO_LONG,
     Action,
     ActionKind,
     End,
@@ -89,6 +90,17 @@ def test_only_what_is_not_the_policys_doing_makes_an_episode_invalid():
         for end in End
     }
     assert [end for end, made in ends.items() if not made.valid] == [End.PROMPT_TOO_LONG, End.ENVIRONMENT_FAILURE]
+
+
+def test_an_episode_is_overlong_where_turns_tokens_or_time_ran_out():
+    cut, wrong = (
+        Turn((1,), (0.0,), "", Action(ActionKind.INVALID, reason), 0) for reason in (TOO_LONG, "no tag was closed")
+    )
+    found = {end for end in set(End) - {End.ENVIRONMENT_FAILURE} if episode("t", cut, wrong, end=end).overlong}
+    assert found == {End.TURN_LIMIT, End.TRUNCATED, End.TIMED_OUT}
+    assert episode("t", wrong, cut, end=End.INVALID).overlong
+    assert not episode("t", cut, turn()).overlong
+    assert not failed("t", FailureCause.TIMEOUT).overlong
 
 
 @pytest.mark.parametrize("end", End)

@@ -18,6 +18,7 @@ from agentrl.agent.tools import Toolbox
 from agentrl.config import AgentConfig, ConfigError
 from agentrl.engines.base import Engine, Sampling
 from agentrl.types import (
+    TOO_LONG,
     Action,
     ActionKind,
     End,
@@ -232,7 +233,7 @@ class Agent:
         action = self.protocol.parse(self.codec.said(generation.token_ids, self.protocol.stop))
         if action.kind is ActionKind.INVALID and generation.finish == "length":
             # "No tag was closed" would be true and of no help: the turn was cut off before it could close one.
-            action = Action(ActionKind.INVALID, "the turn was too long")
+            action = Action(ActionKind.INVALID, TOO_LONG)
         text = self.codec.decode(generation.token_ids)
         turn = Turn(generation.token_ids, generation.logprobs, text, action, generation.adapter_version)
         # Kept at once: where the tool fails or the time runs out, the record shows what the model had asked for.

@@ -10,6 +10,7 @@ from agentrl.adapters import adapter_folder, read_adapter
 from agentrl.config import Config, ConfigError, with_setting
 from agentrl.data.inputs import check_index, evaluation_questions
 from agentrl.progress import Progress
+from agentrl.quantization import check_quantization
 from agentrl.types import Question
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ def prepare(
     questions = evaluation_questions(config.data, files, limit, with_gold=with_gold)
     if not questions:
         raise ConfigError(f"nothing to {purpose}: give --questions FILE, or set data.eval in the config")
+    if config.ray.address is None:
+        check_quantization(config, trains=False)
     adapter_folder(config)
     check_index(config)
     return config, questions

@@ -18,8 +18,7 @@ from agentrl.config.sections import (
     DataConfig,
     DemonstrationSource,
     EvaluationConfig,
-    ImportanceConfig,
-    LldsConfig,
+    LengthConfig,
     LoraSettings,
     ModelConfig,
     QuestionSet,
@@ -27,10 +26,9 @@ from agentrl.config.sections import (
     RewardConfig,
     RolloutConfig,
     SelectionConfig,
-    TrainingConfig,
     WarmStartConfig,
-    WatchConfig,
 )
+from agentrl.config.training import ImportanceConfig, KlConfig, LldsConfig, OptimizerConfig, TrainingConfig, WatchConfig
 
 __all__ = [
     "AdvantagesConfig",
@@ -44,9 +42,12 @@ __all__ = [
     "EvaluationConfig",
     "ImportanceConfig",
     "IndexConfig",
+    "KlConfig",
+    "LengthConfig",
     "LldsConfig",
     "LoraSettings",
     "ModelConfig",
+    "OptimizerConfig",
     "QuestionSet",
     "RayConfig",
     "RerankConfig",

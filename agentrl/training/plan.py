@@ -15,6 +15,7 @@ from agentrl.config import Config
 from agentrl.models import model_on_disk
 from agentrl.training.adapter import lora_config
 from agentrl.training.memory import (
+    OPTIMIZER_STATE,
     card_bytes,
     check_memory,
     engine_memory,
@@ -41,12 +42,12 @@ def plan(config: Config) -> Table:
     episodes = rollout.group_size * rollout.questions_per_step
     indexes = len(config.retriever.indexes) * config.retriever.gpus
     adapter = adapter_bytes(config)
-    # An optimizer keeps two moments in fp32 beside the weights of each checkpoint.
-    copies = 3 * training.keep_checkpoints + 1
+    # Beside the weights of each checkpoint, in fp32, is what the optimizer keeps of them.
+    copies = (1 + OPTIMIZER_STATE[training.optimizer.name] / 4) * training.keep_checkpoints + 1
     disk = (
-        f"{copies} times the adapter, whose size is known once {config.model.path} is downloaded,"
+        f"{copies:g} times the adapter, whose size is known once {config.model.path} is downloaded,"
         if adapter is None
-        else size(copies * adapter)
+        else size(int(copies * adapter))
     )
     table = Table("", "", title=f"plan of {config.name}", title_justify="left", show_header=False)
     table.add_row("run folder", str(config.folder))

@@ -17,6 +17,7 @@ from agentrl.evaluation.ceiling import measure_ceiling, searcher_codec
 from agentrl.evaluation.run import Evaluation, read_evaluation
 from agentrl.models import model_on_disk, resolve_model
 from agentrl.progress import OnProgress, Progress
+from agentrl.quantization import check_quantization
 from agentrl.rollout.cluster import cluster
 from agentrl.rollout.pool import RolloutPool
 from agentrl.runs import RunFolder
@@ -104,6 +105,7 @@ def train(
     """
     if config.ray.address is None:
         check_device(config)
+        check_quantization(config, trains=True)
     inputs = load_inputs(config)
     store = _planned_store(config)
     described = describe_inputs(config)

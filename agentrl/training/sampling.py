@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -181,15 +182,20 @@ class StepSampler:
             trajectory, end=End.ENVIRONMENT_FAILURE, cause=FailureCause.STALE, answer=None, reward=None, failure=failure
         )
 
+    def _trains(self, trajectory: Trajectory) -> bool:
+        """Tell whether an episode has a part in the loss."""
+        return trajectory.valid and not (self._config.training.mask_overlong and trajectory.overlong)
+
     def _has_signal(self, group: TrajectoryGroup, options: Mapping[str, Any]) -> bool:
-        """Tell whether a group's rewards make a difference to any of its advantages."""
+        """Tell whether a group's rewards make a difference to the advantages of any of its episodes that are trained."""
         trajectories, strata = group.trajectories, self._strata([group])
-        if not any(trajectory.valid for trajectory in trajectories):
+        trained = [self._trains(trajectory) for trajectory in trajectories]
+        if not any(trained):
             return False
         rewarded = np.asarray(self._advantages(trajectories, strata, options).values)
         # A term such as the balance of strata is there without any reward.
         plain = [replace(t, reward=0.0 if t.valid else None, question=_WITHOUT_ANSWERS) for t in trajectories]
-        return bool(np.any(rewarded != np.asarray(self._advantages(plain, strata, options).values)))
+        return bool(np.any((rewarded != np.asarray(self._advantages(plain, strata, options).values))[trained]))
 
     def _strata(self, groups: Sequence[TrajectoryGroup]) -> list[Hashable]:
         """Return the stratum of each episode, capped among those that it is compared with."""
@@ -222,7 +228,8 @@ class StepSampler:
         """Make a batch of `wanted` groups. Where too few have a signal, others fill the batch, and are not trained on."""
         size = self._config.rollout.group_size
         everyone = _members(groups)
-        metrics = batch_metrics(everyone, self._strata(groups), [i // size for i in range(len(everyone))])
+        numbers = [i // size for i in range(len(everyone))]
+        metrics = batch_metrics(everyone, self._strata(groups), numbers, self._config.reward.length)
 
         trained = [group for group, has in zip(groups, signal, strict=True) if has]
         # TRL needs batches of one size.
@@ -231,6 +238,7 @@ class StepSampler:
         advantages = self._advantages(kept, self._strata(trained), options)
         values = np.asarray(advantages.values)
         values = np.concatenate([values, np.zeros((len(filling), *values.shape[1:]))])
+        trains = [self._trains(trajectory) for trajectory in kept]
 
         metrics |= {f"advantages/{name}": value for name, value in advantages.report.metrics().items()}
         metrics |= {f"advantages/option/{name}": options[name] for name in self._options.moving}
@@ -240,18 +248,19 @@ class StepSampler:
                 "selection/dropped_groups": float(len(signal) - sum(signal)),
                 "selection/unfilled_groups": float(len(fillers)),
             }
+        if self._config.training.mask_overlong:
+            masked = sum(t.valid and not is_trained for t, is_trained in zip(kept, trains, strict=True))
+            metrics["overlong/masked_share"] = masked / max(1, len(kept))
         staleness = [step - 1 - version for t in kept if t.valid for version in t.adapter_versions]
         metrics |= {
             "staleness/mean": float(np.mean(staleness)) if staleness else 0.0,
             "staleness/max": float(max(staleness, default=0)),
             "questions/used": float(self._used),
             "tokens/trained": float(
-                sum(len(t.prompt_ids) + t.model_tokens + t.environment_tokens for t in kept if t.valid)
+                sum(len(t.prompt_ids) + t.model_tokens + t.environment_tokens for t in compress(kept, trains))
             ),
         }
-        return ScoredBatch(
-            [*kept, *filling], values.tolist(), metrics, [t.valid for t in kept] + [False] * len(filling)
-        )
+        return ScoredBatch([*kept, *filling], values.tolist(), metrics, trains + [False] * len(filling))
 
 
 def _members(groups: Iterable[TrajectoryGroup]) -> list[Trajectory]:

@@ -26,6 +26,7 @@ from transformers.trainer_utils import SaveStrategy
 from agentrl.evaluation.run import read_evaluation
 from agentrl.models import load_tokenizer, resolve_model
 from agentrl.progress import Progress
+from agentrl.quantization import check_quantization
 from agentrl.rollout.pool import RolloutPool
 from agentrl.runs import RunFolder, checkpoint_step
 from agentrl.training.adapter import adapter_files, load_policy, save_adapter
@@ -36,7 +37,7 @@ from agentrl.training.memory import peak_bytes
 from agentrl.training.prefetch import Prefetch
 from agentrl.training.ranks import ALONE, FirstRankFailed, Ranks
 from agentrl.training.sampling import ScoredBatch, StepSampler
-from agentrl.training.settings import make_scorer, run_additions, run_settings, run_updates
+from agentrl.training.settings import make_scorer, run_additions, run_optimizer, run_settings, run_updates
 from agentrl.training.trainer import StratifiedTrainer
 from agentrl.training.watch import CollapseError, RollBack, Watch, forecast
 from agentrl.types import AgentRLError
@@ -226,7 +227,9 @@ class TrainingSession:
 
     def _look_for_collapse(self, metrics: Mapping[str, float]) -> None:
         if self.step == 1 and read_evaluation(self._folder, 0) is None:
-            self._forecast(metrics["reward/mean"], "the mean reward of the first step,")
+            # A forecast is about answers.
+            earned = metrics["reward/mean"] + metrics.get("reward/length_penalty", 0.0)
+            self._forecast(earned, "the mean reward of the first step,")
         found = self._watch.see(metrics)
         for reason in found:
             self._tell(f"step {self.step}: {reason}")
@@ -332,9 +335,11 @@ def make_trainer(
     """Load the policy and set up its training; only the first of `ranks` writes checkpoints.
 
     Raises:
-        AgentRLError: if ranks begin with different weights.
+        AgentRLError: if ranks begin with different weights, or this machine lacks what the configuration wants.
     """
     config, training = settings.config, settings.config.training
+    # On a cluster no other process can tell.
+    check_quantization(config, trains=True)
     if config.device == "cpu":
         torch.set_num_threads(training.threads)
     # The weights of a fresh adapter are drawn after this.
@@ -350,6 +355,7 @@ def make_trainer(
         scorer=functools.partial(make_scorer, config),
         updates=run_updates(config),
         additions=run_additions(config),
+        optimizer=run_optimizer(config),
         on_trained=on_trained,
         keep_checkpoints=training.keep_checkpoints,
         best=functools.partial(_best_step, settings.folder),

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from trl import GRPOConfig
 
-from agentrl.config import Config
+from agentrl.config import Config, OptimizerConfig
 from agentrl.training.memory import pack_tokens, sizes_of
+from agentrl.training.optimizers import make_muon
 from agentrl.training.scoring import Scorer
-from agentrl.training.trainer import Additions, Updates
+from agentrl.training.updates import Additions, Updates
 
 # The names of TRL's losses, and what each takes its ratios over.
 LOSSES = {
@@ -74,14 +77,14 @@ def run_settings(config: Config, checkpoints: Path) -> GRPOConfig:
         learning_rate=training.learning_rate,
         lr_scheduler_type=training.schedule,
         warmup_steps=training.warmup_steps * each,
-        weight_decay=training.weight_decay,
+        **_optimizer_settings(training.optimizer),
         max_grad_norm=training.max_grad_norm,
         loss=training.loss,
         epsilon=training.clip.low,
         epsilon_high=training.clip.high or (5.0 if training.loss == "cispo" else training.clip.low),
         delta=training.clip.dual,
         max_completion_length=config.agent.max_episode_tokens,
-        beta=training.kl_coefficient,
+        beta=training.kl.coefficient,
         temperature=config.agent.temperature,
         gradient_checkpointing=training.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
@@ -90,6 +93,32 @@ def run_settings(config: Config, checkpoints: Path) -> GRPOConfig:
         seed=config.seed,
         save_strategy="steps",
         save_steps=training.checkpoint_every * each,
+    )
+
+
+def _optimizer_settings(settings: OptimizerConfig) -> dict[str, Any]:
+    first, second = settings.betas
+    # TRL picks the AdamW that is fastest. What builds muon is `run_optimizer`.
+    named = {"optim": "adamw_8bit"} if settings.name == "adamw_8bit" else {}
+    return named | {
+        "adam_beta1": first,
+        "adam_beta2": second,
+        "adam_epsilon": settings.eps,
+        "weight_decay": settings.weight_decay,
+    }
+
+
+def run_optimizer(config: Config) -> Callable[[torch.nn.Module], torch.optim.Optimizer] | None:
+    """Return what makes the optimizer of a model for the run that `config` describes; None if TRL makes it."""
+    settings = config.training.optimizer
+    if settings.name != "muon":
+        return None
+    return functools.partial(
+        make_muon,
+        rate=config.training.learning_rate,
+        betas=tuple(settings.betas),
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
     )
 
 
@@ -108,6 +137,8 @@ def run_additions(config: Config) -> Additions:
         mode = "truncate" if config.model.dtype != "float32" or config.rollout.max_staleness else "off"
     return Additions(
         importance=None if mode == "off" else (mode, importance.cap),
+        kl_estimator=training.kl.chosen,
+        kl_in_reward=training.kl.where == "reward",
         entropy_bonus=training.entropy_bonus,
         llds_weight=training.llds.weight,
         llds_tolerance=training.llds.tolerance,

@@ -11,7 +11,6 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,15 @@ from trl import GRPOTrainer
 from agentrl.runs import new_checkpoint
 from agentrl.training.adapter import save_adapter
 from agentrl.training.batch import Minibatch, batch_tensors, deal, spread_over_tokens
-from agentrl.training.importance import Mode, importance_weights
+from agentrl.training.importance import importance_weights
+from agentrl.training.kl import kl_estimates
 from agentrl.training.llds import displacement, per_token
 from agentrl.training.observations import Observations
 from agentrl.training.proof import Evidence
 from agentrl.training.ranks import ALONE, Ranks, share_out
 from agentrl.training.sampling import ScoredBatch
 from agentrl.training.scoring import Pack, Scorer, Scores, TokenSequence
+from agentrl.training.updates import NOTHING_ADDED, Additions, Updates
 from agentrl.types import AgentRLError
 
 # So many episodes of a batch are scored without the adapter too, until it is proven that engines use it.
@@ -37,52 +38,6 @@ _PROVING_EPISODES = 4
 
 class NotFiniteError(AgentRLError):
     """A number that the update depends on is infinite or NaN; the optimizer has not taken the step."""
-
-
-@dataclass(frozen=True, slots=True)
-class Updates:
-    """How often a batch is trained on.
-
-    Attributes:
-        group_size: the episodes of a group, which stay together.
-        epochs: passes over a batch.
-        minibatches: parts of a batch, with an update for each.
-        seed: of the order in which groups are dealt.
-    """
-
-    group_size: int
-    epochs: int = 1
-    minibatches: int = 1
-    seed: int = 0
-
-    @property
-    def per_batch(self) -> int:
-        return self.epochs * self.minibatches
-
-
-@dataclass(frozen=True, slots=True)
-class Additions:
-    """What agentrl adds to TRL's loss.
-
-    Attributes:
-        importance: mode and cap of the weights that correct for the policy that sampled, see `importance_weights`; None
-            weighs nothing.
-        entropy_bonus: times the mean entropy of the trained tokens is taken off the loss.
-        llds_weight: the weight of the LLDS term (see agentrl.training.llds), a mean over tokens as the loss takes it. It
-            keeps log-probabilities from falling below those before the batch, so it is 0 in the first update on a batch.
-        llds_tolerance: in nats per token; an action counts as unchanged if its mean log-probability fell by no more.
-    """
-
-    importance: tuple[Mode, float] | None = None
-    entropy_bonus: float = 0.0
-    llds_weight: float = 0.0
-    llds_tolerance: float = 1e-3
-
-    def __post_init__(self) -> None:
-        if self.llds_weight < 0 or self.llds_tolerance < 0:
-            raise ValueError(
-                f"llds_weight and llds_tolerance must be at least 0, got {self.llds_weight!r} and {self.llds_tolerance!r}"
-            )
 
 
 class StratifiedTrainer(GRPOTrainer):
@@ -104,7 +59,8 @@ class StratifiedTrainer(GRPOTrainer):
         sample: Callable[[], ScoredBatch],
         scorer: Callable[[Any], Scorer],
         updates: Updates,
-        additions: Additions = Additions(),
+        additions: Additions = NOTHING_ADDED,
+        optimizer: Callable[[Any], torch.optim.Optimizer] | None = None,
         on_trained: Callable[[int], None] = lambda episodes: None,
         keep_checkpoints: int = 2,
         best: Callable[[], int | None] = lambda: None,
@@ -120,6 +76,7 @@ class StratifiedTrainer(GRPOTrainer):
             scorer: makes the scorer of a model.
             updates: how often a batch is trained on.
             additions: what is added to TRL's loss.
+            optimizer: makes the optimizer of a model; None leaves it to TRL.
             on_trained: is called with the number of episodes of the batch that this pass over it is through with.
             keep_checkpoints: so many of the newest checkpoints stay.
             best: returns the step whose checkpoint stays beside them.
@@ -130,7 +87,9 @@ class StratifiedTrainer(GRPOTrainer):
         # The folder that a checkpoint is being written into.
         self._aside: Path | None = None
         self._keep, self._best = keep_checkpoints, best
+        self._make_optimizer = optimizer
         self._ranks = ranks
+        trained = [(p, p.data) for p in kwargs["model"].parameters() if p.requires_grad]
         super().__init__(
             *args,
             # TRL demands a reward function; ours are scored where the episodes run, and this one is never called.
@@ -139,6 +98,14 @@ class StratifiedTrainer(GRPOTrainer):
             train_dataset=Dataset.from_dict({"prompt": [str(update) for update in range(kwargs["args"].max_steps)]}),
             **kwargs,
         )
+        for parameter, data in trained:
+            if parameter.dtype != data.dtype:
+                # TRL rounds the adapter of a quantised model to bf16, in which small updates are lost.
+                parameter.data = data.to(parameter.device)
+        # With its `beta` TRL keeps a reference, whatever is made of it; its own term is k3 in the loss.
+        self._kl_coefficient = self.beta
+        if additions.kl_in_reward or additions.kl_estimator != "k3":
+            self.beta = 0.0
         self._sample = sample
         self._scorer = scorer(self.accelerator.unwrap_model(self.model))
         self._updates, self._additions, self._on_trained = updates, additions, on_trained
@@ -150,6 +117,12 @@ class StratifiedTrainer(GRPOTrainer):
         self._observed = Observations()
         self._seconds = 0.0
 
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Make the optimizer, where there is none yet."""
+        if self.optimizer is None and self._make_optimizer is not None:
+            self.optimizer = self._make_optimizer(self.model if model is None else model)
+        return super().create_optimizer(model)
+
     @property
     def batches(self) -> int:
         """The number of batches that are trained on to the end."""
@@ -158,7 +131,7 @@ class StratifiedTrainer(GRPOTrainer):
     @property
     def _acts_on_all(self) -> bool:
         """Whether an episode of advantage 0 has a gradient."""
-        return bool(self.beta or self._additions.entropy_bonus or self._additions.llds_weight)
+        return bool(self._kl_coefficient or self._additions.entropy_bonus or self._additions.llds_weight)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Compute the gradients of the next minibatch, and return its loss. `inputs` are TRL's own and say nothing."""
@@ -197,7 +170,7 @@ class StratifiedTrainer(GRPOTrainer):
             # Older weights may have been those of the model without an adapter.
             newest = [set(trajectory.adapter_versions) == {self.batches} for trajectory in batch.trajectories]
             self._adapter_is_used = self._proves_adapter(whole, torch.tensor(newest))
-        if self.beta != 0.0:
+        if self._kl_coefficient:
             with _reference_adapter(self.accelerator.unwrap_model(self.model)):
                 tensors["ref_per_token_logps"] = self._logps_of_all_ranks(whole)
         if self._updates.per_batch > 1:
@@ -277,7 +250,10 @@ class StratifiedTrainer(GRPOTrainer):
         at = tuple(place.to(zeros.device) for place in places)
         logps, entropies = zeros.index_put(at, scores.logps), zeros.index_put(at, scores.entropies)
         old = inputs.get("old_per_token_logps", logps.detach())
-        self._observe(inputs, logps.detach(), old, entropies.detach(), own)
+        earned = inputs["advantages"]
+        if self._kl_coefficient and self._additions.kl_in_reward:
+            self._take_off_kl(inputs, old, own)
+        self._observe(inputs, earned, logps.detach(), old, entropies.detach(), own)
         if self._additions.importance is not None:
             self._weigh(inputs, old, own)
         # Where TRL asks for log-probabilities it gets these.
@@ -288,10 +264,14 @@ class StratifiedTrainer(GRPOTrainer):
         self._scores = None
         if self._additions.entropy_bonus:
             loss = loss - self._additions.entropy_bonus * (entropies * own).sum() / batch.own.sum()
+        if self._kl_coefficient and not (self.beta or self._additions.kl_in_reward):
+            estimates = kl_estimates(logps, inputs["ref_per_token_logps"], self._additions.kl_estimator)
+            # TRL weighs its own by these ratios too.
+            estimates = (logps.detach() - old).exp() * estimates
+            loss = loss + self._kl_coefficient * self._mean_over_tokens(estimates * own, own, batch)
         if self._additions.llds_weight:
-            found = displacement(
-                logps, old, inputs["advantages"], own, inputs["turn_index"], self._additions.llds_tolerance
-            )
+            # Of what an action earned, and not of what corrects it.
+            found = displacement(logps, old, earned, own, inputs["turn_index"], self._additions.llds_tolerance)
             term = self._mean_over_tokens(found.penalty, own, batch)
             loss = loss + self._additions.llds_weight * term
             # Counted once for each minibatch.
@@ -319,6 +299,13 @@ class StratifiedTrainer(GRPOTrainer):
             return values.sum() / len(batch.runs)
         return (values.sum(1) / own.sum(1).clamp(min=1)).sum() / len(batch.runs)
 
+    def _take_off_kl(self, inputs: dict[str, torch.Tensor], old: torch.Tensor, own: torch.Tensor) -> None:
+        """Take off the advantages in `inputs` what each token is away from the reference before the updates on this batch."""
+        estimates = kl_estimates(old, inputs["ref_per_token_logps"], self._additions.kl_estimator)
+        penalty = self._kl_coefficient * estimates * own
+        inputs["advantages"] = per_token(inputs["advantages"], own) - penalty
+        self._observed.add("kl/penalty", float(penalty.sum()), int(own.sum()))
+
     def _weigh(self, inputs: dict[str, torch.Tensor], old: torch.Tensor, own: torch.Tensor) -> None:
         """Multiply the advantages in `inputs` by importance weights, of the policy before this batch to the sampler's."""
         weights = importance_weights(old, inputs["sampling_per_token_logps"], own, *self._additions.importance)
@@ -331,20 +318,25 @@ class StratifiedTrainer(GRPOTrainer):
     def _observe(
         self,
         inputs: dict[str, torch.Tensor],
+        earned: torch.Tensor,
         logps: torch.Tensor,
         old: torch.Tensor,
         entropies: torch.Tensor,
         own: torch.Tensor,
     ) -> None:
-        """Keep for `log` what the log-probabilities and entropies [n, C] of some episodes are at their tokens in `own`."""
-        advantages, tokens = inputs["advantages"], int(own.sum())
-        largest = self._observed.see_sampler(old - inputs["sampling_per_token_logps"], advantages, own)
+        """Keep for `log` what the log-probabilities and entropies [n, C] of some episodes are at their tokens in `own`.
+
+        `earned` are their advantages [n] or [n, C] as the estimator gave them.
+        """
+        tokens = int(own.sum())
+        largest = self._observed.see_sampler(old - inputs["sampling_per_token_logps"], earned, own)
         self._require_finite("the difference between a token's log-probabilities in trainer and sampler", largest)
-        self._observed.see_update((logps - old).exp(), advantages, own, self.epsilon_low, self.epsilon_high)
+        self._observed.see_update((logps - old).exp(), inputs["advantages"], own, self.epsilon_low, self.epsilon_high)
         self._observed.add("entropy", float(entropies[own].sum()), tokens)
-        if self.beta != 0.0:
-            change = (inputs["ref_per_token_logps"] - logps)[own]
-            self._observed.add("kl", float((change.exp() - change - 1).sum()), tokens)
+        if self._kl_coefficient:
+            # Whatever acts, this one is never below 0 and varies least.
+            estimates = kl_estimates(logps[own], inputs["ref_per_token_logps"][own], "k3")
+            self._observed.add("kl", float(estimates.sum()), tokens)
 
     def _get_per_token_logps_and_entropies(
         self, model: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int, **unused: Any
@@ -395,7 +387,8 @@ class StratifiedTrainer(GRPOTrainer):
             nats.
         ratio/positive_q01, _q50, _q99: quantiles of exp(trainer's before the batch - sampler's log-probability) over the
             model's tokens of A >= 0.
-        entropy, kl: in nats.
+        entropy, kl: in nats; kl by k3, at the weights of each update.
+        kl/penalty: what was taken off advantages.
         clip_ratio/low, _high: the share of tokens whose ratio to the policy before the batch clipping cuts.
         importance/mean, _cut_share: the mean of the importance weights, and the share of them that was cut.
         llds/loss, llds/actions_fallen_share: the term before its weight, and the share of the actions of A >= 0 that fell.

@@ -113,6 +113,12 @@ def test_a_turn_that_runs_out_of_tokens_is_told_so(codec):
     assert len(episode.turns[0].token_ids) == engine.samplings[0].max_tokens == 20
 
 
+def test_an_episode_whose_last_turn_is_cut_off_is_overlong_and_one_that_talks_nonsense_is_not(codec):
+    for said, overlong in (("word " * 100, True), (NONSENSE, False)):
+        episode, _ = play(codec, [said], config=settings(max_turn_tokens=40, max_invalid=0))
+        assert (episode.end, episode.overlong) == (End.INVALID, overlong)
+
+
 def test_a_search_whose_passages_would_not_fit_is_not_executed(codec):
     config = settings(max_turn_tokens=64, max_observation_tokens=40, max_episode_tokens=114)
     retriever = PassageRetriever(ELBE)

@@ -12,11 +12,10 @@ from agentrl.engines.base import Sampling
 from agentrl.types import EngineDied, EnvironmentFailure
 
 
-def config(**engine):
+def config(model=(), **engine):
     rollout = {"workers": 1}
-    return parse_config(
-        {"name": "t", "device": "cuda", "model": {"path": "x/y"}, "engine": engine, "rollout": rollout}, "test"
-    )
+    model = {"path": "x/y"} | dict(model)
+    return parse_config({"name": "t", "device": "cuda", "model": model, "engine": engine, "rollout": rollout}, "test")
 
 
 class Llm:
@@ -67,8 +66,8 @@ def vllm(monkeypatch):
     return made
 
 
-def made_engine(vllm, **engine):
-    asyncio.run(_make(config(**engine)))
+def made_engine(vllm, model=(), **engine):
+    asyncio.run(_make(config(model, **engine)))
     return vllm.arguments
 
 
@@ -101,6 +100,12 @@ def test_generations_wait_for_room_in_a_cache_as_large_as_vllm_says(vllm, tokens
         return started
 
     assert asyncio.run(play()) == at_once
+
+
+def test_vllm_quantises_the_model_where_the_config_says_so(vllm):
+    assert made_engine(vllm)["quantization"] is None
+    found = made_engine(vllm, {"dtype": "bfloat16", "quantization": "nf4"})
+    assert (found["quantization"], found["dtype"]) == ("bitsandbytes", "bfloat16")
 
 
 def test_only_an_engine_that_sleeps_is_kept_from_the_users_allocator_settings():

@@ -6,6 +6,8 @@ import pytest
 from scripted import make_config
 from virtual_ray import ProcessExit
 
+from agentrl.config import LengthConfig, RewardConfig
+from agentrl.rewards import make_reward
 from agentrl.rollout.worker import RolloutWorker
 from agentrl.types import EngineDied, EnvironmentFailure, FailureCause, Question
 from retrievers.base import RetrieverError
@@ -52,6 +54,15 @@ def test_episodes_come_back_in_order_with_their_rewards(started):
     assert [(t.answer, t.reward) for t in trajectories] == [("there", 1.0)] * 5
     (wrong,) = wait(worker.rollout(Question("q1", "q1", ("here",)), ["1/0"], 1.0))
     assert wrong.reward == 0.0
+
+
+def test_an_episode_that_is_too_long_earns_less(started, monkeypatch):
+    worker, _, wait = started
+    (plain,) = wait(worker.rollout(QUESTION, ["0/0"], 1.0))
+    reward = make_reward(RewardConfig(length=LengthConfig(limit=2 * plain.model_tokens, cache=2 * plain.model_tokens)))
+    monkeypatch.setattr(worker, "_reward", reward)
+    (shorter,) = wait(worker.rollout(QUESTION, ["0/0"], 1.0))
+    assert (plain.reward, shorter.reward) == (1.0, 0.5)
 
 
 def test_all_groups_together_run_no_more_episodes_than_places_and_leave_none_empty(started):

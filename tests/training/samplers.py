@@ -19,7 +19,18 @@ class Questions(list):
 
 
 def sampler(
-    make, *, size=2, step=3, order=QUESTIONS, most=0.5, staleness=9, history=(), pick=min, wanted=2, **advantages
+    make,
+    *,
+    size=2,
+    step=3,
+    order=QUESTIONS,
+    most=0.5,
+    staleness=9,
+    history=(),
+    pick=min,
+    wanted=2,
+    training=(),
+    **advantages,
 ):
     """A sampler over a pool whose episodes are `make(question, name, number)`, where number counts episodes as played."""
     config = parse_config(
@@ -34,7 +45,7 @@ def sampler(
             },
             "agent": {"temperature": 0.9},
             "advantages": {"estimator": "grpo", **advantages},
-            "training": {"steps": 9},
+            "training": {"steps": 9} | dict(training),
         },
         source="test",
     )

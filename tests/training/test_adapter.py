@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from agentrl.adapters import WEIGHTS, check_tensors, read_adapter
+from agentrl.adapters import CONFIG, WEIGHTS, check_tensors, read_adapter
 from agentrl.config import parse_config
 from agentrl.training.adapter import adapter_files, load_policy, save_adapter
 
@@ -92,3 +92,40 @@ def test_the_same_policy_is_packed_into_the_same_bytes(model, tmp_path):
     policy = policy_of(model)
     save_adapter(policy, tmp_path)
     assert read_adapter(tmp_path) == adapter_files(policy)
+
+
+@pytest.mark.parametrize(("rank", "alpha"), [(4, 8.0), (9, 6.0)])
+def test_an_adapter_is_scaled_by_its_rank_or_by_the_root_of_it(model, rank, alpha):
+    for rslora, expected in ((False, alpha / rank), (True, alpha / rank**0.5)):
+        policy = policy_of(model, lora={"rank": rank, "alpha": alpha, "rslora": rslora})
+        layers = [module for module in policy.modules() if getattr(module, "lora_A", None)]
+        assert [layer.scaling["default"] for layer in layers] == pytest.approx([expected] * len(layers))
+        assert json.loads(adapter_files(policy)[CONFIG])["use_rslora"] is rslora
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rslora", [False, True])
+def test_vllm_scales_an_adapter_as_the_trainer_does(model, rslora):
+    from vllm.lora.peft_helper import PEFTHelper
+
+    policy = policy_of(model, lora={"rank": 9, "alpha": 6.0, "rslora": rslora})
+    (scaling,) = {module.scaling["default"] for module in policy.modules() if getattr(module, "lora_A", None)}
+    read = PEFTHelper.from_dict(json.loads(adapter_files(policy)[CONFIG]))
+    assert read.vllm_lora_scaling_factor == pytest.approx(scaling)
+
+
+def test_the_base_model_is_loaded_in_4_bits_where_the_config_says_so(model, monkeypatch):
+    """The weights themselves take a card; here they are loaded as they are."""
+    import transformers
+
+    asked, load = [], transformers.AutoModelForCausalLM.from_pretrained
+
+    def loaded(folder, **settings):
+        asked.append(settings.pop("quantization_config", None))
+        return load(folder, **settings)
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", loaded)
+    policy_of(model)
+    policy_of(model, dtype="bfloat16", quantization="nf4")
+    assert asked[0] is None
+    assert asked[1].bnb_4bit_quant_type == "nf4"

@@ -9,7 +9,7 @@ from trainers import likelihoods, logged, loss_and_gradients, make_trainer, make
 
 from agentrl.training.importance import importance_weights
 from agentrl.training.sampling import ScoredBatch
-from agentrl.training.trainer import Additions, Updates
+from agentrl.training.updates import Additions, Updates
 
 
 def test_weights_are_cut_or_masked_at_the_cap():

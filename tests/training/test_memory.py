@@ -33,15 +33,17 @@ from agentrl.training.scoring import Scorer, TokenSequence
 GIB = 2**30
 
 # Qwen2.5-3B with an adapter of rank 64 on all its linear layers, which `test_the_sizes_of_a_known_model` counts.
-QWEN = Sizes(36, 2048, 11008, 2048, 256, 151936, 3_085_938_688, 2_774_532_096, 854_784, 119_734_272)
+QWEN = Sizes(36, 2048, 11008, 2048, 256, 151936, 3_085_938_688, 2_774_532_096, 854_784, 119_734_272, 2_774_532_096)
 
 
-def make_config(path="x/y", device="cuda", dtype="bfloat16", engine=(), rollout=(), training=(), agent=(), lora=()):
+def make_config(
+    path="x/y", device="cuda", dtype="bfloat16", engine=(), rollout=(), training=(), agent=(), lora=(), model=()
+):
     return parse_config(
         {
             "name": "t",
             "device": device,
-            "model": {"path": str(path), "dtype": dtype, "lora": {"rank": 8} | dict(lora)},
+            "model": {"path": str(path), "dtype": dtype, "lora": {"rank": 8} | dict(lora)} | dict(model),
             "engine": dict(engine),
             "rollout": dict(rollout),
             "agent": {"max_episode_tokens": 4096} | dict(agent),
@@ -82,6 +84,7 @@ def test_the_sizes_of_a_model_are_those_of_its_weights(model, targets):
     adapted = [s for name, s in linear.items() if targets == "all-linear" or name.rpartition(".")[2] in targets]
     assert sizes.adapted_weights == sum(out * into for out, into in adapted)
     assert sizes.adapted_inputs == sum(into + 8 for _, into in adapted)
+    assert sizes.linear_weights == sum(out * into for out, into in linear.values())
     assert sizes.adapter == get_peft_model(base, lora_config(config)).get_nb_trainable_parameters()[0]
     assert (sizes.layers, sizes.queries, sizes.keys, sizes.vocabulary) == (3, 64, 32, 512)
 
@@ -189,7 +192,7 @@ def test_a_pack_is_no_shorter_than_the_longest_episode_and_plain_passes_take_one
 
 
 def test_the_trainers_memory_is_that_of_its_parts():
-    plain, kl = (trainer_memory(make_config(training={"kl_coefficient": c}), QWEN, 4096) for c in (0, 1e-3))
+    plain, kl = (trainer_memory(make_config(training={"kl": {"coefficient": c}}), QWEN, 4096) for c in (0, 1e-3))
     assert plain.weights == 2 * QWEN.weights
     assert plain.adapter == 16 * QWEN.adapter
     assert kl.adapter == 20 * QWEN.adapter
@@ -197,6 +200,20 @@ def test_the_trainers_memory_is_that_of_its_parts():
     merged = trainer_memory(make_config(device="cpu", dtype="float32"), QWEN, 4096)
     assert merged.weights == 4 * (QWEN.weights + QWEN.adapted_weights)
     assert merged.context == 0
+
+
+def test_weights_in_4_bits_take_a_quarter_and_a_little_more_in_trainer_and_engine():
+    plain, quantized = (make_config(model={"quantization": kind}) for kind in (None, "nf4"))
+    packed = QWEN.linear_weights * (4 + 0.127) / 8
+    saved = 2 * QWEN.linear_weights - packed
+    for plan in (lambda c: trainer_memory(c, QWEN, 4096), lambda c: engine_memory(c, QWEN, 80 * GIB)):
+        assert plan(plain).weights - plan(quantized).weights == pytest.approx(saved, rel=1e-4)
+
+
+@pytest.mark.parametrize(("name", "copies"), [("adamw", 4), ("adamw_8bit", 2.5), ("muon", 3)])
+def test_moments_take_what_the_optimizer_keeps_of_them(name, copies):
+    found = trainer_memory(make_config(training={"optimizer": {"name": name}}), QWEN, 4096)
+    assert found.adapter == 4 * copies * QWEN.adapter
 
 
 def test_keys_and_values_get_what_the_weights_leave_of_an_engines_part():

@@ -7,6 +7,7 @@ from fakes import make_episode
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agentrl.config import LengthConfig
 from agentrl.training.metrics import batch_metrics
 from agentrl.types import End
 
@@ -18,6 +19,25 @@ def test_the_log_probability_of_correct_episodes_is_reported_apart():
     assert metrics["logprobs/correct_mean"] == -0.5
     assert metrics["logprobs/mean"] == -0.75
     assert "logprobs/correct_mean" not in batch_metrics([wrong], [0], [0])
+
+
+def test_what_length_took_off_is_reported_and_leaves_an_episode_correct():
+    settings = LengthConfig(limit=30, cache=30)
+    rewards = [(2, 1.0 - 2 / 30), (7, 1.0 - 7 / 30), (7, -7 / 30)]
+    episodes = [make_episode(str(i), reward=reward, sampled=tokens) for i, (tokens, reward) in enumerate(rewards)]
+    doubled = dataclasses.replace(episodes[2].turns[0], logprobs=(-1.0,) * 7)
+    episodes[2] = dataclasses.replace(episodes[2], turns=(doubled,))
+    metrics = batch_metrics(episodes, [0] * 3, [0] * 3, settings)
+    assert metrics["reward/length_penalty"] == pytest.approx((2 + 7 + 7) / 90)
+    assert metrics["reward/mean"] == pytest.approx((2 - 16 / 30) / 3)
+    assert metrics["logprobs/correct_mean"] == pytest.approx(-0.5)
+    assert "reward/length_penalty" not in batch_metrics(episodes, [0] * 3, [0] * 3)
+
+
+def test_the_share_of_overlong_episodes_is_reported():
+    ends = [End.ANSWERED, End.TURN_LIMIT, End.TRUNCATED, End.TIMED_OUT, End.INVALID]
+    episodes = [make_episode(str(i), reward=0.0, end=end) for i, end in enumerate(ends)]
+    assert batch_metrics(episodes, [0] * 5, [0] * 5)["overlong/share"] == 3 / 5
 
 
 def test_repetition_is_the_share_of_n_grams_that_came_before_in_the_episode():

@@ -29,7 +29,7 @@ def test_the_size_of_a_fresh_adapter_is_that_of_its_weights(model, tmp_path, tar
 
 
 def test_a_checkpoint_takes_three_times_the_adapter_with_a_reference_as_well(model, tmp_path):  # noqa: F811
-    config = make_config(model, tmp_path, steps=1, checkpoint_every=1, kl_coefficient=0.1)
+    config = make_config(model, tmp_path, steps=1, checkpoint_every=1, kl={"coefficient": 0.1})
     run(config, Engines())
     checkpoint = RunFolder(config.folder).latest_checkpoint()
     adapters = list(checkpoint.rglob("*.safetensors"))

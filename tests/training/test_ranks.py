@@ -11,7 +11,7 @@ from trainers import make_trainer, make_trajectories
 
 from agentrl.training.ranks import FirstRankFailed, Ranks, share_out
 from agentrl.training.sampling import ScoredBatch
-from agentrl.training.trainer import Additions, Updates
+from agentrl.training.updates import Additions, Updates
 from agentrl.types import End, FailureCause, Trajectory
 
 STEPS = 5

@@ -8,7 +8,7 @@ from fakes import make_episode
 from samplers import QUESTIONS, failed, sampler
 
 from agentrl.advantages import ESTIMATORS
-from agentrl.types import EnvironmentFailure, GroupError
+from agentrl.types import End, EnvironmentFailure, GroupError
 
 
 def rewarded(*rewards):
@@ -173,7 +173,7 @@ def test_strata_can_be_capped_and_made_of_several_stratifiers():
         return make_episode(name, question, searches=number % 4, reward=0.0)
 
     sample, _, _, _ = sampler(make, size=4, max_strata=3)
-    assert {name for name in sample(4).metrics if name.endswith("/share")} == {
+    assert {name for name in sample(4).metrics if name.startswith("strata/") and name.endswith("/share")} == {
         "strata/0/share",
         "strata/1/share",
         "strata/2+/share",
@@ -277,3 +277,33 @@ def test_strata_of_free_keys_are_capped_among_the_episodes_that_are_compared():
 
 def by_answer(trajectory):
     return trajectory.answer
+
+
+def overlong(*ends):
+    return lambda question, name, number: make_episode(name, question, reward=float(number % 2), end=ends[number])
+
+
+ENDS = [End.ANSWERED, End.TURN_LIMIT, End.TRUNCATED, End.ANSWERED]
+
+
+def test_an_overlong_episode_is_compared_and_not_trained_on_where_it_is_masked():
+    batches = []
+    for mask in (False, True):
+        sample, _, _, _ = sampler(overlong(*ENDS), training={"mask_overlong": mask})
+        batches.append(sample(4))
+    plain, masked = batches
+    assert masked.advantages == plain.advantages
+    assert (plain.trained, masked.trained) == ([True] * 4, [True, False, False, True])
+    assert masked.metrics["overlong/masked_share"] == masked.metrics["overlong/share"] == 0.5
+    assert "overlong/masked_share" not in plain.metrics
+    assert masked.metrics["tokens/trained"] == plain.metrics["tokens/trained"] / 2
+
+
+def test_a_group_whose_overlong_episodes_alone_would_have_a_gradient_has_no_signal():
+    ends = [End.TURN_LIMIT, End.TRUNCATED, End.ANSWERED, End.ANSWERED, End.TURN_LIMIT, End.ANSWERED]
+    settings = {"training": {"mask_overlong": True}, "selection": {"enabled": True}}
+    sample, _, _, _ = sampler(overlong(*ends), **settings)
+    batch = sample(4)
+    assert batch.metrics["selection/dropped_groups"] == 1
+    assert [episode.question.id for episode in batch.trajectories] == ["q1", "q1", "q2", "q2"]
+    assert batch.trained == [True, True, False, True]

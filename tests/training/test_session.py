@@ -131,9 +131,10 @@ def equal(one, other):
     scope="module",
     params=[
         {},
-        {"kl_coefficient": 0.1},
+        {"kl": {"coefficient": 0.1, "estimator": "k2"}},
         {"schedule": "linear", "tokens_per_micro_batch": 1},
         {"updates_per_batch": 2, "minibatches": 2},
+        {"optimizer": {"name": "muon", "weight_decay": 0.1}},
     ],
 )
 def unbroken(request, model, tmp_path_factory):
@@ -436,7 +437,7 @@ def test_publishing_and_saving_ask_nobody_about_a_model_from_the_hub(model, tmp_
     for name in ("connect", "connect_ex"):
         monkeypatch.setattr(socket.socket, name, refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    config = make_config(model, tmp_path, checkpoint_every=1, kl_coefficient=0.1)
+    config = make_config(model, tmp_path, checkpoint_every=1, kl={"coefficient": 0.1})
     run(config, Engines())
     assert asked == []
     assert final_weights(config)

@@ -140,8 +140,12 @@ def run(config, resume=False, last=None):
 
 @pytest.fixture(
     scope="module",
-    params=[{}, {"schedule": "linear", "kl_coefficient": 0.1}, {"updates_per_batch": 2, "minibatches": 2}],
-    ids=["one update", "linear and kl", "four updates"],
+    params=[
+        {},
+        {"schedule": "linear", "kl": {"coefficient": 0.1, "where": "reward"}, "optimizer": {"name": "muon"}},
+        {"updates_per_batch": 2, "minibatches": 2},
+    ],
+    ids=["one update", "linear, kl and muon", "four updates"],
 )
 def unbroken(request, model, tmp_path_factory):  # noqa: F811
     config = make_config(model, tmp_path_factory.mktemp("unbroken"), request.param)

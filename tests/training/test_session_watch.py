@@ -144,9 +144,11 @@ def test_a_run_that_is_to_stop_at_a_collapse_keeps_its_state_and_can_be_resumed(
     assert steps_recorded(config) == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_run_that_is_to_go_back_says_where_to_and_goes_on_from_there_at_half_the_rate(model, tmp_path):  # noqa: F811
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_run_that_is_to_go_back_says_where_to_and_goes_on_from_there_at_half_the_rate(model, tmp_path, optimizer):  # noqa: F811
     settings = {"on_collapse": "roll_back", "max_roll_backs": 1, **COLLAPSED}
     training = {"steps": 6, "checkpoint_every": 1, "keep_checkpoints": 9, "schedule": "linear"}
+    training["optimizer"] = {"name": optimizer}
     config = evaluating(make_config(model, tmp_path, **training), None, **settings)
     with pytest.raises(RollBack) as caught:
         run(config, Alike())
@@ -166,6 +168,8 @@ def test_a_run_that_is_to_go_back_says_where_to_and_goes_on_from_there_at_half_t
     assert [line["learning_rate"] for line in folder.read_metrics()[4:]] == pytest.approx([1e-2 / 6, 1e-2 / 12])
     state = torch.load(folder.latest_checkpoint() / "scheduler.pt")
     assert set(state["base_lrs"]) == {learning_rate(1e-2, folder)} == {5e-3}
+    groups = torch.load(folder.checkpoints / "checkpoint-5" / "optimizer.pt")["param_groups"]
+    assert [group["lr"] for group in groups] == pytest.approx([1e-2 / 12] * len(groups))
 
 
 def scored(folder, step, *ems):

@@ -20,7 +20,7 @@ from trainers import (
 from agentrl.training.batch import batch_tensors, spread_over_tokens
 from agentrl.training.sampling import ScoredBatch
 from agentrl.training.settings import LOSSES, grpo_config
-from agentrl.training.trainer import Additions
+from agentrl.training.updates import Additions
 from agentrl.types import Action, ActionKind, End, FailureCause, Trajectory, Turn
 
 

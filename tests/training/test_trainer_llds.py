@@ -18,7 +18,7 @@ from trainers import (
 
 from agentrl.training.sampling import ScoredBatch
 from agentrl.training.settings import LOSSES
-from agentrl.training.trainer import Additions, Updates
+from agentrl.training.updates import Additions, Updates
 
 # The first turn fell by half a nat a token since before the batch, the second rose, the third moved less than the tolerance.
 FALLS = (0.5, -0.5, 0.0005)

@@ -17,7 +17,8 @@ from trl import GRPOTrainer
 
 from agentrl.training.batch import Minibatch, batch_tensors, deal
 from agentrl.training.sampling import ScoredBatch
-from agentrl.training.trainer import Additions, NotFiniteError, Updates
+from agentrl.training.trainer import NotFiniteError
+from agentrl.training.updates import Additions, Updates
 
 
 def test_a_bonus_for_entropy_makes_the_policy_less_sure(tmp_path, tokenizer):

@@ -17,6 +17,7 @@ from agentrl.training import trainer as module
 from agentrl.training.sampling import ScoredBatch
 from agentrl.training.scoring import Scorer
 from agentrl.training.trainer import StratifiedTrainer
+from agentrl.training.updates import Additions
 
 # The order in which one update of a batch calls them, with a checkpoint after it.
 CALLS_OF_A_STEP = [
@@ -28,7 +29,7 @@ CALLS_OF_A_STEP = [
     "_get_output_dir",
     "_save",
 ]
-OVERRIDDEN = {*CALLS_OF_A_STEP, "_load_from_checkpoint"}
+OVERRIDDEN = {*CALLS_OF_A_STEP, "_load_from_checkpoint", "create_optimizer"}
 READ = {
     "_compute_loss",
     "_metrics",
@@ -41,6 +42,7 @@ READ = {
     "loss_type",
     "max_completion_length",
     "model",
+    "optimizer",
     "state",
 }
 WRITTEN = "current_gradient_accumulation_steps"
@@ -98,6 +100,29 @@ def test_what_is_overridden_is_there_and_takes_the_same_arguments(name):
 def test_trls_loss_divides_by_what_is_written():
     assert WRITTEN in own_and_foreign_names()[0]
     assert f"self.{WRITTEN}" in inspect.getsource(GRPOTrainer._compute_loss)
+
+
+@pytest.mark.parametrize("additions", [Additions(kl_estimator="k2"), Additions(kl_estimator="k1", kl_in_reward=True)])
+def test_trl_keeps_a_reference_for_a_kl_term_that_is_not_its_own(tmp_path, tokenizer, additions):
+    """`beta` of its arguments makes TRL copy the adapter, and `beta` of the trainer is what its loss reads."""
+    trainer = make_trainer(tmp_path, tokenizer, None, additions=additions, beta=0.1)
+    assert "ref" in trainer.model.peft_config
+    assert trainer.beta == 0.0
+    source = inspect.getsource(GRPOTrainer._compute_loss)
+    assert "self.beta * per_token_kl" in source
+    assert "args.beta" not in source
+
+
+def test_the_adapter_of_a_quantised_model_keeps_its_precision(tmp_path, tokenizer):
+    """TRL goes by this mark of transformers, and rounds to bf16."""
+    policy = make_policy()
+    policy.get_base_model().is_loaded_in_4bit = True
+    before = {name: p.detach().clone() for name, p in policy.named_parameters() if p.requires_grad}
+    trainer = make_trainer(tmp_path, tokenizer, None, policy)
+    after = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
+    assert before.keys() == after.keys()
+    assert all(after[name].equal(value) for name, value in before.items())
+    assert "is_loaded_in_4bit" in inspect.getsource(GRPOTrainer.__init__)
 
 
 @pytest.mark.parametrize("name", sorted(READ))

@@ -12,7 +12,8 @@ from agentrl.training.ranks import ALONE
 from agentrl.training.sampling import ScoredBatch
 from agentrl.training.scoring import Scorer
 from agentrl.training.settings import grpo_config
-from agentrl.training.trainer import Additions, StratifiedTrainer, Updates
+from agentrl.training.trainer import StratifiedTrainer
+from agentrl.training.updates import NOTHING_ADDED, Updates
 from agentrl.types import Action, ActionKind, End, Question, Trajectory, Turn
 
 VOCABULARY = 300
@@ -21,8 +22,6 @@ VOCABULARY = 300
 LENGTH_LIMIT = 64
 
 ONE_UPDATE = Updates(group_size=1)
-
-NOTHING_ADDED = Additions()
 
 
 def make_policy():

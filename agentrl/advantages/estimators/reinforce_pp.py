@@ -16,7 +16,7 @@ def reinforce_pp(
 
         A(i) = (V_i - mean) / (std + eps), mean and std over the batch
 
-    Returns [n]. The KL penalty that the paper puts into the reward is `training.kl_coefficient` here.
+    Returns [n]. The KL penalty that the paper puts into the reward is `training.kl` with `where: reward` here.
 
     Args:
         batch: the rollouts; their strata are not used.

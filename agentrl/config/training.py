@@ -1,0 +1,165 @@
+"""The section `training`: what an update is made of, how steps follow one another, and what ends them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from agentrl.config.base import Section
+
+
+class OptimizerConfig(Section):
+    """What turns gradients into new weights.
+
+    - adamw: AdamW (arXiv 1711.05101).
+    - adamw_8bit: AdamW whose two moments have 8 bits (arXiv 2110.02861), from the package bitsandbytes, on device cuda.
+    - muon: each weight matrix moves by its momentum (0.95), made orthogonal and scaled to the size of an update of AdamW
+      (arXiv 2502.16982), so that `learning_rate` and `weight_decay` mean the same as for AdamW. Both factors of an adapter
+      are such matrices. Embeddings, the output layer and vectors have AdamW.
+
+    `betas` and `eps` are AdamW's. An update takes `learning_rate` x `weight_decay` of every matrix off it; vectors have no decay.
+    """
+
+    name: Literal["adamw", "adamw_8bit", "muon"] = "adamw"
+    betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field([0.9, 0.999], min_length=2, max_length=2)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+
+
+class KlConfig(Section):
+    """Holds the policy near the model that training began with, by their KL divergence at the tokens that were sampled.
+
+    `coefficient` weighs it; 0 computes none. `estimator` is k1, k2 or k3 of agentrl.training.kl; null is k3 in the loss and k1
+    in the reward. `where: loss` adds their mean to the loss. `where: reward` takes each token's estimate, as it was before
+    the updates on its batch, off the token's advantage. k1 in the loss has a gradient whose mean is 0, and is refused.
+    """
+
+    coefficient: float = Field(0.0, ge=0)
+    estimator: Literal["k1", "k2", "k3"] | None = None
+    where: Literal["loss", "reward"] = "loss"
+
+    @property
+    def chosen(self) -> Literal["k1", "k2", "k3"]:
+        """The estimator that is used."""
+        return self.estimator or ("k1" if self.where == "reward" else "k3")
+
+    @model_validator(mode="after")
+    def _has_a_gradient(self) -> Self:
+        if self.where == "loss" and self.estimator == "k1":
+            raise ValueError(
+                "k1 in the loss has a gradient whose mean is 0, which holds the policy nowhere; set estimator to k2 or k3, or "
+                "where to reward"
+            )
+        return self
+
+
+class LldsConfig(Section):
+    """Keeps the likelihood of good actions from falling (arXiv 2512.04220): `weight` 0 leaves it out.
+
+    It acts on actions with an advantage of at least 0 whose mean log-probability fell by more than `tolerance` (nats) since
+    the first update on their batch began. So it needs more than one update on a batch.
+    """
+
+    weight: float = Field(0.0, ge=0)
+    tolerance: float = Field(1e-3, ge=0)
+
+
+class ImportanceConfig(Section):
+    """Corrects for the difference between the policy that sampled and the policy that is trained.
+
+    A token's advantage is multiplied by the ratio of its probability under the policy that the updates on a batch begin
+    with to that under the engine's: cut at `cap` (truncate), or 0 where it is above `cap` or below 1 / `cap` (mask), or 0
+    all over an episode whose mean ratio is (mask_episode). null truncates wherever the two can differ by more than rounding
+    in float32: in bfloat16, and where `rollout.max_staleness` allows older weights.
+    """
+
+    mode: Literal["truncate", "mask", "mask_episode", "off"] | None = None
+    cap: float = Field(2.0, gt=1)
+
+
+class ClipConfig(Section):
+    """Bounds the ratio of a token's probability to that before the updates on its batch: 1 - `low` to 1 + `high`.
+
+    A `high` above `low` leaves unlikely tokens room to grow (DAPO, arXiv 2503.14476). `dual` bounds the ratio of tokens of
+    negative advantage too (arXiv 1912.09729); null does not. Loss cispo cuts the ratio itself at `high`. null is `low`, and
+    5 for cispo.
+    """
+
+    low: float = Field(0.2, gt=0, lt=1)
+    high: float | None = Field(None, gt=0)
+    dual: float | None = Field(None, gt=1)
+
+
+class WatchConfig(Section):
+    """Looks for a collapse of the policy in means over `window` steps, and says in a sentence what it finds.
+
+    `on_collapse: warn` goes on, `stop` ends the run with its state kept, and `roll_back` goes on with half the learning rate
+    from an older checkpoint: the best evaluated one, else the newest, of those before the window. After `max_roll_backs` it
+    stops. A collapse is: mean reward or answered episodes that fell by more than the share `fall` of their best; no search
+    any more; one stratum alone; entropy that is gone or tripled; a KL divergence above `max_kl` (nats a token, where one is
+    computed); a share of groups without signal of `max_no_signal`; correct episodes that became unlikely; a share of
+    repeated n-grams above `max_repetition`.
+    """
+
+    on_collapse: Literal["warn", "stop", "roll_back"] = "warn"
+    window: int = Field(5, ge=2)
+    max_roll_backs: int = Field(3, ge=1)
+    fall: float = Field(0.5, gt=0, lt=1)
+    max_kl: float = Field(1.0, gt=0)
+    max_no_signal: float = Field(0.95, gt=0, le=1)
+    max_repetition: float = Field(0.5, gt=0, le=1)
+
+
+class TrainingConfig(Section):
+    """A step samples a batch and makes `updates_per_batch` passes over it, each in `minibatches` parts of whole groups with an
+    optimizer update for each part. `warmup_steps`, like all of these, counts batches. `loss` is one of TRL's; gspo is grpo with
+    the ratio of a whole episode, and luspo takes that too. `entropy_bonus` times the mean entropy is taken off the loss.
+
+    With `mask_overlong` an episode whose turns, tokens or time ran out is compared with the others and not trained on (DAPO,
+    arXiv 2503.14476, section 3.4).
+
+    `tokens_per_micro_batch` bounds the tokens whose activations are held at once; null picks it by memory. `packing` says how
+    episodes share a pass of the model: `prefix_tree` computes what they have in common once, `episodes` lays them side by
+    side, `none` runs each by itself. None of these three changes a gradient by more than rounding.
+
+    `workers` trainer processes share each update, every one with the whole model: they compute the gradients of their own
+    groups, dealt by tokens, and add them up. `threads` are those of each.
+    """
+
+    steps: int = Field(ge=1)
+    learning_rate: float = Field(1e-5, gt=0)
+    warmup_steps: int = Field(0, ge=0)
+    schedule: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant_with_warmup"
+    optimizer: OptimizerConfig = OptimizerConfig()
+    loss: Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "gspo", "sapo", "luspo", "vespo"] = "dapo"
+    updates_per_batch: int = Field(1, ge=1)
+    minibatches: int = Field(1, ge=1)
+    clip: ClipConfig = ClipConfig()
+    kl: KlConfig = KlConfig()
+    entropy_bonus: float = Field(0.0, ge=0)
+    llds: LldsConfig = LldsConfig()
+    importance: ImportanceConfig = ImportanceConfig()
+    mask_overlong: bool = False
+    max_grad_norm: float = Field(1.0, gt=0)
+    tokens_per_micro_batch: int | None = Field(None, ge=1)
+    packing: Literal["prefix_tree", "episodes", "none"] = "prefix_tree"
+    gradient_checkpointing: bool = False
+    checkpoint_every: int = Field(5, ge=1)
+    keep_checkpoints: int = Field(2, ge=1)
+    workers: int = Field(1, ge=1)
+    threads: int = Field(2, ge=1)
+    watch: WatchConfig = WatchConfig()
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.warmup_steps and self.schedule == "constant":
+            raise ValueError(
+                "schedule constant has no warm-up; set schedule to constant_with_warmup, or warmup_steps to 0"
+            )
+        if self.llds.weight and self.updates_per_batch * self.minibatches == 1:
+            raise ValueError(
+                "llds acts only where a batch has several updates; set updates_per_batch or minibatches above 1, or "
+                "llds.weight to 0"
+            )
+        return self
