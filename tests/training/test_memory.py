@@ -191,9 +191,9 @@ def test_a_pack_is_no_shorter_than_the_longest_episode_and_plain_passes_take_one
 def test_the_trainers_memory_is_that_of_its_parts():
     plain, kl = (trainer_memory(make_config(training={"kl_coefficient": c}), QWEN, 4096) for c in (0, 1e-3))
     assert plain.weights == 2 * QWEN.weights
-    assert plain.adapter == 16 * QWEN.adapter
-    assert kl.adapter == 20 * QWEN.adapter
-    assert plain.peak == plain.weights + plain.adapter + plain.context + plain.activations + plain.logits
+    assert plain.trained == 16 * QWEN.adapter
+    assert kl.trained == 20 * QWEN.adapter
+    assert plain.peak == plain.weights + plain.trained + plain.context + plain.activations + plain.logits
     merged = trainer_memory(make_config(device="cpu", dtype="float32"), QWEN, 4096)
     assert merged.weights == 4 * (QWEN.weights + QWEN.adapted_weights)
     assert merged.context == 0

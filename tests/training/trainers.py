@@ -65,11 +65,13 @@ def make_trainer(
     tokens=10_000,
     packing="prefix_tree",
     merge=True,
+    dtype=None,
     updates=ONE_UPDATE,
     additions=NOTHING_ADDED,
     on_trained=lambda episodes: None,
     ranks=ALONE,
-    prove_adapter=True,
+    prove_weights=True,
+    reference=None,
     **settings,
 ):
     """A trainer that gets `batch` for each step, which all of its episodes share one update on unless `updates` says else."""
@@ -77,12 +79,13 @@ def make_trainer(
         model=policy or make_policy(),
         processing_class=tokenizer,
         sample=lambda: batch,
-        scorer=lambda model: Scorer(model, tokens=tokens, packing=packing, merge=merge),
+        scorer=lambda model: Scorer(model, tokens=tokens, packing=packing, merge=merge, dtype=dtype),
         updates=updates,
         additions=additions,
         on_trained=on_trained,
         ranks=ranks,
-        prove_adapter=prove_adapter,
+        prove_weights=prove_weights,
+        reference=reference,
         args=make_args(tmp_path, **settings),
     )
 

@@ -139,6 +139,8 @@ def tree_attention(
     if tree is None:
         raise RuntimeError(f"{type(module).__name__} was not given the tree that its tokens form")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    # Rotation leaves these in fp32 where weights in fp32 compute in bf16.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     if query.device.type == "cpu":
         out = _BlockAttention.apply(query, key, value, tree.blocks(sliding_window), scale)
     else:
