@@ -25,8 +25,12 @@ ONE_UPDATE = Updates(group_size=1)
 NOTHING_ADDED = Additions()
 
 
+def make_model():
+    return tiny_llama(VOCABULARY, hidden=32, max_position_embeddings=512, tie_word_embeddings=True)
+
+
 def make_policy():
-    model = tiny_llama(VOCABULARY, hidden=32, max_position_embeddings=512, tie_word_embeddings=True)
+    model = make_model()
     policy = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"))
     for name, parameter in policy.named_parameters():
         if "lora_B" in name:
