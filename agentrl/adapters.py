@@ -1,18 +1,30 @@
-"""PEFT adapters as folders: found, checked against config and model before anything starts, and read for the engines."""
+"""PEFT adapters as folders: found, checked against config and model before anything starts, and read for the engines.
+
+Also what engines are given, which is an adapter or a whole model.
+"""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agentrl.config import Config, ConfigError
 from agentrl.models import ModelError
 from retrievers.base import RetrieverError
 from retrievers.models import resolve_folder
 
+if TYPE_CHECKING:
+    import numpy as np
+
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+WeightFiles = Mapping[str, "bytes | np.ndarray[Any, Any]"]
+"""The files of a PEFT adapter, or of a model that takes the place of the one that engines began with, by name.
+
+Those of a model are arrays of bytes, which processes of one machine share in Ray's object store."""
 
 # Settings beyond W + s B A with one rank for all modules, s = alpha / r or (rsLoRA) alpha / sqrt(r), and W as the base model has
 # it. vLLM refuses the first three and knows nothing of the others: it would sample from another policy than the one that is
@@ -52,14 +64,16 @@ def adapter_folder(config: Config) -> Path | None:
         folder = resolve_folder(config.model.adapter, marker=CONFIG, files=(CONFIG, WEIGHTS))
     except RetrieverError as error:
         raise ModelError(f"model.adapter {error}; give the folder of a PEFT adapter") from error
-    lora, made = config.model.lora, _read_config(folder / CONFIG)
-    asked: dict[str, Any] = {"rank": lora.rank, "alpha": lora.alpha, "dropout": lora.dropout, "rslora": lora.rslora}
+    lora = config.model.lora
+    made = _read_config(folder / CONFIG, dora=lora.dora)
+    asked: dict[str, Any] = {name: getattr(lora, name) for name in ("rank", "alpha", "dropout", "rslora", "dora")}
     found = {
         "rank": made["r"],
         "alpha": made["lora_alpha"],
         "dropout": made["lora_dropout"],
-        # Older adapters do not mention it.
-        "rslora": made.get("use_rslora", False),
+        # Older adapters do not mention these.
+        "rslora": bool(made.get("use_rslora")),
+        "dora": bool(made.get("use_dora")),
     }
     if isinstance(lora.target_modules, list) and isinstance(made["target_modules"], list):
         asked["target_modules"] = sorted(lora.target_modules)
@@ -121,7 +135,20 @@ def read_adapter(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in (CONFIG, WEIGHTS)}
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def is_model(files: WeightFiles) -> bool:
+    """Tell whether these are the files of a model, and not of an adapter."""
+    return "config.json" in files
+
+
+def read_model(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """Read the files of a model's folder, by name, as engines get them."""
+    import numpy as np
+
+    return {path.name: np.fromfile(path, dtype=np.uint8) for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+def _read_config(path: Path, *, dora: bool) -> dict[str, Any]:
+    """Read the config of an adapter. Raises ModelError if it is more than plain LoRA, or DoRA where `dora` asks for it."""
     try:
         made = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -134,10 +161,10 @@ def _read_config(path: Path) -> dict[str, Any]:
         if not isinstance(made.get(name), kind):
             raise ModelError(f"{path}: {name} is {made.get(name, 'missing')}; give an adapter that PEFT has saved")
     for name in _BEYOND_LORA:
-        if made.get(name) not in (None, False, "none", [], {}):
+        if made.get(name) not in (None, False, "none", [], {}) and not (dora and name == "use_dora"):
+            advice = "set model.lora.dora to true" if name == "use_dora" else "train an adapter without it"
             raise ModelError(
-                f"{path}: {name} {made[name]!r} is more than plain LoRA, which is all that the engines load; "
-                f"train an adapter without it"
+                f"{path}: {name} {made[name]!r} is more than plain LoRA, which is all that the engines load; {advice}"
             )
     start = str(made.get("init_lora_weights")).lower()
     if start.startswith(_CHANGES_BASE):

@@ -81,7 +81,7 @@ def train(
         bool, typer.Option("--dry-run", help="Print the resolved config and the plan; start nothing.")
     ] = False,
 ) -> None:
-    """Train an adapter, evaluating before and after."""
+    """Train an adapter or a whole model, evaluating before and after."""
     settings = _load(config, overrides)
     settings.require("training", "retriever")
     if dry_run:

@@ -21,7 +21,7 @@ def left_by(folder):
         "metrics": [{k: v for k, v in line.items() if not k.startswith(_MEASURED)} for line in folder.read_metrics()],
         "episodes": episodes,
         "scores": {path.name: path.read_text() for path in sorted(folder.evaluations.glob("*.json"))},
-        "weights": (folder.adapter / "adapter_model.safetensors").read_bytes(),
+        "weights": {path.name: path.read_bytes() for path in folder.trained.glob("*.safetensors")},
     }
 
 

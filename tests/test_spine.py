@@ -79,11 +79,7 @@ def test_a_real_model_learns_to_search_and_its_adapter_evaluates(world, tmp_path
     assert len(strata) >= 2
     # The sampler's log-probabilities and the trainer's, of the same tokens under the same adapter version.
     assert all(line["logprobs/difference_max"] < 1e-4 for line in metrics)
-    versions = [
-        {version for t in read_trajectories(path) for version in t.adapter_versions}
-        for path in sorted((folder.path / "trajectories").iterdir())
-    ]
-    assert versions == [{0}, {1}]
+    assert versions_of(folder) == [{0}, {1}]
     assert "before" in output
     assert "after" in output
     assert list(folder.tensorboard.rglob("events.*"))
@@ -97,6 +93,40 @@ def test_a_real_model_learns_to_search_and_its_adapter_evaluates(world, tmp_path
     scores = json.loads((tmp_path / "scores/scores.json").read_text())
     assert scores["sets"][0]["n"] == scores["ceiling"]["sets"][0]["n"] == 2
     assert len(list(read_trajectories(tmp_path / "scores/ceiling.jsonl.zst"))) == 2
+
+
+def versions_of(folder):
+    """The versions of the weights that sampled each step's episodes."""
+    files = sorted((folder.path / "trajectories").iterdir())
+    return [{version for t in read_trajectories(path) for version in t.adapter_versions} for path in files]
+
+
+def test_all_weights_of_a_model_are_trained_and_the_model_evaluates(world, tmp_path):
+    more = ["model.lora=null", "rollout.max_staleness=0", "training.learning_rate=1e-4", "evaluation.ceiling=false"]
+    limit = ["data.eval.0.limit=4", "engine.max_concurrent=16"]
+    run(pocket_arguments(world, tmp_path, "whole", "training.steps=3", *more, *limit))
+    folder = folder_of(tmp_path, "whole")
+    assert versions_of(folder) == [{0}, {1}, {2}]
+    metrics = folder.read_metrics()
+    assert sum(line["grad_norm"] for line in metrics) > 0
+    # Engine and trainer agree with each version, so the engine has the weights that were published.
+    assert all(line["logprobs/difference_max"] < 1e-4 for line in metrics)
+    assert not folder.adapter.exists()
+    assert folder.model.is_dir()
+    assert not (folder.latest_checkpoint() / "adapter_config.json").exists()
+
+    settings = [f"data.root={world}", f"model.path={folder.model}", "model.lora=null", *limit]
+    run(["eval", "--config", "pocket.yaml", "--out", str(tmp_path / "scores"), *settings, "evaluation.ceiling=false"])
+    assert json.loads((tmp_path / "scores/scores.json").read_text())["sets"][0]["n"] == 4
+
+
+def test_engines_sample_with_an_adapter_that_they_cannot_load_merged_into_the_model(world, tmp_path):
+    more = ["model.lora.dora=true", "rollout.max_staleness=0", "evaluation.ceiling=false", "engine.max_concurrent=16"]
+    run(pocket_arguments(world, tmp_path, "dora", "training.steps=2", *more))
+    folder = folder_of(tmp_path, "dora")
+    assert versions_of(folder) == [{0}, {1}]
+    assert all(line["logprobs/difference_max"] < 1e-4 for line in folder.read_metrics())
+    assert json.loads((folder.adapter / "adapter_config.json").read_text())["use_dora"] is True
 
 
 def test_a_killed_run_resumes_to_the_same_data_order_and_leaves_no_process(world, tmp_path):

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from agentrl.adapters import adapter_folder, read_adapter
+from agentrl.adapters import adapter_folder
 from agentrl.config import Config, ConfigError, with_setting
 from agentrl.data.inputs import check_index, evaluation_questions
 from agentrl.progress import Progress
 from agentrl.quantization import check_quantization
+from agentrl.training.policy import saved_files
 from agentrl.types import Question
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def started(config: Config, on_progress: Callable[[Progress], None]) -> Iterator
     start = adapter_folder(config)
     with cluster(config, lambda phase: on_progress(Progress(0, f"starting {phase}", 0, 0))) as running:
         if start is not None:
-            running.pool.publish(0, read_adapter(start))
+            running.pool.publish(0, saved_files(config, start))
         yield running
 
 
@@ -85,7 +86,7 @@ def started_here(config: Config, on_progress: Callable[[Progress], None]) -> Ite
     start = adapter_folder(config)
     with local_pool(local_config(config), lambda phase: on_progress(Progress(0, f"starting {phase}", 0, 0))) as pool:
         if start is not None:
-            pool.publish(0, read_adapter(start))
+            pool.publish(0, saved_files(config, start))
         yield pool
 
 

@@ -94,7 +94,7 @@ def finish(folder: RunFolder, console: Console) -> None:
         picture = f"none drawn: {error}"
     _tell(console, "picture", picture)
     _tell(console, "run folder", str(folder.path))
-    _tell(console, "adapter", str(folder.adapter))
+    _tell(console, folder.trained.name, str(folder.trained))
 
 
 def _tell(console: Console, label: str, text: str) -> None:

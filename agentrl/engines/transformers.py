@@ -73,7 +73,10 @@ class TransformersEngine:
         """`max_tokens` bounds prompt and completion of a request together."""
         import torch
         from transformers import AutoTokenizer
+        from transformers.utils.logging import disable_progress_bar
 
+        # One for each version of the weights would fill the log.
+        disable_progress_bar()
         self._device, self._dtype = device, getattr(torch, dtype)
         self._model = self._read(model)
         self._adapter: str | None = None

@@ -57,6 +57,16 @@ def environment(settings: EngineConfig, device: str) -> dict[str, str]:
     return variables
 
 
+def _room_for_adapters(rank: int | None) -> dict[str, Any]:
+    if rank is None:
+        return {}
+    return {
+        "enable_lora": True,
+        "max_lora_rank": next(known for known in _LORA_RANKS if known >= rank),
+        "max_loras": 2,
+    }
+
+
 @dataclass(slots=True, eq=False)
 class _Weights:
     """A version, the LoRARequest that gives it (None for the model alone), and how many generations use it."""
@@ -79,11 +89,13 @@ class VllmEngine:
         device: str,
         dtype: str,
         max_tokens: int,
-        lora_rank: int,
+        lora_rank: int | None,
         seed: int,
         quantization: str | None = None,
     ) -> None:
-        """`max_tokens` bounds prompt and completion of a request together; `quantization` is a method of vLLM's.
+        """`max_tokens` bounds prompt and completion of a request together; without a `lora_rank` no adapter can be loaded.
+
+        `quantization` is a method of vLLM's.
 
         Raises:
             ConfigError: if vLLM refuses the settings, such as more tokens than the model has positions.
@@ -116,9 +128,7 @@ class VllmEngine:
             max_model_len=max_tokens,
             max_num_seqs=settings.max_concurrent,
             enable_prefix_caching=True,
-            enable_lora=True,
-            max_lora_rank=next(rank for rank in _LORA_RANKS if rank >= lora_rank),
-            max_loras=2,
+            **_room_for_adapters(lora_rank),
             # The trainer's ratio needs log-probabilities at the sampling temperature, not of the raw logits.
             logprobs_mode="processed_logprobs",
             generation_config="vllm",

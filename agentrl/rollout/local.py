@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 
-from agentrl.adapters import adapter_folder, check_tensors
+from agentrl.adapters import WeightFiles, adapter_folder, check_tensors
 from agentrl.config import Config, with_setting
 from agentrl.engines import check_device
 from agentrl.models import resolve_model
@@ -31,8 +31,8 @@ class LocalPool:
     def __init__(self, worker: RolloutWorker, runner: asyncio.Runner) -> None:
         self._worker, self._runner = worker, runner
 
-    def publish(self, version: int, files: Mapping[str, bytes]) -> None:
-        """Load an adapter. Raises EnvironmentFailure if it cannot be loaded."""
+    def publish(self, version: int, files: WeightFiles) -> None:
+        """Load an adapter or a model. Raises EnvironmentFailure if it cannot be loaded."""
         self._runner.run(self._worker.prepare(version, files))
 
     def sample(

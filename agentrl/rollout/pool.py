@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayTaskError
 
+from agentrl.adapters import WeightFiles
 from agentrl.agent.episode import shortened
 from agentrl.rollout.supervisor import Failure, Limits, Supervisor, Worker, answer
 from agentrl.types import End, FailureCause, Question, Trajectory
@@ -42,8 +43,10 @@ class RolloutPool:
             "rollout/retried_groups": float(self._retried_groups),
         }
 
-    def publish(self, version: int, files: Mapping[str, bytes]) -> None:
-        """Load an adapter into every engine and wait until all have it; episodes under way go on meanwhile.
+    def publish(self, version: int, files: WeightFiles) -> None:
+        """Load an adapter or a model into every engine and wait until all have it; episodes under way go on meanwhile.
+
+        An adapter leaves alone the turns that are being generated; a model waits for them, and lets the next turns wait.
 
         Raises:
             EnvironmentFailure: if workers died too often or did not finish in time.

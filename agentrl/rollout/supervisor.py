@@ -1,4 +1,4 @@
-"""Supervisor: keeps the rollout workers of a run alive and gives each the newest adapter."""
+"""Supervisor: keeps the rollout workers of a run alive and gives each the newest weights."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError, RayTaskError
 
+from agentrl.adapters import WeightFiles
 from agentrl.types import EngineDied, EnvironmentFailure
 
 _PREPARE_RETRIES = 10
@@ -25,7 +26,7 @@ class Limits:
     Attributes:
         places: the episodes that an engine runs at once.
         episode_seconds: bounds one episode.
-        start_seconds: bounds the start of an engine and the loading of an adapter.
+        start_seconds: bounds the start of an engine and the loading of weights.
         grace_seconds: what a worker may take beyond its episodes' own time before it counts as hung.
         tries: how often a group is handed out before its episodes count as failed.
         max_failures, window_seconds: more deaths and hangs of workers than this within the window end the run.
@@ -84,7 +85,7 @@ class Supervisor:
         """`processes` are what `prepare` returned for each of the actors."""
         self.workers = [Worker(a, n, name) for n, (a, name) in enumerate(zip(actors, processes, strict=True))]
         self.limits = limits
-        self._adapter: tuple[int | None, Any] = (None, None)
+        self._weights: tuple[int | None, Any] = (None, None)
         self._asleep = False
         self._counters = _Counters()
         self._lock = threading.RLock()
@@ -101,18 +102,16 @@ class Supervisor:
         """Return the calls that bring workers back."""
         return [worker.preparing for worker in self.workers if worker.preparing is not None]
 
-    def publish(self, version: int, files: Mapping[str, bytes]) -> None:
+    def publish(self, version: int, files: WeightFiles) -> None:
         """See `RolloutPool.publish`."""
-        # One copy in the object store serves all workers.
+        # One copy in the object store of each machine serves all its workers, and goes when a newer one is there.
         stored = ray.put(dict(files))
         with self._lock:
-            newest = self._adapter[0]
+            newest = self._weights[0]
             if newest is not None and version < newest:
-                raise ValueError(
-                    f"adapter version {version} is older than version {newest}, which was published before"
-                )
-            self._adapter = (version, stored)
-        self._prepare_all(f"load adapter version {version}")
+                raise ValueError(f"version {version} is older than version {newest}, which was published before")
+            self._weights = (version, stored)
+        self._prepare_all(f"load the weights of version {version}")
 
     def sleep(self) -> None:
         """See `RolloutPool.sleep`."""
@@ -210,7 +209,7 @@ class Supervisor:
     def _prepare(self, worker: Worker) -> Any:
         # Ray refuses calls while it makes an actor anew; to try again is no new death of the worker.
         prepare = worker.actor.prepare.options(max_task_retries=_PREPARE_RETRIES)
-        return prepare.remote(*self._adapter, worker.ended, self._asleep)
+        return prepare.remote(*self._weights, worker.ended, self._asleep)
 
     def _notice(self, worker: Worker, process: str) -> None:
         """Take note of the process that answered, which is a new one where the worker died while nobody called it."""

@@ -9,15 +9,18 @@ import os
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import ray
 
+from agentrl.adapters import WeightFiles, is_model
 from agentrl.agent.codec import Codec
 from agentrl.agent.episode import Agent, report
 from agentrl.config import Config
 from agentrl.engines import make_engine
 from agentrl.engines.base import Engine, Generation, Sampling
+from agentrl.engines.scratch import ScratchFolder
 from agentrl.models import load_tokenizer, resolve_model
 from agentrl.rewards import make_reward
 from agentrl.rollout.devices import check_granted, engines_need_gpus
@@ -54,11 +57,11 @@ class RolloutWorker:
     async def prepare(
         self,
         version: int | None = None,
-        files: Mapping[str, bytes] | None = None,
+        files: WeightFiles | None = None,
         ended: str = "",
         asleep: bool = False,
     ) -> str:
-        """Start the engine if it does not run, load the adapter if it is newer than the engine's, and name this process.
+        """Start the engine if it does not run, load weights that are newer than the engine's, and name this process.
 
         Then the engine sleeps, or is awake, as `asleep` says.
 
@@ -69,7 +72,7 @@ class RolloutWorker:
 
         Raises:
             EngineDied: if engine or retriever do not start.
-            EnvironmentFailure: if the adapter cannot be loaded, or the engine cannot sleep or wake.
+            EnvironmentFailure: if the weights cannot be loaded, or the engine cannot sleep or wake.
         """
         if ended == self._process or self._unfit:
             os._exit(1)
@@ -86,12 +89,24 @@ class RolloutWorker:
                 await self._engine.wake()
                 self._asleep = False
             if newer:
-                await self._engine.load_adapter(version, files)
+                await self._load(version, files)
                 self._version = version
             if asleep and not self._asleep:
                 await self._engine.sleep()
                 self._asleep = True
         return self._process
+
+    async def _load(self, version: int, files: WeightFiles) -> None:
+        if not is_model(files):
+            await self._engine.load_adapter(version, files)
+            return
+        # Ray keeps the files for as long as an engine may have to start again, so these are needed for the moment alone.
+        scratch = ScratchFolder()
+        try:
+            await asyncio.to_thread(_write, files, scratch.path)
+            await self._engine.load_weights(version, str(scratch.path))
+        finally:
+            scratch.close()
 
     async def _start(self) -> None:
         config = self._config
@@ -175,6 +190,11 @@ class RolloutWorker:
         return trajectory.with_reward(reward)
 
 
+def _write(files: WeightFiles, folder: Path) -> None:
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+
+
 class _Watched:
     """An engine that remembers that it died: to its episodes the death is one failure among others."""
 
@@ -191,6 +211,9 @@ class _Watched:
 
     async def load_adapter(self, version: int, files: Mapping[str, bytes]) -> None:
         await self._engine.load_adapter(version, files)
+
+    async def load_weights(self, version: int, folder: str) -> None:
+        await self._engine.load_weights(version, folder)
 
     async def sleep(self) -> None:
         await self._engine.sleep()

@@ -9,7 +9,8 @@ metrics.jsonl        one object a step
 trajectories/        step-00001.jsonl.zst …, one trajectory a line
 evaluations/         step-00000.json …, ceiling.json, and the trajectories behind each
 checkpoints/         checkpoint-N of TRL, to resume from: the newest ones, and the best that was evaluated
-adapter/             the PEFT adapter after the last step
+adapter/             the PEFT adapter after the last step, or
+model/               the model, if all its weights were trained
 learning.png         reward, evaluations and strata by step, drawn from the above
 tensorboard/
 logs/                what each process printed

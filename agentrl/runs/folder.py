@@ -43,6 +43,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.evaluations = self.path / "evaluations"
         self.adapter = self.path / "adapter"
+        self.model = self.path / "model"
         self.tensorboard = self.path / "tensorboard"
         self.logs = self.path / "logs"
         # Of the start that this object was made for; nothing was started where it only reads.
@@ -153,6 +154,11 @@ class RunFolder:
         return file
 
     @property
+    def trained(self) -> Path:
+        """Where what training ends with stands, once it is there: the model if all its weights were trained, else the adapter."""
+        return self.model if self.model.exists() else self.adapter
+
+    @property
     def changes(self) -> list[str]:
         """The settings that the latest start changed, each as `key: before -> now`."""
         return self._read_start().get("changes", [])
@@ -206,7 +212,7 @@ class RunFolder:
                 "questions were trained on; bring it back, or start a new run under another name"
             )
         # A run may have been killed after its metrics and before its checkpoint.
-        had_some = self.adapter.exists() or (config.training is not None and last > config.training.checkpoint_every)
+        had_some = self.trained.exists() or (config.training is not None and last > config.training.checkpoint_every)
         if had_some and not checkpoints_in(self.checkpoints):
             raise RunError(
                 f"{self.checkpoints}: its checkpoints are gone, and without one all {last} recorded steps would be dropped; "

@@ -101,7 +101,7 @@ def _check_steps(recorded: Config, given: Config, place: str) -> None:
         raise RunError(
             f"{place}: training.steps cannot grow from {before} to {now}: {' and '.join(scheduled)} is scheduled over the "
             "whole of the run, so the steps that were taken would have been others; start a new run under another name, "
-            "with the adapter of this one as model.adapter"
+            "with what this one has trained as model.adapter or model.path"
         )
 
 

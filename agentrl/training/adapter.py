@@ -1,4 +1,4 @@
-"""The policy that is trained: a model with a PEFT adapter, and the adapter packed as files."""
+"""A model with a PEFT adapter that is trained: loaded, and the adapter packed as files or merged into the model's weights."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any
 from agentrl.adapters import CONFIG, WEIGHTS, adapter_folder
 from agentrl.config import Config
 from agentrl.quantization import for_transformers
+from agentrl.types import AgentRLError
 
 
-def load_policy(config: Config, model: str) -> Any:
+def load_adapted(config: Config, model: str) -> Any:
     """Load the model in the trainer's precision with the adapter that is to be trained, its weights in fp32.
 
     Args:
@@ -32,9 +33,21 @@ def load_policy(config: Config, model: str) -> Any:
         policy = PeftModel.from_pretrained(base, str(start), is_trainable=True)
     else:
         policy = get_peft_model(base, lora_config(config))
+        _measure_lengths(policy)
     # PEFT names the folder of this machine, and the adapter travels.
     policy.peft_config["default"].base_model_name_or_path = config.model.path
     return policy
+
+
+def _measure_lengths(policy: Any) -> None:
+    """Set the lengths of a fresh DoRA adapter in fp32: PEFT rounds them to the model's precision, which changes the model."""
+    import torch
+    from peft.tuners.lora import Linear
+
+    for layer in policy.modules():
+        if isinstance(layer, Linear) and "default" in layer.lora_magnitude_vector:
+            lengths = torch.linalg.vector_norm(layer.get_base_layer().weight.float(), dim=1)
+            layer.lora_magnitude_vector["default"].weight.data = lengths
 
 
 def lora_config(config: Config) -> Any:
@@ -48,6 +61,7 @@ def lora_config(config: Config) -> Any:
         lora_dropout=lora.dropout,
         target_modules=lora.target_modules,
         use_rslora=lora.rslora,
+        use_dora=lora.dora,
         task_type="CAUSAL_LM",
     )
 
@@ -87,3 +101,41 @@ def save_adapter(policy: Any, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in _pack(policy, torch.float32).items():
         (folder / name).write_bytes(content)
+
+
+def merged_weights(policy: Any) -> dict[str, Any]:
+    """Return the weights of a PeftModel's model with the adapter merged into them, by the names that the model has for them.
+
+    They are merged in fp32; the policy stays as it is.
+
+    Raises:
+        AgentRLError: if the adapter changes one of two weights that the model ties.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    base = policy.get_base_model()
+    found = base.state_dict()
+    weights = {name.replace(".base_layer.", "."): found[name] for name in found if ".lora_" not in name}
+    for name, layer in base.named_modules():
+        if isinstance(layer, LoraLayer):
+            if base.config.tie_word_embeddings and layer in (base.get_input_embeddings(), base.get_output_embeddings()):
+                raise AgentRLError(
+                    f"the adapter changes {name}, which the model ties to another layer, so that it cannot be merged for the "
+                    "engines; leave it out of model.lora.target_modules"
+                )
+            weights[f"{name}.weight"] = _merged(layer)
+    return weights
+
+
+def _merged(layer: Any) -> Any:
+    """Return the weight of an adapted layer with its adapter merged into it, in fp32."""
+    base = layer.get_base_layer()
+    own = base.weight.data
+    base.weight.data = own.float()
+    try:
+        layer.merge(safe_merge=True)
+        return base.weight.data
+    finally:
+        # To subtract what was added would leave rounding behind.
+        base.weight.data = own
+        layer.merged_adapters.clear()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from agentrl.training.scoring import TokenSequence
+from agentrl.training.scoring import Pack, TokenSequence
 from agentrl.types import Trajectory
 
 
@@ -91,6 +91,17 @@ class Minibatch:
             made.append(TokenSequence(torch.cat([prompt, completion]).numpy(), scored[: None if runs else 0].numpy()))
         return made
 
+    def some(self, rows: torch.Tensor) -> Minibatch:
+        """Return the episodes of these numbers [k] alone, which get the numbers 0 to k - 1."""
+        return Minibatch({name: tensor[rows] for name, tensor in self.tensors.items()}, self.runs[rows])
+
+    def places(self, sequences: Sequence[TokenSequence], pack: Pack) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return for the scored tokens [S] of a pack of `sequences` which member each belongs to, and where in the completion."""
+        prompts = self.tensors["prompt_mask"].sum(1).tolist()
+        columns = [torch.from_numpy(sequences[row].scored) - prompts[row] for row in pack.members]
+        counts = torch.tensor([len(some) for some in columns])
+        return torch.repeat_interleave(torch.arange(len(columns)), counts), torch.cat(columns)
+
     def rows(self, members: Sequence[int], device: torch.device) -> dict[str, torch.Tensor]:
         """Return the tensors of some episodes, as wide as these need, on a device."""
         chosen = torch.tensor(members)
@@ -112,4 +123,4 @@ def deal(batch: Minibatch, group_size: int, minibatches: int, generator: torch.G
     order = torch.arange(groups) if generator is None else torch.randperm(groups, generator=generator)
     for some in torch.tensor_split(order, minibatches):
         rows = (some[:, None] * group_size + torch.arange(group_size)).flatten()
-        yield Minibatch({name: tensor[rows] for name, tensor in batch.tensors.items()}, batch.runs[rows])
+        yield batch.some(rows)

@@ -13,6 +13,7 @@ from agentrl.adapters import adapter_folder
 from agentrl.config import Config, ConfigError
 from agentrl.models import model_on_disk
 from agentrl.training.adapter import lora_config
+from agentrl.training.policy import is_adapted
 
 _GIB = 2**30
 
@@ -52,7 +53,7 @@ _PICKLED_TOKEN = 32
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Numbers that decide how much memory a model and its adapter take.
+    """Numbers that decide how much memory a model and its adapter take; without one, all weights are trained.
 
     Attributes:
         layers: of the model.
@@ -62,8 +63,9 @@ class Sizes:
         weights: of the model.
         adapted_weights: of its layers that have an adapter beside them.
         adapted_inputs: what these layers and the second factors of their adapters read of one token, all layers together.
-        adapter: weights of the adapter.
+        adapter: weights of the adapter; 0 without one.
         linear_weights: of all linear layers but the output layer, which `model.quantization` holds in 4 bits.
+        dora_outputs: what layers with DoRA give of one token, all layers together.
     """
 
     layers: int
@@ -77,6 +79,17 @@ class Sizes:
     adapted_inputs: int
     adapter: int
     linear_weights: int
+    dora_outputs: int = 0
+
+    @property
+    def whole(self) -> bool:
+        """Whether the model's own weights are trained."""
+        return not self.adapter
+
+    @property
+    def trained(self) -> int:
+        """How many weights are trained."""
+        return self.adapter or self.weights
 
 
 def read_sizes(config: Config) -> Sizes | None:
@@ -94,20 +107,25 @@ def read_sizes(config: Config) -> Sizes | None:
     from peft import PeftConfig, get_peft_model
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    start = adapter_folder(config)
-    settings = lora_config(config) if start is None else PeftConfig.from_pretrained(str(start))
     with torch.device("meta"):
         base = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+        if config.model.lora is None:
+            return sizes_of(base)
+        start = adapter_folder(config)
+        settings = lora_config(config) if start is None else PeftConfig.from_pretrained(str(start))
         settings.base_model_name_or_path = base.name_or_path
         policy = get_peft_model(base, settings)
     return sizes_of(policy)
 
 
 def sizes_of(policy: Any) -> Sizes:
-    """Return the sizes of a PeftModel, with weights or without. Weights in 4 bits are counted as they are packed."""
+    """Return the sizes of a PeftModel or a model of transformers, with weights or without.
+
+    Weights in 4 bits are counted as they are packed.
+    """
     import torch
 
-    base = policy.get_base_model()
+    base = policy.get_base_model() if is_adapted(policy) else policy
     output = base.get_output_embeddings()
     output = getattr(output, "base_layer", output)
     named = dict(policy.named_parameters())
@@ -131,6 +149,7 @@ def sizes_of(policy: Any) -> Sizes:
             for name, module in base.named_modules()
             if isinstance(module, torch.nn.Linear) and ".lora_" not in name and module is not output
         ),
+        dora_outputs=sum(module.out_features for module in adapted if module.lora_magnitude_vector),
     )
 
 
@@ -144,13 +163,20 @@ def activation_bytes(sizes: Sizes, tokens: int, dtype: str, *, checkpointing: bo
         3 I         both halves of the MLP, and the activated one
 
     and what the adapted layers read of it: in fp32, where the adapter is merged into the weights, 2 H + I, which layers
-    share; in bf16 a copy for each adapted layer, and what the first of its two factors gives to the second. One more layer
-    stands for the gradients on their way back. With `checkpointing` a layer keeps its input alone, and is computed again
+    share; in bf16 a copy for each adapted layer, and what the first of its two factors gives to the second. Layers with DoRA
+    also keep twice what they give. Where all weights are trained, layers read 2 H + I in fp32 and 5 H + I in bf16, and both
+    norms keep what they multiply with their weights, 2 H in fp32. One more layer stands for the gradients on their way back.
+    With `checkpointing` a layer keeps its input alone, and is computed again
     when its gradient is.
     """
     width = 4 if dtype == "float32" else 2
-    read = 2 * sizes.hidden + sizes.intermediate if dtype == "float32" else sizes.adapted_inputs // sizes.layers
-    layer = 4 * 2 * sizes.hidden + width * (2 * sizes.queries + 2 * sizes.keys + 3 * sizes.intermediate + read)
+    if dtype == "float32" or sizes.whole:
+        read = (2 if dtype == "float32" else 5) * sizes.hidden + sizes.intermediate
+    else:
+        read = sizes.adapted_inputs // sizes.layers
+    read += 2 * sizes.dora_outputs // sizes.layers
+    norms = 4 * (4 if sizes.whole else 2) * sizes.hidden
+    layer = norms + width * (2 * sizes.queries + 2 * sizes.keys + 3 * sizes.intermediate + read)
     kept = sizes.layers * width * sizes.hidden + 2 * layer if checkpointing else (sizes.layers + 1) * layer
     return int(_ACTIVATIONS * tokens * kept)
 
@@ -165,17 +191,19 @@ class TrainerMemory:
     """What the trainer's process holds.
 
     Attributes:
-        weights: of the model, and in fp32 a second time those that the adapter is merged into.
-        adapter: its weights and gradients in fp32, and the optimizer's moments; with a KL term also a copy as it was at the
-            start.
+        weights: of the model, and in fp32 a second time those that the adapter is merged into. Where all weights are trained:
+            in fp32, in bf16 a second time in that, and with a KL term once more as they were at the start.
+        trained: gradients of what is trained and the optimizer's moments, in fp32; also the weights of an adapter, and with a
+            KL term those that it began with.
         activations: see `activation_bytes`.
         logits: [scored tokens, vocabulary] in fp32, their exponentials, and both in the model's precision; of a pack a chunk
-            at a time, with `packing: none` of a whole episode.
+            at a time, with `packing: none` of a whole episode. Where all weights are trained also the output layer's gradient,
+            and in bf16 this and the layer itself once more in that.
         context: of CUDA; 0 on a CPU.
     """
 
     weights: int
-    adapter: int
+    trained: int
     activations: int
     logits: int
     context: int
@@ -183,7 +211,7 @@ class TrainerMemory:
     @property
     def resident(self) -> int:
         """What stays between steps."""
-        return self.weights + self.adapter + self.context
+        return self.weights + self.trained + self.context
 
     @property
     def peak(self) -> int:
@@ -196,7 +224,7 @@ class EngineMemory:
     """What one engine holds on each of its cards.
 
     Attributes:
-        weights: of the model, and room for the versions of the adapter.
+        weights: of the model, and room for the versions of an adapter that engines load.
         token: keys and values of one token, 2 x layers x key heads x width numbers.
         budget: what the engine may take in all; None where the card is not known.
         cache: of `budget` the part for keys and values; on a CPU `engine.kv_cache_gib`.
@@ -212,11 +240,17 @@ def trainer_memory(config: Config, sizes: Sizes, tokens: int) -> TrainerMemory:
     """Return what the trainer takes where it holds the activations of `tokens` tokens at once."""
     training, dtype = config.training, config.model.dtype
     width = 4 if dtype == "float32" else 2
-    merged = sizes.adapted_weights if dtype == "float32" else 0
-    trained = OPTIMIZER_STATE[training.optimizer.name] + 4 * (3 if training.kl.coefficient else 2)
+    reference = int(training.kl.coefficient > 0)
+    if sizes.whole:
+        weights = (4 + _computed_width(dtype) + width * reference) * sizes.weights
+    else:
+        # With DoRA nothing is merged.
+        merged = sizes.adapted_weights if dtype == "float32" and not sizes.dora_outputs else 0
+        weights = _model_bytes(config, sizes) + width * merged
+    kept = OPTIMIZER_STATE[training.optimizer.name] + 4 * (1 if sizes.whole else 2 + reference)
     return TrainerMemory(
-        weights=_model_bytes(config, sizes) + width * merged,
-        adapter=trained * sizes.adapter,
+        weights=weights,
+        trained=int(kept * sizes.trained),
         activations=activation_bytes(sizes, tokens, dtype, checkpointing=training.gradient_checkpointing),
         logits=_logits_bytes(config, sizes, tokens * sizes.vocabulary),
         context=_CUDA_CONTEXT if config.device == "cuda" else 0,
@@ -231,19 +265,32 @@ def _model_bytes(config: Config, sizes: Sizes) -> int:
     return width * (sizes.weights - sizes.linear_weights) + int(_NF4 * sizes.linear_weights)
 
 
+def _computed_width(dtype: str) -> int:
+    """Return the bytes that a trained weight takes a second time while the model computes."""
+    return 0 if dtype == "float32" else 2
+
+
+def later_bytes(config: Config, sizes: Sizes) -> int:
+    """Return what the trainer takes of its card after it has loaded a model all of whose weights are trained."""
+    kept = 4 + OPTIMIZER_STATE[config.training.optimizer.name] + _computed_width(config.model.dtype)
+    return int(kept * sizes.weights) if sizes.whole else 0
+
+
 def _logits_bytes(config: Config, sizes: Sizes, numbers: int) -> int:
     """Return what the logits of a pass take that has so many of them."""
     width = 4 if config.model.dtype == "float32" else 2
+    head = sizes.vocabulary * sizes.hidden * (4 + 2 * _computed_width(config.model.dtype)) if sizes.whole else 0
     if config.training.packing == "none":
         scored = min(config.agent.max_episode_tokens, (config.agent.max_turns + 1) * config.agent.max_turn_tokens)
-        return scored * sizes.vocabulary * (8 + 2 * width)
-    return min(_LOGITS[config.device], numbers) * (8 + 2 * width)
+        return head + scored * sizes.vocabulary * (8 + 2 * width)
+    return head + min(_LOGITS[config.device], numbers) * (8 + 2 * width)
 
 
 def engine_memory(config: Config, sizes: Sizes, card: int | None) -> EngineMemory:
     """Return what an engine takes of each of its cards, which have `card` bytes; None where that is not known."""
     engine, width = config.engine, 4 if config.model.dtype == "float32" else 2
-    weights = (_model_bytes(config, sizes) + width * _ENGINE_ADAPTERS * sizes.adapter) // engine.cards
+    adapters = _ENGINE_ADAPTERS * sizes.adapter if config.model.publishes_adapter else 0
+    weights = (_model_bytes(config, sizes) + width * adapters) // engine.cards
     token = 2 * sizes.layers * sizes.keys * width // engine.cards
     if config.device == "cpu":
         cache = engine.kv_cache_gib * _GIB
@@ -351,6 +398,8 @@ def _ways_out(config: Config, sizes: Sizes, card: int) -> str:
         ways.append("set engine.sleep to true with rollout.max_staleness 0")
     if not config.training.gradient_checkpointing:
         ways.append("set training.gradient_checkpointing to true")
+    if sizes.whole:
+        ways.append("train an adapter with model.lora")
     fewer = least_tokens(config) > config.agent.max_episode_tokens
     ways.append("lower training.tokens_per_micro_batch" if fewer else "lower agent.max_episode_tokens")
     return ", or ".join(ways)
@@ -366,11 +415,13 @@ def most_utilization(config: Config, sizes: Sizes, card: int) -> float:
 def store_bytes(config: Config, sizes: Sizes) -> int:
     """Return the size of the object store that a run needs on each machine.
 
-    Two versions of the adapter, of which the next is put while engines read the last, and the episodes of the steps that
+    Two versions of what engines load, of which the next is put while engines read the last, and the episodes of the steps that
     are under way; all of it twice, because the store needs gaps. At least 1 GiB, at which Ray stores nothing on the disk.
     """
     rollout = config.rollout
-    published = (4 if config.model.dtype == "float32" else 2) * sizes.adapter
+    published = (4 if config.model.dtype == "float32" else 2) * (
+        sizes.adapter if config.model.publishes_adapter else sizes.weights
+    )
     episodes = (1 + rollout.max_staleness) * rollout.group_size * rollout.questions_per_step
     return max(_GIB, 2 * (2 * published + episodes * config.agent.max_episode_tokens * _PICKLED_TOKEN))
 

@@ -12,8 +12,6 @@ from safetensors import safe_open
 
 from agentrl.adapters import WEIGHTS, adapter_folder
 from agentrl.config import Config
-from agentrl.models import model_on_disk
-from agentrl.training.adapter import lora_config
 from agentrl.training.memory import (
     OPTIMIZER_STATE,
     card_bytes,
@@ -41,13 +39,13 @@ def plan(config: Config) -> Table:
     rollout, agent, training = config.rollout, config.agent, config.training
     episodes = rollout.group_size * rollout.questions_per_step
     indexes = len(config.retriever.indexes) * config.retriever.gpus
-    adapter = adapter_bytes(config)
+    trained, what = trained_bytes(config), "model" if config.model.lora is None else "adapter"
     # Beside the weights of each checkpoint, in fp32, is what the optimizer keeps of them.
     copies = (1 + OPTIMIZER_STATE[training.optimizer.name] / 4) * training.keep_checkpoints + 1
     disk = (
-        f"{copies:g} times the adapter, whose size is known once {config.model.path} is downloaded,"
-        if adapter is None
-        else size(int(copies * adapter))
+        f"{copies:g} times the {what}, whose size is known once {config.model.path} is downloaded,"
+        if trained is None
+        else size(int(copies * trained))
     )
     table = Table("", "", title=f"plan of {config.name}", title_justify="left", show_header=False)
     table.add_row("run folder", str(config.folder))
@@ -61,7 +59,7 @@ def plan(config: Config) -> Table:
         "tokens a step", f"at most {episodes * agent.max_episode_tokens:,} ({episodes} x {agent.max_episode_tokens})"
     )
     table.add_row("questions", f"{len(inputs.questions)} to train on, {len(inputs.evaluation)} to evaluate")
-    table.add_row("disk", f"{disk} for checkpoints and adapter, {size(free_bytes(config.folder))} free")
+    table.add_row("disk", f"{disk} for checkpoints and {what}, {size(free_bytes(config.folder))} free")
     for name, text in _memory(config):
         table.add_row(name, text)
     return table
@@ -92,12 +90,15 @@ def _memory(config: Config) -> list[tuple[str, str]]:
     )
     rows = [
         ("memory of " + ("a card" if config.device == "cuda" else "the machine"), _available(config, card)),
-        ("an engine", f"{size(engine.weights)} for model and adapters, {cache}"),
+        (
+            "an engine",
+            f"{size(engine.weights)} for {'model and adapters' if config.model.publishes_adapter else 'the model'}, {cache}",
+        ),
         (
             "the trainer",
-            f"about {size(trainer.peak)}: {size(trainer.weights)} for the model, {size(trainer.adapter)} for adapter, gradients "
-            f"and moments, {size(trainer.activations)} for {tokens:,} tokens at once, {size(trainer.logits)} for "
-            "logits",
+            f"about {size(trainer.peak)}: {size(trainer.weights)} for the model, {size(trainer.trained)} for "
+            f"{'' if sizes.whole else 'adapter, '}gradients and moments, {size(trainer.activations)} for {tokens:,} tokens "
+            f"at once, {size(trainer.logits)} for logits",
         ),
     ]
     if card is not None:
@@ -126,25 +127,18 @@ def _available(config: Config, card: int | None) -> str:
     return "not known: this machine has no card, or is not the one that will train" if card is None else size(card)
 
 
-def adapter_bytes(config: Config) -> int | None:
-    """Return the size of the adapter in fp32, or None while a model of the hub is not on this disk."""
+def trained_bytes(config: Config) -> int | None:
+    """Return the size in fp32 of the adapter, or of the model where all its weights are trained.
+
+    Returns:
+        None while a model of the hub is not on this disk.
+    """
     start = adapter_folder(config)
     if start is not None:
         with safe_open(start / WEIGHTS, framework="np") as opened:
             return 4 * sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118, no dict
-    folder = model_on_disk(config.model.path)
-    if folder is None:
-        return None
-    import torch
-    from peft import get_peft_model
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    # Its config alone says how many weights a model has; on this device there are none.
-    with torch.device("meta"):
-        policy = get_peft_model(
-            AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)), lora_config(config)
-        )
-    return 4 * policy.get_nb_trainable_parameters()[0]
+    sizes = read_sizes(config)
+    return None if sizes is None else 4 * sizes.trained
 
 
 def free_bytes(path: Path) -> int:

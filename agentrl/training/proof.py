@@ -1,4 +1,4 @@
-"""Whether engines sample with the adapter that is trained: an engine that ignores it samples a policy that never learns."""
+"""Whether engines sample with the weights that are trained: an engine that ignores them samples a policy that never learns."""
 
 from __future__ import annotations
 
@@ -8,53 +8,80 @@ import torch
 
 from agentrl.types import AgentRLError
 
-# An explanation of what was sampled holds if it is nearer than this share of what the adapter changes. Two cannot hold.
+# An explanation of what was sampled holds if it is nearer than this share of what training changes. Two cannot hold.
 _NEAR = 0.5
 # Below it, in nats a token, rounding decides.
 _LEAST_EFFECT = 1e-5
+# Beyond it, in nats a token, it does not: ten times the difference that is usual between engines and trainers in bf16.
+_MOST_ROUNDING = {torch.float32: 0.02, torch.bfloat16: 0.25}
 
 
-class AdapterNotUsed(AgentRLError):
-    """Engines sample from the model without its adapter."""
+class WeightsNotUsed(AgentRLError):
+    """Engines sample from another model than the one that is trained."""
+
+
+def require_agreement(sampled: torch.Tensor, trained: torch.Tensor, dtype: torch.dtype) -> None:
+    """Check that log-probabilities of the same tokens, the sampler's and the trainer's, are those of one model.
+
+    Where nothing else is there to compare with, this is all that can be said: an engine that ignores new weights shows once
+    they are far enough from its own.
+
+    Args:
+        sampled, trained: [S], in nats.
+        dtype: what both compute in.
+
+    Raises:
+        WeightsNotUsed: if they differ by more than rounding does.
+    """
+    difference = (sampled - trained).abs().mean().item()
+    if difference > _MOST_ROUNDING[dtype]:
+        raise WeightsNotUsed(
+            f"the engines do not sample from the weights that are trained: their log-probabilities differ by {difference:.2g} "
+            f"nats a token, and rounding explains {_MOST_ROUNDING[dtype]:g}; look for an engine that ignores the weights "
+            "published to it or computes this model in another way, and for other weights behind model.path"
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
     """Mean distances of log-probabilities at sampled tokens, in nats.
 
+    The untrained model is the one without its adapter, or, where all weights are trained, the one that training began with.
+
     Attributes:
-        effect: of the trainer's with the adapter from its own without.
-        with_adapter: of the sampler's from the trainer's with the adapter.
-        without_adapter: of the sampler's from the trainer's without.
+        effect: of the trainer's from the untrained model's.
+        from_trained: of the sampler's from the trainer's.
+        from_untrained: of the sampler's from the untrained model's.
     """
 
     effect: float
-    with_adapter: float
-    without_adapter: float
+    from_trained: float
+    from_untrained: float
 
     @classmethod
-    def of(cls, sampled: torch.Tensor, adapted: torch.Tensor, plain: torch.Tensor) -> Evidence:
-        """Compare log-probabilities of the same tokens: the sampler's, and the trainer's with and without the adapter."""
+    def of(cls, sampled: torch.Tensor, trained: torch.Tensor, untrained: torch.Tensor) -> Evidence:
+        """Compare log-probabilities [S] of the same tokens: the sampler's, the trainer's and the untrained model's."""
         return cls(
-            effect=(adapted - plain).abs().mean().item(),
-            with_adapter=(sampled - adapted).abs().mean().item(),
-            without_adapter=(sampled - plain).abs().mean().item(),
+            effect=(trained - untrained).abs().mean().item(),
+            from_trained=(sampled - trained).abs().mean().item(),
+            from_untrained=(sampled - untrained).abs().mean().item(),
         )
 
     def proves_use(self) -> bool:
-        """Return True if the adapter explains what was sampled, False if neither it nor its absence does.
+        """Return True if the trained weights explain what was sampled, False if neither they nor the untrained ones do.
 
         Raises:
-            AdapterNotUsed: if the model without it explains what was sampled.
+            WeightsNotUsed: if the untrained model explains what was sampled.
         """
         if self.effect < _LEAST_EFFECT:
             return False
-        if self.with_adapter < _NEAR * self.effect:
+        if self.from_trained < _NEAR * self.effect:
             return True
-        if self.without_adapter >= _NEAR * self.effect:
+        if self.from_untrained >= _NEAR * self.effect:
             return False
-        raise AdapterNotUsed(
-            f"the engines do not use the adapter: what they sampled differs by {self.without_adapter:.2g} nats a token from the "
-            f"model without it and by {self.with_adapter:.2g} from the model with it, which changes {self.effect:.2g}; look "
-            "for an engine that ignores or refuses the adapter's layers, and for other weights behind model.path"
+        raise WeightsNotUsed(
+            f"the engines do not use the trained weights: what they sampled differs by {self.from_untrained:.2g} nats a token "
+            f"from the untrained model and by {self.from_trained:.2g} from the trained one, and training changes "
+            f"{self.effect:.2g}; look for an engine that ignores or refuses the weights of a layer, and for other weights "
+            "behind model.path"
         )

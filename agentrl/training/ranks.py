@@ -8,12 +8,15 @@ and be empty.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+# Numbers that are added up at once; a larger tensor is alone.
+_BUCKET = 1 << 26
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +33,13 @@ class Ranks:
 
     def add_up(self, tensors: Iterable[torch.Tensor]) -> None:
         """Replace each tensor by its sum over the ranks, which hold tensors of the same shapes."""
-        tensors = list(tensors)
-        if self.size == 1 or not tensors:
+        if self.size == 1:
             return
-        flat = torch.cat([tensor.flatten() for tensor in tensors])
-        dist.all_reduce(flat)
-        for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
-            tensor.copy_(part.view_as(tensor))
+        for some in _buckets(tensors):
+            flat = torch.cat([tensor.flatten() for tensor in some])
+            dist.all_reduce(flat)
+            for tensor, part in zip(some, flat.split([tensor.numel() for tensor in some]), strict=True):
+                tensor.copy_(part.view_as(tensor))
 
     def from_first(self, make: Callable[[], Any]) -> Any:
         """Return on every rank what `make` returns on the first.
@@ -66,6 +69,18 @@ class Ranks:
         found: list[Any] = [None] * self.size
         dist.all_gather_object(found, value)
         return found
+
+
+def _buckets(tensors: Iterable[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+    """Yield tensors, a few of them at a time: each bucket is copied, and all gradients of a model would take it twice."""
+    bucket: list[torch.Tensor] = []
+    for tensor in tensors:
+        if bucket and sum(other.numel() for other in bucket) + tensor.numel() > _BUCKET:
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket
 
 
 ALONE = Ranks()

@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
-from agentrl.adapters import WEIGHTS, adapter_folder, check_tensors, read_adapter
+from agentrl.adapters import WEIGHTS, adapter_folder, check_tensors
 from agentrl.config import Config, ConfigError
 from agentrl.data.inputs import check_index, describe_inputs, evaluation_questions, file_sha256, read_set
 from agentrl.data.stream import QuestionStream
@@ -25,6 +25,7 @@ from agentrl.runs.logs import logged
 from agentrl.training.checkpoints import learning_rate
 from agentrl.training.evaluating import evaluate_step
 from agentrl.training.memory import card_bytes, check_memory, read_sizes, store_bytes
+from agentrl.training.policy import saved_files
 from agentrl.training.process import TrainerProcess
 from agentrl.training.watch import RollBack
 from agentrl.types import Question
@@ -149,7 +150,7 @@ class _Run:
         measures_ceiling = (
             settings.ceiling and bool(self.inputs.evaluation) and self.folder.read_evaluation("ceiling") is None
         )
-        trains = self.done < config.training.steps or not self.folder.adapter.exists()
+        trains = self.done < config.training.steps or not self.folder.trained.exists()
         with (
             closing(
                 TrainerProcess(config, self.folder, self.inputs.questions, self.inputs.evaluation, resume=self.resume)
@@ -168,7 +169,7 @@ class _Run:
             if settings.before and self.inputs.evaluation and before is None:
                 start = adapter_folder(config)
                 if start is not None:
-                    running.pool.publish(0, read_adapter(start))
+                    running.pool.publish(0, saved_files(config, start))
                 before = self._evaluate(running.pool, 0, trainer.check)
             if trains:
                 self._tell(self.done, "starting trainer")
@@ -178,7 +179,7 @@ class _Run:
                 self._measure_ceiling(running.indexes)
             if settings.after and self.inputs.evaluation:
                 # The last step's weights were not published, and after a resume of a finished run none were.
-                running.pool.publish(config.training.steps, read_adapter(self.folder.adapter))
+                running.pool.publish(config.training.steps, saved_files(config, self.folder.trained))
                 after = self._evaluate(running.pool, config.training.steps)
         return before, after
 

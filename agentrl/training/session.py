@@ -29,11 +29,11 @@ from agentrl.progress import Progress
 from agentrl.quantization import check_quantization
 from agentrl.rollout.pool import RolloutPool
 from agentrl.runs import RunFolder, checkpoint_step
-from agentrl.training.adapter import adapter_files, load_policy, save_adapter
 from agentrl.training.checkpoints import best_checkpoint, learning_rate, set_rate, step_to_go_back_to
 from agentrl.training.evaluating import evaluate_step
 from agentrl.training.loop import TrainSettings
 from agentrl.training.memory import peak_bytes
+from agentrl.training.policy import engine_files, frozen_copy, is_adapted, load_policy, save_policy
 from agentrl.training.prefetch import Prefetch
 from agentrl.training.ranks import ALONE, FirstRankFailed, Ranks
 from agentrl.training.sampling import ScoredBatch, StepSampler
@@ -55,7 +55,7 @@ class TrainingSession:
     """Trains one run from its first step, or from its latest checkpoint, to its last."""
 
     def __init__(self, settings: TrainSettings, ranks: Ranks = ALONE) -> None:
-        """Load model, adapter and data; nothing is sampled or trained before `run`.
+        """Load policy and data; nothing is sampled or trained before `run`.
 
         This is the first of `ranks`; the others `follow`.
         """
@@ -83,12 +83,16 @@ class TrainingSession:
         )
 
     @property
+    def _policy(self) -> Any:
+        return self._trainer.accelerator.unwrap_model(self._trainer.model)
+
+    @property
     def step(self) -> int:
         """The number of steps that were taken: batches that were trained on to the end."""
         return self._trainer.batches
 
     def run(self) -> None:
-        """Wait for the order to begin, train to the last step and write the adapter.
+        """Wait for the order to begin, train to the last step and write what was trained.
 
         Raises:
             TrainingFailed: if that did not work out or somebody asked to stop. The state of the last whole step is kept.
@@ -96,7 +100,7 @@ class TrainingSession:
         try:
             self._begin()
             self._trainer.train(resume_from_checkpoint=str(self._checkpoint) if self._checkpoint else None)
-            self.save_adapter()
+            self.save_policy()
             self._wake_engines()
         except RollBack:
             # Of the state that it leaves nothing is needed.
@@ -172,8 +176,9 @@ class TrainingSession:
 
     def publish(self) -> None:
         """Load the weights into every engine, as the version of the steps that were taken."""
-        policy = self._trainer.accelerator.unwrap_model(self._trainer.model)
-        self._pool.publish(self.step, adapter_files(policy))
+        # Where all weights are trained, the first version is the model that the engines have begun with.
+        if self.step or is_adapted(self._policy):
+            self._pool.publish(self.step, engine_files(self._config, self._policy))
         self._prefetch.published(self.step)
 
     def _wake_engines(self) -> None:
@@ -249,13 +254,17 @@ class TrainingSession:
 
     # What is left when training ends.
 
-    def save_adapter(self) -> None:
-        """Write the adapter into the run folder, under another name until it is whole."""
-        partial = self._folder.adapter.with_name(".adapter.part")
-        for old in (partial, self._folder.adapter):
+    def save_policy(self) -> None:
+        """Write the adapter, or the model with its tokenizer, into the run folder, under another name until it is whole."""
+        whole = not is_adapted(self._policy)
+        folder = self._folder.model if whole else self._folder.adapter
+        partial = folder.with_name(f".{folder.name}.part")
+        for old in (partial, folder):
             shutil.rmtree(old, ignore_errors=True)
-        save_adapter(self._trainer.accelerator.unwrap_model(self._trainer.model), partial)
-        partial.replace(self._folder.adapter)
+        save_policy(self._policy, partial)
+        if whole:
+            self._trainer.processing_class.save_pretrained(partial)
+        partial.replace(folder)
 
     def keep_state(self) -> str:
         """Save the state of the last whole step, unless a checkpoint has it, and say in words where the newest state is."""
@@ -348,8 +357,10 @@ def make_trainer(
     arguments = run_settings(config, settings.folder.checkpoints)
     if ranks.rank:
         arguments.save_strategy = SaveStrategy.NO
+    policy = load_policy(config, model)
     trainer = StratifiedTrainer(
-        model=load_policy(config, model),
+        model=policy,
+        reference=frozen_copy(config, policy),
         processing_class=load_tokenizer(model),
         sample=sample,
         scorer=functools.partial(make_scorer, config),

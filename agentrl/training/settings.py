@@ -11,7 +11,7 @@ import torch
 from trl import GRPOConfig
 
 from agentrl.config import Config, OptimizerConfig
-from agentrl.training.memory import pack_tokens, sizes_of
+from agentrl.training.memory import later_bytes, pack_tokens, sizes_of
 from agentrl.training.optimizers import make_muon
 from agentrl.training.scoring import Scorer
 from agentrl.training.updates import Additions, Updates
@@ -151,14 +151,16 @@ def make_scorer(config: Config, model: Any) -> Scorer:
     Raises:
         ScoringError: if the model does not compute in packs what it computes of each episode alone.
     """
-    training = config.training
+    training, sizes = config.training, sizes_of(model)
+    free = torch.cuda.mem_get_info()[0] - later_bytes(config, sizes) if config.device == "cuda" else 0
     scorer = Scorer(
         model,
-        tokens=pack_tokens(config, sizes_of(model), torch.cuda.mem_get_info()[0] if config.device == "cuda" else 0),
+        tokens=pack_tokens(config, sizes, free),
         packing=training.packing,
         temperature=config.agent.temperature,
         # Merged in bf16, small updates of an adapter would be lost in rounding.
         merge=config.model.dtype == "float32",
+        dtype=getattr(torch, config.model.dtype),
     )
     scorer.check()
     return scorer

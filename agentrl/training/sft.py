@@ -16,7 +16,7 @@ from trl import SFTConfig, SFTTrainer
 from agentrl.config import Config
 from agentrl.models import load_tokenizer, resolve_model
 from agentrl.progress import OnProgress, Progress
-from agentrl.training.adapter import load_policy, save_adapter
+from agentrl.training.adapter import load_adapted, save_adapter
 from agentrl.types import Trajectory
 
 _NOT_TRAINED = -100
@@ -78,7 +78,7 @@ class SupervisedTraining:
         self._scratch = tempfile.TemporaryDirectory()
         self._report = ReportSteps(on_progress)
         self._trainer = OwnTokensTrainer(
-            model=load_policy(config, model),
+            model=load_adapted(config, model),
             args=_sft_config(config, self._scratch.name),
             train_dataset=Dataset.from_list(rows),
             processing_class=load_tokenizer(model),

@@ -10,7 +10,7 @@ import math
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +19,20 @@ from datasets import Dataset
 from trl import GRPOTrainer
 
 from agentrl.runs import new_checkpoint
-from agentrl.training.adapter import save_adapter
 from agentrl.training.batch import Minibatch, batch_tensors, deal, spread_over_tokens
 from agentrl.training.importance import importance_weights
 from agentrl.training.kl import kl_estimates
 from agentrl.training.llds import displacement, per_token
 from agentrl.training.observations import Observations
-from agentrl.training.proof import Evidence
+from agentrl.training.policy import drop_needless_reference, is_adapted, reference_adapter, restore_policy, save_policy
+from agentrl.training.proof import Evidence, require_agreement
 from agentrl.training.ranks import ALONE, Ranks, share_out
 from agentrl.training.sampling import ScoredBatch
-from agentrl.training.scoring import Pack, Scorer, Scores, TokenSequence
+from agentrl.training.scoring import Scorer, Scores, TokenSequence
 from agentrl.training.updates import NOTHING_ADDED, Additions, Updates
 from agentrl.types import AgentRLError
 
-# So many episodes of a batch are scored without the adapter too, until it is proven that engines use it.
+# So many episodes of a batch are scored for the proof that engines use the trained weights.
 _PROVING_EPISODES = 4
 
 
@@ -65,7 +65,8 @@ class StratifiedTrainer(GRPOTrainer):
         keep_checkpoints: int = 2,
         best: Callable[[], int | None] = lambda: None,
         ranks: Ranks = ALONE,
-        prove_adapter: bool = True,
+        prove_weights: bool = True,
+        reference: Any = None,
         **kwargs: Any,
     ) -> None:
         """Set up training on what `sample` returns.
@@ -81,7 +82,9 @@ class StratifiedTrainer(GRPOTrainer):
             keep_checkpoints: so many of the newest checkpoints stay.
             best: returns the step whose checkpoint stays beside them.
             ranks: the processes that train together. `sample` is called on the first alone.
-            prove_adapter: whether batches are looked at until one shows that the adapter was used where it was sampled.
+            prove_weights: whether batches are looked at until one shows that the trained weights were used where it was
+                sampled; where all weights are trained and there is no `reference`, each is.
+            reference: of the KL term where all weights are trained: a copy of the model as it was when training began.
             kwargs: TRL's own.
         """
         # The folder that a checkpoint is being written into.
@@ -89,7 +92,14 @@ class StratifiedTrainer(GRPOTrainer):
         self._keep, self._best = keep_checkpoints, best
         self._make_optimizer = optimizer
         self._ranks = ranks
+        settings = kwargs["args"]
+        self._kl_coefficient = settings.beta
         trained = [(p, p.data) for p in kwargs["model"].parameters() if p.requires_grad]
+        if not is_adapted(kwargs["model"]):
+            if self._kl_coefficient and reference is None:
+                raise ValueError("a KL term of a model without an adapter needs a reference")
+            # TRL would load one from where the model came from, in the precision of training.
+            settings.beta = 0.0
         super().__init__(
             *args,
             # TRL demands a reward function; ours are scored where the episodes run, and this one is never called.
@@ -98,19 +108,21 @@ class StratifiedTrainer(GRPOTrainer):
             train_dataset=Dataset.from_dict({"prompt": [str(update) for update in range(kwargs["args"].max_steps)]}),
             **kwargs,
         )
+        settings.beta = self._kl_coefficient
         for parameter, data in trained:
             if parameter.dtype != data.dtype:
                 # TRL rounds the adapter of a quantised model to bf16, in which small updates are lost.
                 parameter.data = data.to(parameter.device)
-        # With its `beta` TRL keeps a reference, whatever is made of it; its own term is k3 in the loss.
-        self._kl_coefficient = self.beta
-        if additions.kl_in_reward or additions.kl_estimator != "k3":
-            self.beta = 0.0
+        drop_needless_reference(self.accelerator.unwrap_model(self.model))
+        # TRL's own term is k3 in the loss.
+        of_trl = additions.kl_estimator == "k3" and not additions.kl_in_reward
+        self.beta = self._kl_coefficient if of_trl else 0.0
         self._sample = sample
+        self._reference = None if reference is None else scorer(reference.to(self.accelerator.device))
         self._scorer = scorer(self.accelerator.unwrap_model(self.model))
         self._updates, self._additions, self._on_trained = updates, additions, on_trained
         self._waiting: deque[Minibatch] = deque()
-        self._adapter_is_used = not prove_adapter
+        self._weights_are_used = not prove_weights
         self._scores: tuple[torch.Tensor, torch.Tensor] | None = None
         # An update is one step of TRL's, which divides by it.
         self.current_gradient_accumulation_steps = 1
@@ -166,12 +178,12 @@ class StratifiedTrainer(GRPOTrainer):
         own = tensors["tool_mask"].bool()
         acts = own if self._acts_on_all else own & (per_token(advantages, own) != 0)
         whole = Minibatch(tensors, acts.any(1))
-        if not self._adapter_is_used:
-            # Older weights may have been those of the model without an adapter.
+        if not self._weights_are_used:
+            # Older weights may have been those of the untrained model.
             newest = [set(trajectory.adapter_versions) == {self.batches} for trajectory in batch.trajectories]
-            self._adapter_is_used = self._proves_adapter(whole, torch.tensor(newest))
+            self._weights_are_used = self._proves_weights(whole, torch.tensor(newest))
         if self._kl_coefficient:
-            with _reference_adapter(self.accelerator.unwrap_model(self.model)):
+            with self._untrained(reference_adapter):
                 tensors["ref_per_token_logps"] = self._logps_of_all_ranks(whole)
         if self._updates.per_batch > 1:
             tensors["old_per_token_logps"] = self._logps_of_all_ranks(whole)
@@ -182,7 +194,7 @@ class StratifiedTrainer(GRPOTrainer):
         """Return the present log-probabilities [n, C] of the scored tokens of a minibatch's `sequences`, on the CPU."""
         logps = torch.zeros_like(batch.tensors["sampling_per_token_logps"])
         for pack in self._scorer.packs(sequences):
-            rows, columns = _places(batch, sequences, pack)
+            rows, columns = batch.places(sequences, pack)
             logps[torch.tensor(pack.members)[rows], columns] = self._scorer.score(pack).logps.cpu()
         return logps
 
@@ -192,21 +204,37 @@ class StratifiedTrainer(GRPOTrainer):
         self._ranks.add_up([logps])
         return logps
 
-    def _proves_adapter(self, batch: Minibatch, newest: torch.Tensor) -> bool:
-        """Return whether some of the episodes that the `newest` weights sampled show that the engines use the adapter.
+    @contextmanager
+    def _untrained(self, of_adapted: Callable[[Any], AbstractContextManager[Any]]) -> Iterator[None]:
+        """Score with the reference meanwhile, or with the model as `of_adapted` has it if it is one with an adapter."""
+        if self._reference is None:
+            with of_adapted(self.accelerator.unwrap_model(self.model)):
+                yield
+            return
+        scorer, self._scorer = self._scorer, self._reference
+        try:
+            yield
+        finally:
+            self._scorer = scorer
+
+    def _proves_weights(self, batch: Minibatch, newest: torch.Tensor) -> bool:
+        """Return whether some of the episodes that the `newest` weights sampled show that the engines use these weights.
 
         Raises:
-            AdapterNotUsed: if they show that the engines do not.
+            WeightsNotUsed: if they show that the engines do not.
         """
         some = torch.nonzero(batch.runs & newest).flatten()[:_PROVING_EPISODES]
         if not len(some):
             return False
-        few = Minibatch({name: tensor[some] for name, tensor in batch.tensors.items()}, batch.runs[some])
-        sequences, adapted = few.sequences(), []
-        for switch in (nullcontext, self.accelerator.unwrap_model(self.model).disable_adapter):
-            with switch():
-                adapted.append(self._logps(few, sequences)[few.own])
-        return Evidence.of(few.tensors["sampling_per_token_logps"][few.own], *adapted).proves_use()
+        few = batch.some(some)
+        sequences, sampled = few.sequences(), few.tensors["sampling_per_token_logps"][few.own]
+        trained = self._logps(few, sequences)[few.own]
+        if self._reference is None and not is_adapted(self.accelerator.unwrap_model(self.model)):
+            require_agreement(sampled, trained, torch.bfloat16 if self.args.bf16 else torch.float32)
+            return False
+        with self._untrained(lambda policy: policy.disable_adapter()):
+            untrained = self._logps(few, sequences)[few.own]
+        return Evidence.of(sampled, trained, untrained).proves_use()
 
     def _own_share(self, batch: Minibatch) -> list[TokenSequence]:
         """Return the episodes of a minibatch, of which those that other ranks run have no scored token."""
@@ -225,7 +253,7 @@ class StratifiedTrainer(GRPOTrainer):
         total = torch.zeros((), device=self.accelerator.device)
         for pack in self._scorer.packs(sequences):
             scores = self._scorer.score(pack, entropy="gradients" if self._additions.entropy_bonus else "values")
-            loss = self._loss(batch, pack.members, _places(batch, sequences, pack), scores)
+            loss = self._loss(batch, pack.members, batch.places(sequences, pack), scores)
             self._require_finite("the loss", loss.item())
             self.accelerator.backward(loss)
             total += loss.detach()
@@ -357,13 +385,11 @@ class StratifiedTrainer(GRPOTrainer):
         return self.args.output_dir if self._aside is None else str(self._aside)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        # The reference of the KL term is the adapter that training begins with, which a resumed run makes again.
-        save_adapter(self.accelerator.unwrap_model(self.model), Path(output_dir))
+        # The reference of the KL term is what training begins with, which a resumed run makes again.
+        save_policy(self.accelerator.unwrap_model(self.model), Path(output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        policy = self.accelerator.unwrap_model(model or self.model)
-        policy.load_adapter(resume_from_checkpoint, "default", is_trainable=True)
-        policy.set_adapter("default")
+        restore_policy(self.accelerator.unwrap_model(model or self.model), Path(resume_from_checkpoint))
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         # transformers asks for the norm just before the optimizer takes its step.
@@ -410,21 +436,6 @@ class StratifiedTrainer(GRPOTrainer):
             yield
         finally:
             self._metrics = kept
-
-
-def _places(batch: Minibatch, sequences: Sequence[TokenSequence], pack: Pack) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return for the scored tokens [S] of a pack which of its members they belong to, and where in the completion."""
-    prompts = batch.tensors["prompt_mask"].sum(1).tolist()
-    columns = [torch.from_numpy(sequences[row].scored) - prompts[row] for row in pack.members]
-    counts = torch.tensor([len(some) for some in columns])
-    return torch.repeat_interleave(torch.arange(len(columns)), counts), torch.cat(columns)
-
-
-def _reference_adapter(model: Any) -> Any:
-    # TRL copies an adapter that training starts from under the name "ref"; without one, the base model is the reference.
-    from trl.trainer.utils import use_adapter
-
-    return use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None)
 
 
 def _never_called(**unused: Any) -> list[float]:

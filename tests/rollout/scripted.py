@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections import Counter, defaultdict
+from pathlib import Path
 
 from virtual_ray import ProcessExit, unavailable
 
@@ -16,10 +17,11 @@ from retrievers.base import Hit
 
 
 class ScriptedEngine:
-    """Searches twice, then answers; `wait(prompt)` is awaited in each turn. Remembers the adapters that it loaded.
+    """Searches twice, then answers; `wait(prompt)` is awaited in each turn. Remembers what it loaded.
 
     Attributes:
-        versions: of these adapters.
+        versions: of these adapters and models.
+        models: the files of each model that it loaded, by name.
         asleep: whether it sleeps, in which it can neither generate nor load.
     """
 
@@ -28,6 +30,7 @@ class ScriptedEngine:
     def __init__(self, codec, wait):
         self._codec, self._wait = codec, wait
         self.versions = []
+        self.models = []
         self.asleep = False
         self.closed = 0
 
@@ -43,6 +46,11 @@ class ScriptedEngine:
     async def load_adapter(self, version, files):
         assert not self.asleep
         self.versions.append(version)
+
+    async def load_weights(self, version, folder):
+        assert not self.asleep
+        self.versions.append(version)
+        self.models.append({path.name: path.read_bytes() for path in Path(folder).iterdir()})
 
     async def sleep(self):
         self.asleep = True

@@ -1,8 +1,10 @@
 """Groups come back whole and once each, whatever happens to the workers that run them; in virtual time."""
 
 import asyncio
+import tempfile
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -193,6 +195,25 @@ def test_a_worker_whose_loop_is_stuck_is_killed(rollouts, monkeypatch):
     stuck.rollout = stuck.prepare = never
     assert ids(run.pool.sample(requests(3), 1.0)) == ids_of(requests(3))
     assert run.actors[0].lives == 2
+
+
+def test_a_worker_that_comes_back_loads_the_model_that_was_published_last_and_no_copy_stays(
+    rollouts, tmp_path, monkeypatch
+):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    run = rollouts(workers=2)
+    for version in (1, 2):
+        weights = np.full(8, version, np.uint8)
+        run.pool.publish(version, {"config.json": np.zeros(2, np.uint8), "model.safetensors": weights})
+    run.actors[0].die()
+    assert versions(run.pool.sample(requests(6), 1.0)) == {2}
+    assert run.pool.counters["rollout/restarts"] == 1
+    for actor, loaded in zip(run.actors, ([2], [1, 2]), strict=True):
+        models = actor.instance._engine._engine.models
+        assert [model["model.safetensors"] for model in models] == [bytes([version] * 8) for version in loaded]
+    assert [path for path in scratch.rglob("*") if path.is_file()] == []
 
 
 def test_an_older_adapter_than_the_newest_is_refused(rollouts):

@@ -9,7 +9,8 @@ from safetensors.torch import load
 
 from agentrl.adapters import CONFIG, WEIGHTS, check_tensors, read_adapter
 from agentrl.config import parse_config
-from agentrl.training.adapter import adapter_files, load_policy, save_adapter
+from agentrl.training.adapter import adapter_files, save_adapter
+from agentrl.training.policy import load_policy
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """The memory plan counts what a model has and what autograd keeps, and refuses what cannot fit with a setting that helps."""
 
-from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -43,7 +42,8 @@ def make_config(
         {
             "name": "t",
             "device": device,
-            "model": {"path": str(path), "dtype": dtype, "lora": {"rank": 8} | dict(lora)} | dict(model),
+            "model": {"path": str(path), "dtype": dtype, "lora": None if lora is None else {"rank": 8} | dict(lora)}
+            | dict(model),
             "engine": dict(engine),
             "rollout": dict(rollout),
             "agent": {"max_episode_tokens": 4096} | dict(agent),
@@ -89,6 +89,20 @@ def test_the_sizes_of_a_model_are_those_of_its_weights(model, targets):
     assert (sizes.layers, sizes.queries, sizes.keys, sizes.vocabulary) == (3, 64, 32, 512)
 
 
+def test_without_an_adapter_all_weights_of_a_model_are_trained(model):
+    sizes = read_sizes(make_config(model, lora=None))
+    assert sizes.whole
+    assert sizes.trained == sizes.weights == sum(p.numel() for p in LlamaForCausalLM(tiny(3)).parameters())
+    assert sizes.adapter == sizes.adapted_weights == 0
+    assert sizes_of(LlamaForCausalLM(tiny(3))) == sizes
+
+
+def test_an_adapter_with_dora_has_a_length_for_each_output_of_its_layers(model):
+    plain, dora = (read_sizes(make_config(model, lora={"dora": on})) for on in (False, True))
+    assert dora.adapter - plain.adapter == dora.dora_outputs > 0
+    assert plain.dora_outputs == 0
+
+
 def test_the_sizes_of_an_adapter_to_start_from_are_its_own(model, tmp_path):
     narrow = make_config(model, lora={"target_modules": ["q_proj"]})
     save_adapter(get_peft_model(LlamaForCausalLM(tiny(3)), lora_config(narrow)), tmp_path / "start")
@@ -117,10 +131,12 @@ def test_the_sizes_of_a_model_that_is_not_here_are_not_known():
     assert read_sizes(make_config("nobody/has-this")) is None
 
 
-def kept_by_autograd(layers, tokens, dtype):
+def kept_by_autograd(layers, tokens, dtype, lora):
     """Bytes that autograd keeps of one pack beside the model's own weights."""
-    policy = get_peft_model(LlamaForCausalLM(tiny(layers)).to(dtype), lora_config(make_config()))
-    scorer = Scorer(policy, tokens=tokens, merge=dtype == torch.float32)
+    policy = LlamaForCausalLM(tiny(layers))
+    if lora is not None:
+        policy = get_peft_model(policy.to(dtype), lora_config(make_config(lora=lora)))
+    scorer = Scorer(policy, tokens=tokens, merge=dtype == torch.float32, dtype=dtype)
     ids = np.random.default_rng(0).integers(0, 512, tokens + 1)
     (pack,) = scorer.packs([TokenSequence(ids, np.arange(tokens // 2, tokens + 1))])
     own = {p.untyped_storage().data_ptr() for p in policy.parameters()}
@@ -133,21 +149,22 @@ def kept_by_autograd(layers, tokens, dtype):
             alive.append(tensor)
         return tensor
 
-    precision = nullcontext() if dtype == torch.float32 else torch.autocast("cpu", dtype)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), precision:
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         scores = scorer.score(pack)
     assert scores.logps.requires_grad
     return sum(kept.values())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_what_a_layer_keeps_of_a_token_is_what_autograd_keeps(tmp_path, dtype):
-    of = {(n, t): kept_by_autograd(n, t, getattr(torch, dtype)) for n in (2, 3) for t in (256, 512)}
+@pytest.mark.parametrize("lora", [{}, {"dora": True}, None], ids=["lora", "dora", "all weights"])
+def test_what_a_layer_keeps_of_a_token_is_what_autograd_keeps(tmp_path, dtype, lora):
+    of = {(n, t): kept_by_autograd(n, t, getattr(torch, dtype), lora) for n in (2, 3) for t in (256, 512)}
     a_token = ((of[3, 512] - of[2, 512]) - (of[3, 256] - of[2, 256])) / 256
     tiny(3).save_pretrained(tmp_path)
-    sizes = read_sizes(make_config(tmp_path))
+    sizes = read_sizes(make_config(tmp_path, lora=lora))
     planned = activation_bytes(sizes, 1, dtype, checkpointing=False) / (sizes.layers + 1)
-    assert planned == pytest.approx(a_token, rel=0.01)
+    # In fp32 the plan leaves out what the first factor of an adapter with DoRA gives, as many numbers as its rank.
+    assert planned == pytest.approx(a_token, rel=0.03 if lora and dtype == "float32" else 0.01)
 
 
 @given(st.integers(1, 10**6), st.sampled_from(["float32", "bfloat16"]), st.booleans())
@@ -194,9 +211,9 @@ def test_a_pack_is_no_shorter_than_the_longest_episode_and_plain_passes_take_one
 def test_the_trainers_memory_is_that_of_its_parts():
     plain, kl = (trainer_memory(make_config(training={"kl": {"coefficient": c}}), QWEN, 4096) for c in (0, 1e-3))
     assert plain.weights == 2 * QWEN.weights
-    assert plain.adapter == 16 * QWEN.adapter
-    assert kl.adapter == 20 * QWEN.adapter
-    assert plain.peak == plain.weights + plain.adapter + plain.context + plain.activations + plain.logits
+    assert plain.trained == 16 * QWEN.adapter
+    assert kl.trained == 20 * QWEN.adapter
+    assert plain.peak == plain.weights + plain.trained + plain.context + plain.activations + plain.logits
     merged = trainer_memory(make_config(device="cpu", dtype="float32"), QWEN, 4096)
     assert merged.weights == 4 * (QWEN.weights + QWEN.adapted_weights)
     assert merged.context == 0
@@ -213,7 +230,32 @@ def test_weights_in_4_bits_take_a_quarter_and_a_little_more_in_trainer_and_engin
 @pytest.mark.parametrize(("name", "copies"), [("adamw", 4), ("adamw_8bit", 2.5), ("muon", 3)])
 def test_moments_take_what_the_optimizer_keeps_of_them(name, copies):
     found = trainer_memory(make_config(training={"optimizer": {"name": name}}), QWEN, 4096)
-    assert found.adapter == 4 * copies * QWEN.adapter
+    assert found.trained == 4 * copies * QWEN.adapter
+
+
+def test_all_weights_take_a_gradient_and_two_moments_each_and_copies_in_bf16():
+    whole = replace(QWEN, adapter=0, adapted_weights=0, adapted_inputs=0)
+    plain, kl = (
+        trainer_memory(make_config(lora=None, training={"kl": {"coefficient": c}}), whole, 4096) for c in (0, 1e-3)
+    )
+    assert plain.weights == (4 + 2) * QWEN.weights
+    assert kl.weights - plain.weights == 2 * QWEN.weights
+    assert plain.trained == kl.trained == 3 * 4 * QWEN.weights
+    exact = trainer_memory(
+        make_config(device="cpu", dtype="float32", lora=None, training={"kl": {"coefficient": 1e-3}}), whole, 4096
+    )
+    assert exact.weights == (4 + 4) * QWEN.weights
+    assert plain.logits > trainer_memory(make_config(), QWEN, 4096).logits, "the output layer has a gradient"
+    with pytest.raises(ConfigError, match=r"trainer needs .*train an adapter with model\.lora"):
+        check_memory(make_config(lora=None), whole, 40 * GIB)
+    check_memory(make_config(lora=None), whole, 80 * GIB)
+
+
+def test_engines_that_get_a_whole_model_leave_no_room_for_adapters_and_the_store_holds_two_models():
+    whole = replace(QWEN, adapter=0)
+    for config, sizes in ((make_config(lora=None), whole), (make_config(lora={"dora": True}), QWEN)):
+        assert engine_memory(config, sizes, 80 * GIB).weights == 2 * QWEN.weights
+        assert store_bytes(config, sizes) > 2 * 2 * 2 * QWEN.weights
 
 
 def test_keys_and_values_get_what_the_weights_leave_of_an_engines_part():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from trainers import likelihoods, make_policy, make_trainer, make_trajectories, sampled_earlier
 
-from agentrl.training.proof import AdapterNotUsed, Evidence
+from agentrl.training.proof import Evidence, WeightsNotUsed
 from agentrl.training.sampling import ScoredBatch
 
 
@@ -19,7 +19,7 @@ def sampled_by(trainer, trajectories):
 def undecided(tmp_path, tokenizer, policy=None):
     """A trainer whose episodes so far prove nothing."""
     trainer = make_trainer(tmp_path, tokenizer, None, policy)
-    trainer._proves_adapter = lambda batch, newest: False
+    trainer._proves_weights = lambda batch, newest: False
     return trainer
 
 
@@ -30,17 +30,17 @@ def test_rollouts_of_the_model_without_its_adapter_stop_the_run(tmp_path, tokeni
         sampled = sampled_by(engine, trajectories)
     batch = ScoredBatch(sampled, [1.0, -1.0] * 3, {})
     with pytest.raises(
-        AdapterNotUsed, match=r"do not use the adapter: .* differs by .* nats a token from the model without"
+        WeightsNotUsed, match=r"do not use the trained weights: .* differs by .* nats a token from the untrained model"
     ):
         make_trainer(tmp_path, tokenizer, batch).train()
 
 
-def test_once_it_is_proven_that_the_adapter_is_used_nothing_more_is_computed(tmp_path, tokenizer):
+def test_once_it_is_proven_that_the_weights_are_used_nothing_more_is_computed(tmp_path, tokenizer):
     trajectories = make_trajectories(6, random.Random(2))
     batch = ScoredBatch(sampled_by(undecided(tmp_path, tokenizer), trajectories), [1.0, -1.0] * 3, {})
     trainer = make_trainer(tmp_path, tokenizer, batch)
     trainer.whole_batch(batch)
-    trainer._proves_adapter = lambda whole, newest: pytest.fail("it is proven")
+    trainer._proves_weights = lambda whole, newest: pytest.fail("it is proven")
     trainer.whole_batch(batch)
 
 
@@ -54,7 +54,7 @@ def test_an_adapter_that_changes_nothing_yet_proves_nothing(tmp_path, tokenizer)
     batch = ScoredBatch(sampled_by(undecided(tmp_path, tokenizer, policy), trajectories), [1.0, -1.0] * 2, {})
     trainer = make_trainer(tmp_path, tokenizer, batch, policy)
     trainer.train()
-    assert not trainer._adapter_is_used
+    assert not trainer._weights_are_used
 
 
 def test_rollouts_of_older_weights_prove_nothing(tmp_path, tokenizer):
@@ -67,12 +67,12 @@ def test_rollouts_of_older_weights_prove_nothing(tmp_path, tokenizer):
     trainer = make_trainer(tmp_path, tokenizer, None, max_steps=2)
     trainer._sample = lambda: ScoredBatch(batches.pop(0), [1.0, -1.0] * 2, {})
     trainer.train()
-    assert not trainer._adapter_is_used
+    assert not trainer._weights_are_used
 
     batches = [[with_version(t, 0) for t in trajectories], [with_version(t, 1) for t in sampled]]
     trainer = make_trainer(tmp_path, tokenizer, None, max_steps=2)
     trainer._sample = lambda: ScoredBatch(batches.pop(0), [1.0, -1.0] * 2, {})
-    with pytest.raises(AdapterNotUsed):
+    with pytest.raises(WeightsNotUsed):
         trainer.train()
 
 

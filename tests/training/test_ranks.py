@@ -7,8 +7,9 @@ import torch
 import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
-from trainers import make_trainer, make_trajectories
+from trainers import make_model, make_trainer, make_trajectories
 
+from agentrl.training import ranks as ranks_module
 from agentrl.training.ranks import FirstRankFailed, Ranks, share_out
 from agentrl.training.sampling import ScoredBatch
 from agentrl.training.updates import Additions, Updates
@@ -56,18 +57,23 @@ SETTINGS = [
     {},
     {"updates": Updates(group_size=2, epochs=2, minibatches=2), "loss": "grpo"},
     {"additions": Additions(importance=("truncate", 2.0), entropy_bonus=0.01), "beta": 0.1, "loss": "bnpo"},
+    {"whole": True},
+    {"whole": True, "additions": Additions(entropy_bonus=0.01), "beta": 0.1, "loss": "bnpo"},
 ]
 
 
 def train(folder, tokenizer, ranks, settings):
     """Train for five steps, and return the weights and the metrics."""
     chosen = {"updates": Updates(group_size=2)} | settings
+    if chosen.pop("whole", False):
+        chosen |= {"policy": make_model(), "reference": make_model(), "prove_weights": False}
     waiting = batches()
     each = chosen["updates"].per_batch
     trainer = make_trainer(
         folder,
         tokenizer,
         None,
+        chosen.pop("policy", None),
         ranks=ranks,
         learning_rate=1e-3,
         max_steps=STEPS * each,
@@ -95,8 +101,22 @@ def spawn(folder, tokenizer, work, *arguments, size=2):
     return [torch.load(folder / f"rank-{rank}", weights_only=False) for rank in range(size)]
 
 
+def sums(folder, tokenizer, ranks):
+    # So that several buckets are needed, one of them with a tensor that is larger than a bucket.
+    ranks_module._BUCKET = 10
+    tensors = [torch.full(shape, float(ranks.rank + 1)) for shape in [(2, 3), (4,), (1,), (5, 5), (0,), (3,)]]
+    ranks.add_up(tensors)
+    return [(tuple(tensor.shape), set(tensor.flatten().tolist())) for tensor in tensors]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", SETTINGS, ids=["dapo", "minibatches", "all terms"])
+def test_tensors_of_any_size_are_added_up_whole(tmp_path, tokenizer):
+    for found in spawn(tmp_path, tokenizer, sums):
+        assert found == [((2, 3), {3.0}), ((4,), {3.0}), ((1,), {3.0}), ((5, 5), {3.0}), ((0,), set()), ((3,), {3.0})]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", SETTINGS, ids=["dapo", "minibatches", "all terms", "whole", "whole, all terms"])
 def test_two_processes_train_the_weights_that_one_trains(tmp_path, tokenizer, settings):
     expected, wanted = train(tmp_path, tokenizer, Ranks(), settings)
     (first, logged), (second, _) = spawn(tmp_path, tokenizer, train, settings)

@@ -8,7 +8,8 @@ import dataclasses
 import json
 import queue
 import random
-from contextlib import contextmanager, nullcontext
+import threading
+from contextlib import closing, contextmanager, nullcontext
 
 import pytest
 from fakes import PassageRetriever, passage
@@ -17,11 +18,13 @@ from test_session import model  # noqa: F401, a fixture
 
 from agentrl.config import parse_config
 from agentrl.data.stream import QuestionStream
+from agentrl.engines.transformers import TransformersEngine
 from agentrl.rollout.local import LocalPool
 from agentrl.rollout.worker import RolloutWorker
 from agentrl.runs import RunFolder
 from agentrl.training import session
 from agentrl.training.loop import TrainerError, TrainSettings, train_loop
+from agentrl.training.proof import WeightsNotUsed
 from agentrl.types import Question
 
 STEPS = 6
@@ -42,6 +45,14 @@ class Pool(LocalPool):
     def __init__(self, *parts):
         super().__init__(*parts)
         self.counters = {}
+        self.used, self.closed = threading.Lock(), False
+
+    def sample(self, *arguments, **settings):
+        """A killed process samples no more; here the thread that works ahead may be about to."""
+        with self.used:
+            if self.closed:
+                raise Killed
+            return super().sample(*arguments, **settings)
 
     def stream(self, *, temperature, on_stall):
         return _Stream(self, temperature)
@@ -69,10 +80,13 @@ def engine(config):
     with asyncio.Runner() as runner:
         worker = Worker(config, "", ())
         runner.run(worker.prepare())
+        pool = Pool(worker, runner)
         try:
-            yield Pool(worker, runner)
+            yield pool
         finally:
-            runner.run(worker.close())
+            with pool.used:
+                pool.closed = True
+                runner.run(worker.close())
 
 
 class Events(queue.Queue):
@@ -88,12 +102,15 @@ class Events(queue.Queue):
             raise Killed
 
 
-def make_config(model, run_dir, training):  # noqa: F811
+LORA = {"rank": 4, "alpha": 8.0, "dropout": 0.0}
+
+
+def make_config(model, run_dir, training, lora=LORA):  # noqa: F811
     return parse_config(
         {
             "name": "run",
             "run_dir": str(run_dir),
-            "model": {"path": model, "lora": {"rank": 4, "alpha": 8.0, "dropout": 0.0}},
+            "model": {"path": model, "lora": lora},
             "retriever": {"kind": "http", "url": "http://127.0.0.1:9"},
             # One request at a time: what runs beside an episode changes its log-probabilities by rounding.
             "engine": {"kind": "transformers", "threads": 1, "max_concurrent": 1},
@@ -124,31 +141,38 @@ def length_class(trajectory):
 
 
 def run(config, resume=False, last=None):
+    events = Events(last)
+    with pytest.raises(TrainerError) if last else nullcontext() as ended:
+        run_to_its_end(config, resume, events)
+    assert ended is None or isinstance(ended.value.error, Killed)
+    return events.told
+
+
+def run_to_its_end(config, resume=False, events=None):
     folder = RunFolder.reopen(config)[0] if resume else RunFolder.create(config)
     questions = QuestionStream([([Question(f"q{i:02}", f"why {i}?", ("a",)) for i in range(40)], 1.0)], 0)
     asked = [Question(f"e{i}", f"what {i}?", ("a",), "held out") for i in range(2)]
-    orders, events = queue.Queue(), Events(last)
-    with engine(config) as pool:
+    orders = queue.Queue()
+    with closing(folder), engine(config) as pool:
         orders.put(pool)
-        settings = TrainSettings(config, folder, questions, events, resume, orders, asked)
-        with pytest.raises(TrainerError) if last else nullcontext() as ended:
-            train_loop({"settings": settings})
-    folder.close()
-    assert ended is None or isinstance(ended.value.error, Killed)
-    return events.told
+        settings = TrainSettings(config, folder, questions, events or Events(), resume, orders, asked)
+        train_loop({"settings": settings})
 
 
 @pytest.fixture(
     scope="module",
     params=[
-        {},
-        {"schedule": "linear", "kl": {"coefficient": 0.1, "where": "reward"}, "optimizer": {"name": "muon"}},
-        {"updates_per_batch": 2, "minibatches": 2},
+        ({},),
+        ({"schedule": "linear", "kl": {"coefficient": 0.1, "where": "reward"}, "optimizer": {"name": "muon"}},),
+        ({"updates_per_batch": 2, "minibatches": 2},),
+        ({}, None),
+        ({"schedule": "linear", "kl": {"coefficient": 0.1}}, None),
+        ({}, LORA | {"dora": True}),
     ],
-    ids=["one update", "linear, kl and muon", "four updates"],
+    ids=["one update", "linear, kl and muon", "four updates", "all weights", "all weights, linear and kl", "dora"],
 )
 def unbroken(request, model, tmp_path_factory):  # noqa: F811
-    config = make_config(model, tmp_path_factory.mktemp("unbroken"), request.param)
+    config = make_config(model, tmp_path_factory.mktemp("unbroken"), *request.param)
     told = run(config)
     return request.param, told, left_by(RunFolder(config.folder))
 
@@ -164,7 +188,7 @@ def test_a_run_that_is_cut_off_anywhere_and_resumed_leaves_what_an_unbroken_one_
     settings, told, whole = unbroken
     # What a killed process does not do.
     monkeypatch.setattr(session.TrainingSession, "keep_state", lambda self: "")
-    config, draw = make_config(model, tmp_path, settings), random.Random(f"{seed} {settings}")
+    config, draw = make_config(model, tmp_path, *settings), random.Random(f"{seed} {settings}")
     run(config, last=draw.randint(1, told))
     # Twice, because a resumed run must be as good to resume. It has a step at least, which tells more than this.
     run(config, resume=True, last=draw.randint(1, 4))
@@ -183,3 +207,27 @@ def test_the_runs_compared_have_what_a_resume_could_lose(unbroken):
     assert [name for name in whole["scores"] if name.startswith("step")] == ["step-00003.json"]
     assert len({str(step) for step in whole["episodes"]}) == STEPS
     assert json.loads(whole["scores"]["step-00003.json"])["sets"][0]["n"] == 2
+
+
+def test_engines_sample_with_the_weights_that_were_trained(unbroken):
+    """Otherwise they would drift apart: these updates change each log-probability by far more."""
+    _, _, whole = unbroken
+    assert [versions for step in whole["episodes"] for _, _, _, versions, _, _ in step if set(versions) == {STEPS - 1}]
+    assert max(line["logprobs/difference_max"] for line in whole["metrics"]) < 1e-3
+
+
+@pytest.mark.parametrize("kl_coefficient", [0.0, 0.1])
+def test_a_run_stops_whose_engines_ignore_the_weights_published_to_them(
+    model,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+    kl_coefficient,
+):
+    async def ignore(self, version, folder):
+        self._version = version
+
+    monkeypatch.setattr(TransformersEngine, "load_weights", ignore)
+    config = make_config(model, tmp_path, {"kl": {"coefficient": kl_coefficient}}, None)
+    with pytest.raises(TrainerError) as ended:
+        run_to_its_end(config)
+    assert isinstance(ended.value.error.__cause__, WeightsNotUsed)

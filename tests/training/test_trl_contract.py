@@ -181,7 +181,7 @@ def test_one_step_calls_each_override_in_this_order(tmp_path, tokenizer, monkeyp
     policy = make_policy()
     batch = ScoredBatch(make_trajectories(2, random.Random(1)), [1.0, -1.0], {"ours": 3.0})
     saving = {"save_strategy": "steps", "save_steps": 1}
-    trainer = make_trainer(tmp_path, tokenizer, batch, policy, beta=0.1, prove_adapter=False, **saving)
+    trainer = make_trainer(tmp_path, tokenizer, batch, policy, beta=0.1, prove_weights=False, **saving)
     trainer.train()
 
     assert list(dict.fromkeys(calls)) == CALLS_OF_A_STEP

@@ -13,7 +13,7 @@ from agentrl.adapters import adapter_folder
 from agentrl.config import ConfigError, parse_config
 from agentrl.data.errors import DataError
 from agentrl.training import demonstrations, warmstart
-from agentrl.training.adapter import load_policy
+from agentrl.training.policy import load_policy
 from agentrl.training.sft import OwnTokensTrainer, SupervisedTraining
 from agentrl.training.warmstart import warm_start
 from agentrl.types import AgentRLError

@@ -24,8 +24,12 @@ LENGTH_LIMIT = 64
 ONE_UPDATE = Updates(group_size=1)
 
 
+def make_model():
+    return tiny_llama(VOCABULARY, hidden=32, max_position_embeddings=512, tie_word_embeddings=True)
+
+
 def make_policy():
-    model = tiny_llama(VOCABULARY, hidden=32, max_position_embeddings=512, tie_word_embeddings=True)
+    model = make_model()
     policy = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"))
     for name, parameter in policy.named_parameters():
         if "lora_B" in name:
@@ -64,11 +68,13 @@ def make_trainer(
     tokens=10_000,
     packing="prefix_tree",
     merge=True,
+    dtype=None,
     updates=ONE_UPDATE,
     additions=NOTHING_ADDED,
     on_trained=lambda episodes: None,
     ranks=ALONE,
-    prove_adapter=True,
+    prove_weights=True,
+    reference=None,
     **settings,
 ):
     """A trainer that gets `batch` for each step, which all of its episodes share one update on unless `updates` says else."""
@@ -76,12 +82,13 @@ def make_trainer(
         model=policy or make_policy(),
         processing_class=tokenizer,
         sample=lambda: batch,
-        scorer=lambda model: Scorer(model, tokens=tokens, packing=packing, merge=merge),
+        scorer=lambda model: Scorer(model, tokens=tokens, packing=packing, merge=merge, dtype=dtype),
         updates=updates,
         additions=additions,
         on_trained=on_trained,
         ranks=ranks,
-        prove_adapter=prove_adapter,
+        prove_weights=prove_weights,
+        reference=reference,
         args=make_args(tmp_path, **settings),
     )
 

@@ -164,6 +164,8 @@ def tree_attention(
     if tree.trunk is not None:
         key, value = tree.trunk.before(module.layer_idx, key, value)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    # Rotation leaves these in fp32 where weights in fp32 compute in bf16.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     if query.device.type == "cpu":
         out = _BlockAttention.apply(query, key, value, tree.blocks(sliding_window), scale)
     else:

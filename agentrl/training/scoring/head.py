@@ -90,8 +90,8 @@ class _HeadScores(torch.autograd.Function):
         of_weight = of_bias = None
         if hidden is not None:
             # Logits are made again: what they weigh depends on the loss.
-            of_weight = torch.zeros_like(weight)
-            of_bias = None if bias is None else torch.zeros_like(bias)
+            of_weight = torch.zeros_like(weight, dtype=torch.float32)
+            of_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
             for rows in _chunks(len(hidden), weight):
                 of_logits = _of_logits(
                     torch.log_softmax(_logits(hidden[rows], weight, bias, ctx.temperature), dim=-1),
@@ -103,6 +103,8 @@ class _HeadScores(torch.autograd.Function):
                 of_weight += of_logits.T @ hidden[rows]
                 if of_bias is not None:
                     of_bias += of_logits.sum(0)
+            of_weight = of_weight.to(weight.dtype)
+            of_bias = None if bias is None else of_bias.to(bias.dtype)
         return of_hidden, of_weight, of_bias, None, None, None
 
 

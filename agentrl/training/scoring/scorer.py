@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -54,6 +54,7 @@ class Scorer:
         packing: Packing = "prefix_tree",
         temperature: float = 1.0,
         merge: bool = False,
+        dtype: torch.dtype | None = None,
     ) -> None:
         """Prepare `model` for scoring, and for nothing else: it no longer generates.
 
@@ -63,6 +64,7 @@ class Scorer:
             packing: see above.
             temperature: logits are divided by it.
             merge: whether LoRA layers compute with merged weights, see `merge_lora`.
+            dtype: bfloat16 has matrix products of a model in float32 computed in it; None is the model's own.
 
         Raises:
             ScoringError: if the model's layer for logits is none that can be computed in chunks, and `packing` is not `none`.
@@ -70,6 +72,7 @@ class Scorer:
         self._model, self._tokens, self._packing, self._temperature = model, tokens, packing, temperature
         self._causal = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._head = self._causal.get_output_embeddings()
+        self._dtype = dtype or self._causal.dtype
         if merge:
             merge_lora(model)
         if packing != "none":
@@ -103,8 +106,7 @@ class Scorer:
     def score(self, pack: Pack, *, entropy: Entropy = "none") -> Scores:
         """Score the tokens of a pack in one pass of the model."""
         device = next(self._causal.parameters()).device
-        # Adapters are in fp32 and compute in the precision of the model.
-        with torch.autocast(device.type, torch.bfloat16, enabled=self._causal.dtype == torch.bfloat16):
+        with self._precision(device):
             logps, entropies = self._predictions(pack, device, entropy)
         places = pack.places.to(device)
         return Scores(logps[places], entropies[places] if entropies is not None else None)
@@ -125,9 +127,10 @@ class Scorer:
         hidden = self._hidden(pack.ids[:, own], pack.position_ids[:, own], Tree.of(pack), device)
         if trunk is not None:
             hidden = torch.cat([trunk.hidden.to(hidden.dtype), hidden], dim=1)
-        return head_scores(
-            hidden[0, sources], self._head.weight, self._head.bias, targets, self._temperature, entropy=entropy
-        )
+        # Here, because what computes without the logits has a backward pass of its own, which knows no autocast.
+        bias = None if self._head.bias is None else self._head.bias.to(self._dtype)
+        hidden, weight = hidden[0, sources].to(self._dtype), self._head.weight.to(self._dtype)
+        return head_scores(hidden, weight, bias, targets, self._temperature, entropy=entropy)
 
     def _hidden(self, ids: torch.Tensor, position_ids: torch.Tensor, tree: Tree, device: torch.device) -> torch.Tensor:
         """Return the last hidden states [1, N, H] of the tokens of a pass."""
@@ -159,7 +162,7 @@ class Scorer:
                 for some in self._packs(sequences, tokens):
                     found = self.score(some).logps
                     difference = (found - torch.cat([expected[i] for i in some.members])).abs().max().item()
-                    if not difference <= _TOLERANCE[self._head.weight.dtype]:
+                    if not difference <= _TOLERANCE[self._dtype]:
                         raise ScoringError(
                             f"{type(self._causal).__name__} does not compute in packs what it computes of each episode "
                             f"alone: log-probabilities differ by {difference:.3g} nats; set training.packing to none"
@@ -170,7 +173,8 @@ class Scorer:
         """Return the log-probabilities [S] of a sequence's scored tokens by the model's own pass."""
         (alone,) = pack([sequence], len(sequence.ids))
         device = next(self._causal.parameters()).device
-        logps, _ = self._plain(alone, alone.sources.to(device), alone.targets.to(device), "none")
+        with self._precision(device):
+            logps, _ = self._plain(alone, alone.sources.to(device), alone.targets.to(device), "none")
         return logps[alone.places.to(device)]
 
     def _plain(
@@ -189,6 +193,10 @@ class Scorer:
             return logps, None
         entropies = -(log_probabilities.exp() * log_probabilities).nan_to_num().sum(-1)
         return logps, entropies if entropy == "gradients" else entropies.detach()
+
+    def _precision(self, device: torch.device) -> AbstractContextManager[Any]:
+        """Have weights in fp32, which adapters always are, compute in the precision of the scorer."""
+        return torch.autocast(device.type, torch.bfloat16, enabled=self._dtype == torch.bfloat16)
 
     @contextmanager
     def _own_attention(self) -> Iterator[None]:
