@@ -76,7 +76,7 @@ class Agentrl:
             scorer=lambda model: Scorer(model, tokens=tokens, merge=True),
             updates=Updates(group_size=8),
             # A script's tokens are not those that the model would have sampled.
-            prove_adapter=False,
+            prove_weights=False,
             args=grpo_config(
                 output_dir=str(folder), max_steps=1, use_cpu=True, bf16=False, gradient_checkpointing=False
             ),

@@ -171,7 +171,7 @@ def test_twice_the_coefficient_is_twice_the_term_under_every_loss(tmp_path, toke
     batch = ScoredBatch(make_trajectories(4, rng), [1.0, -1.0, 0.5, -0.5], {})
     found = []
     for coefficient in (0.0, 0.1, 0.2):
-        settings = {"loss": loss, "epsilon": 0.9, "epsilon_high": 50.0, "prove_adapter": False}
+        settings = {"loss": loss, "epsilon": 0.9, "epsilon_high": 50.0, "prove_weights": False}
         trainer = make_trainer(tmp_path, tokenizer, batch, additions=TERMS[term], beta=coefficient, **settings)
         found.append(loss_and_gradients(trainer, scored(trainer, batch, spread=0.05))[1])
     without, once, twice = found
