@@ -151,7 +151,7 @@ def agentrl_side(policy: Any, episodes: int, group_size: int, setting: Setting, 
         scorer=lambda model: Scorer(model, tokens=setting.tokens or run_tokens(model, setting.device), merge=True),
         updates=Updates(group_size),
         # No engine sampled these episodes.
-        prove_adapter=False,
+        prove_weights=False,
         on_trained=lambda done: say(f"agentrl: {done} of {episodes} episodes"),
         args=grpo_config(
             output_dir=str(folder),

@@ -88,6 +88,8 @@ def test_every_problem_is_reported_at_once(small):
     ("overrides", "message"),
     [
         (["training.minibatches=3"], "minibatches 3 must be at most rollout.questions_per_step 2"),
+        (["training.shard=true", "model.lora=null"], "shard deals weights out to several trainer processes"),
+        (["training.shard=true", "training.workers=2"], "needs model.lora null"),
         (["training.llds.weight=0.1"], "llds acts only where a batch has several updates"),
         (["model.dtype=bfloat16"], "must be float32 on device cpu"),
         (["agent.max_turn_tokens=1024"], "max_turn_tokens 1024 must be below max_episode_tokens"),

@@ -238,7 +238,8 @@ class TrainingConfig(Section):
     side, `none` runs each by itself. None of these three changes a gradient by more than rounding.
 
     `workers` trainer processes share each update, every one with the whole model: they compute the gradients of their own
-    groups, dealt by tokens, and add them up. `threads` are those of each.
+    groups, dealt by tokens, and add them up. `threads` are those of each. With `shard` each keeps a share of weights, gradients
+    and moments, and layers are put together where they are computed (FSDP); for `model.lora: null` alone.
     """
 
     steps: int = Field(ge=1)
@@ -261,6 +262,7 @@ class TrainingConfig(Section):
     checkpoint_every: int = Field(5, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
     workers: int = Field(1, ge=1)
+    shard: bool = False
     threads: int = Field(2, ge=1)
     watch: WatchConfig = WatchConfig()
 
@@ -269,6 +271,10 @@ class TrainingConfig(Section):
         if self.warmup_steps and self.schedule == "constant":
             raise ValueError(
                 "schedule constant has no warm-up; set schedule to constant_with_warmup, or warmup_steps to 0"
+            )
+        if self.shard and self.workers == 1:
+            raise ValueError(
+                "shard deals weights out to several trainer processes; set workers above 1, or shard to false"
             )
         if self.llds.weight and self.updates_per_batch * self.minibatches == 1:
             raise ValueError(
@@ -367,6 +373,11 @@ class Config(Section):
         if self.device == "cpu" and rerank is not None and rerank.device == "cuda":
             raise ValueError("retriever.rerank.device cuda is an engine's card, and device is cpu; set it to cpu")
         if self.training is not None:
+            if self.training.shard and self.model.lora is not None:
+                raise ValueError(
+                    "training.shard needs model.lora null: an adapter is small, and the model below it stays whole; set shard to "
+                    "false"
+                )
             if self.training.workers > 1 and self.device == "cuda" and self.engine.shares_card:
                 raise ValueError(
                     f"training.workers {self.training.workers} need a card each, and engine.gpus {self.engine.gpus:g} shares one "

@@ -11,6 +11,27 @@ from agentrl.training.scoring import Pack, TokenSequence
 from agentrl.types import Trajectory
 
 
+@dataclass(frozen=True, slots=True)
+class Updates:
+    """How often a batch is trained on.
+
+    Attributes:
+        group_size: the episodes of a group, which stay together.
+        epochs: passes over a batch.
+        minibatches: parts of a batch, with an update for each.
+        seed: of the order in which groups are dealt.
+    """
+
+    group_size: int
+    epochs: int = 1
+    minibatches: int = 1
+    seed: int = 0
+
+    @property
+    def per_batch(self) -> int:
+        return self.epochs * self.minibatches
+
+
 def batch_tensors(
     trajectories: Sequence[Trajectory], pad_id: int, trained: Sequence[bool] | None = None
 ) -> dict[str, torch.Tensor]:

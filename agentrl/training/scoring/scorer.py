@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -69,7 +69,9 @@ class Scorer:
         Raises:
             ScoringError: if the model's layer for logits is none that can be computed in chunks, and `packing` is not `none`.
         """
-        self._model, self._tokens, self._packing, self._temperature = model, tokens, packing, temperature
+        self.model, self._tokens, self._packing, self._temperature = model, tokens, packing, temperature
+        # A model that is not all here has its own idea of when its weights are.
+        self.within: Callable[[Callable[[], Any]], Any] = lambda compute: compute()
         self._causal = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._head = self._causal.get_output_embeddings()
         self._dtype = dtype or self._causal.dtype
@@ -97,7 +99,7 @@ class Scorer:
         """Score the tokens of a pack in one pass of the model."""
         device = next(self._causal.parameters()).device
         with self._precision(device):
-            logps, entropies = self._predictions(pack, device, entropy)
+            logps, entropies = self.within(lambda: self._predictions(pack, device, entropy))
         places = pack.places.to(device)
         return Scores(logps[places], entropies[places] if entropies is not None else None)
 
@@ -132,8 +134,8 @@ class Scorer:
         rows = [torch.tensor(shape).mul(7919).remainder(vocabulary).numpy() for shape in shapes]
         sequences = [TokenSequence(row, torch.arange(1, len(row)).numpy()) for row in rows]
         packed: dict[int, torch.Tensor] = {}
-        training = self._model.training
-        self._model.eval()
+        training = self.model.training
+        self.model.eval()
         with torch.no_grad():
             for some in self.packs(sequences):
                 values = self.score(some).logps.split([len(sequences[i].scored) for i in some.members])
@@ -150,7 +152,7 @@ class Scorer:
                             f"{type(self._causal).__name__} does not compute in packs what it computes of each episode "
                             f"alone: log-probabilities differ by {difference:.3g} nats; set training.packing to none"
                         )
-        self._model.train(training)
+        self.model.train(training)
 
     def _plain(
         self, pack: Pack, sources: torch.Tensor, targets: torch.Tensor, entropy: Entropy
@@ -159,7 +161,7 @@ class Scorer:
         # Its option keeps the last ones of them, and a model may scale or cap what its head returns.
         hook = self._head.register_forward_pre_hook(lambda module, hidden: (hidden[0][:, sources],))
         try:
-            logits = self._model(input_ids=pack.ids.to(sources.device), use_cache=False).logits[0]
+            logits = self.model(input_ids=pack.ids.to(sources.device), use_cache=False).logits[0]
         finally:
             hook.remove()
         log_probabilities = torch.log_softmax(logits.float() / self._temperature, dim=-1)
