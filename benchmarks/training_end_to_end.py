@@ -66,7 +66,8 @@ class Agentrl:
 
         from agentrl.training.scoring import Scorer
         from agentrl.training.settings import grpo_config
-        from agentrl.training.trainer import StratifiedTrainer, Updates
+        from agentrl.training.trainer import StratifiedTrainer
+        from agentrl.training.updates import Updates
 
         self._bench, self._batches, self._steps = bench, [], 0
         self._trainer = StratifiedTrainer(

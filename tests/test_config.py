@@ -91,6 +91,8 @@ def test_every_problem_is_reported_at_once(small):
     ("overrides", "message"),
     [
         (["training.minibatches=3"], "minibatches 3 must be at most rollout.questions_per_step 2"),
+        (["training.shard=true", "model.lora=null"], "shard deals weights out to several trainer processes"),
+        (["training.shard=true", "training.workers=2"], "needs model.lora null"),
         (["training.llds.weight=0.1"], "llds acts only where a batch has several updates"),
         (["training.kl.estimator=k1"], "k1 in the loss has a gradient whose mean is 0.*k2 or k3, or where to reward"),
         (["training.kl_coefficient=0.1"], "training.kl_coefficient: unknown key"),
@@ -98,6 +100,8 @@ def test_every_problem_is_reported_at_once(small):
         (["training.optimizer.betas=[0.9]"], "training.optimizer.betas: .*at least 2 items"),
         (["training.optimizer.betas=[0.9, 1.0]"], "training.optimizer.betas.1: .*less than 1"),
         (["model.quantization=nf4"], "model.quantization nf4 needs device cuda, and device is cpu; leave it out"),
+        ([*ON_A_CARD, "model.lora=null"], "nf4 is for adapters that engines load beside the model"),
+        ([*ON_A_CARD, "model.lora.dora=true"], "nf4 is for adapters that engines load beside the model"),
         ([*ON_A_CARD, "model.dtype=float32"], "nf4 computes in bfloat16, and model.dtype is float32"),
         ([*ON_A_CARD, "engine.kind=transformers"], "nf4 needs engine.kind vllm, and it is transformers"),
         ([*ON_A_CARD, "engine.gpus=2"], "nf4 needs an engine on one card.*engine.gpus 2.*set engine.gpus to 1"),

@@ -291,6 +291,11 @@ class Config(Section):
                 raise ValueError(
                     "training.optimizer.name adamw_8bit needs device cuda, and device is cpu; set it to adamw"
                 )
+            if self.training.shard and self.model.lora is not None:
+                raise ValueError(
+                    "training.shard needs model.lora null: an adapter is small, and the model below it stays whole; set shard to "
+                    "false"
+                )
             if self.training.workers > 1 and self.device == "cuda" and self.engine.shares_card:
                 raise ValueError(
                     f"training.workers {self.training.workers} need a card each, and engine.gpus {self.engine.gpus:g} shares one "

@@ -124,7 +124,8 @@ class TrainingConfig(Section):
     side, `none` runs each by itself. None of these three changes a gradient by more than rounding.
 
     `workers` trainer processes share each update, every one with the whole model: they compute the gradients of their own
-    groups, dealt by tokens, and add them up. `threads` are those of each.
+    groups, dealt by tokens, and add them up. `threads` are those of each. With `shard` each keeps a share of weights, gradients
+    and moments, and layers are put together where they are computed (FSDP); for `model.lora: null` alone.
     """
 
     steps: int = Field(ge=1)
@@ -148,6 +149,7 @@ class TrainingConfig(Section):
     checkpoint_every: int = Field(5, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
     workers: int = Field(1, ge=1)
+    shard: bool = False
     threads: int = Field(2, ge=1)
     watch: WatchConfig = WatchConfig()
 
@@ -156,6 +158,10 @@ class TrainingConfig(Section):
         if self.warmup_steps and self.schedule == "constant":
             raise ValueError(
                 "schedule constant has no warm-up; set schedule to constant_with_warmup, or warmup_steps to 0"
+            )
+        if self.shard and self.workers == 1:
+            raise ValueError(
+                "shard deals weights out to several trainer processes; set workers above 1, or shard to false"
             )
         if self.llds.weight and self.updates_per_batch * self.minibatches == 1:
             raise ValueError(

@@ -241,7 +241,13 @@ def trainer_memory(config: Config, sizes: Sizes, tokens: int) -> TrainerMemory:
     training, dtype = config.training, config.model.dtype
     width = 4 if dtype == "float32" else 2
     reference = int(training.kl.coefficient > 0)
-    if sizes.whole:
+    processes = training.workers if training.shard else 1
+    if training.shard:
+        # Of these, at most the outermost and two layers are whole at a time.
+        outermost = sizes.vocabulary * sizes.hidden
+        together = outermost + 2 * (sizes.weights - outermost) // sizes.layers
+        weights = (4 + width * reference) * sizes.weights // processes + (4 + _computed_width(dtype)) * together
+    elif sizes.whole:
         weights = (4 + _computed_width(dtype) + width * reference) * sizes.weights
     else:
         # With DoRA nothing is merged.
@@ -250,7 +256,7 @@ def trainer_memory(config: Config, sizes: Sizes, tokens: int) -> TrainerMemory:
     kept = OPTIMIZER_STATE[training.optimizer.name] + 4 * (1 if sizes.whole else 2 + reference)
     return TrainerMemory(
         weights=weights,
-        trained=int(kept * sizes.trained),
+        trained=int(kept * sizes.trained) // processes,
         activations=activation_bytes(sizes, tokens, dtype, checkpointing=training.gradient_checkpointing),
         logits=_logits_bytes(config, sizes, tokens * sizes.vocabulary),
         context=_CUDA_CONTEXT if config.device == "cuda" else 0,
@@ -272,8 +278,9 @@ def _computed_width(dtype: str) -> int:
 
 def later_bytes(config: Config, sizes: Sizes) -> int:
     """Return what the trainer takes of its card after it has loaded a model all of whose weights are trained."""
+    processes = config.training.workers if config.training.shard else 1
     kept = 4 + OPTIMIZER_STATE[config.training.optimizer.name] + _computed_width(config.model.dtype)
-    return int(kept * sizes.weights) if sizes.whole else 0
+    return int(kept * sizes.weights) // processes if sizes.whole else 0
 
 
 def _logits_bytes(config: Config, sizes: Sizes, numbers: int) -> int:

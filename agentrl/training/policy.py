@@ -43,10 +43,13 @@ def is_adapted(policy: Any) -> bool:
     return hasattr(policy, "peft_config")
 
 
-def engine_files(config: Config, policy: Any) -> WeightFiles:
+def engine_files(config: Config, policy: Any, weights: dict[str, Any] | None = None) -> WeightFiles:
     """Return what engines need to sample with a policy, in the precision that they compute in.
 
     That is the adapter; with all weights trained, or an adapter that engines cannot load, it is a whole model.
+
+    Args:
+        weights: of a policy that does not hold all of them itself.
     """
     if config.model.publishes_adapter:
         return adapter_files(policy)
@@ -55,7 +58,7 @@ def engine_files(config: Config, policy: Any) -> WeightFiles:
     # A trainer that is killed meanwhile leaves no gigabytes behind.
     scratch = ScratchFolder()
     try:
-        _save_model(policy, scratch.path, getattr(torch, config.model.dtype))
+        _save_model(policy, scratch.path, getattr(torch, config.model.dtype), weights)
         return read_model(scratch.path)
     finally:
         scratch.close()
@@ -72,17 +75,20 @@ def saved_files(config: Config, folder: Path) -> WeightFiles:
     return engine_files(saved, load_policy(saved, resolve_model(config.model.path)))
 
 
-def save_policy(policy: Any, folder: Path) -> None:
+def save_policy(policy: Any, folder: Path, weights: dict[str, Any] | None = None) -> None:
     """Write the trained weights into a folder in the fp32 of their training: an adapter of PEFT or a model of transformers.
 
     In bf16 a small update is lost in rounding, and so would the last ones be for whoever trains on from this folder.
+
+    Args:
+        weights: of a policy that does not hold all of them itself.
     """
     import torch
 
     if is_adapted(policy):
         save_adapter(policy, folder)
     else:
-        _save_model(policy, folder, torch.float32)
+        _save_model(policy, folder, torch.float32, weights)
 
 
 def restore_policy(policy: Any, folder: Path) -> None:
@@ -90,12 +96,17 @@ def restore_policy(policy: Any, folder: Path) -> None:
     if is_adapted(policy):
         policy.load_adapter(str(folder), "default", is_trainable=True)
         policy.set_adapter("default")
-        return
+    else:
+        policy.load_state_dict(read_weights(folder))
+
+
+def read_weights(folder: Path) -> dict[str, Any]:
+    """Read the weights of a model that `save_policy` has written into `folder`, by the names that the model has for them."""
     import torch
     from transformers import AutoModelForCausalLM
 
     # Its reader knows files in parts and weights that are tied.
-    policy.load_state_dict(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict())
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
 
 
 def frozen_copy(config: Config, policy: Any) -> Any | None:
@@ -130,16 +141,18 @@ def reference_adapter(policy: Any) -> AbstractContextManager[Any]:
     return use_adapter(policy, adapter_name="ref" if "ref" in policy.peft_config else None)
 
 
-def _save_model(policy: Any, folder: Path, dtype: Any) -> None:
+def _save_model(policy: Any, folder: Path, dtype: Any, weights: dict[str, Any] | None) -> None:
     """Write a whole model, with the adapter merged into it if there is one, with weights of a type of torch."""
     adapted = is_adapted(policy)
     model = policy.get_base_model() if adapted else policy
-    weights = merged_weights(policy) if adapted else policy.state_dict()
+    if weights is None:
+        weights = merged_weights(policy) if adapted else policy.state_dict()
+    found: dict[str, Any] = {}
     written: dict[Any, Any] = {}
     for name, tensor in weights.items():
         # Tied weights stay one tensor, and are written once.
         place = tensor.data_ptr(), tensor.shape
         if place not in written:
             written[place] = tensor.to("cpu", dtype) if tensor.is_floating_point() else tensor.cpu()
-        weights[name] = written[place]
-    model.save_pretrained(folder, state_dict=weights)
+        found[name] = written[place]
+    model.save_pretrained(folder, state_dict=found)

@@ -29,7 +29,8 @@ from agentrl.progress import Progress
 from agentrl.quantization import check_quantization
 from agentrl.rollout.pool import RolloutPool
 from agentrl.runs import RunFolder, checkpoint_step
-from agentrl.training.checkpoints import best_checkpoint, learning_rate, set_rate, step_to_go_back_to
+from agentrl.training.callbacks import RateCallback, SavingCallback, StepCallback, is_evaluated
+from agentrl.training.checkpoints import best_checkpoint, learning_rate, step_to_go_back_to
 from agentrl.training.evaluating import evaluate_step
 from agentrl.training.loop import TrainSettings
 from agentrl.training.memory import peak_bytes
@@ -38,6 +39,7 @@ from agentrl.training.prefetch import Prefetch
 from agentrl.training.ranks import ALONE, FirstRankFailed, Ranks
 from agentrl.training.sampling import ScoredBatch, StepSampler
 from agentrl.training.settings import make_scorer, run_additions, run_optimizer, run_settings, run_updates
+from agentrl.training.sharded import ShardedTrainer
 from agentrl.training.trainer import StratifiedTrainer
 from agentrl.training.watch import CollapseError, RollBack, Watch, forecast
 from agentrl.types import AgentRLError
@@ -178,7 +180,7 @@ class TrainingSession:
         """Load the weights into every engine, as the version of the steps that were taken."""
         # Where all weights are trained, the first version is the model that the engines have begun with.
         if self.step or is_adapted(self._policy):
-            self._pool.publish(self.step, engine_files(self._config, self._policy))
+            self._pool.publish(self.step, engine_files(self._config, self._policy, self._trainer.weights))
         self._prefetch.published(self.step)
 
     def _wake_engines(self) -> None:
@@ -217,9 +219,7 @@ class TrainingSession:
     @property
     def evaluates(self) -> bool:
         """Whether the weights after the steps that were taken are evaluated before the next; the last step's are not."""
-        every = self._config.evaluation.every
-        due = every is not None and 0 < self.step < self._config.training.steps and self.step % every == 0
-        return due and bool(self._settings.evaluation)
+        return is_evaluated(self._settings, self.step)
 
     def _evaluate(self) -> None:
         settings = self._settings
@@ -261,7 +261,7 @@ class TrainingSession:
         partial = folder.with_name(f".{folder.name}.part")
         for old in (partial, folder):
             shutil.rmtree(old, ignore_errors=True)
-        save_policy(self._policy, partial)
+        save_policy(self._policy, partial, self._trainer.weights)
         if whole:
             self._trainer.processing_class.save_pretrained(partial)
         partial.replace(folder)
@@ -271,6 +271,8 @@ class TrainingSession:
         found = []
         if not self._whole:
             found.append("the step under way had begun to change the weights and is not kept")
+        elif self._config.training.shard:
+            found.append("the other processes hold their shares of the weights, so that checkpoints alone are kept")
         elif self.step > _step_of(self._folder.latest_checkpoint()):
             try:
                 _set_generators(self._generators)
@@ -341,7 +343,7 @@ def make_trainer(
     on_trained: Callable[[int], None],
     callbacks: list[TrainerCallback],
 ) -> StratifiedTrainer:
-    """Load the policy and set up its training; only the first of `ranks` writes checkpoints.
+    """Load the policy and set up its training; only the first of `ranks` writes checkpoints, to which all add shares.
 
     Raises:
         AgentRLError: if ranks begin with different weights, or this machine lacks what the configuration wants.
@@ -355,10 +357,12 @@ def make_trainer(
     set_seed(config.seed)
     model = resolve_model(config.model.path)
     arguments = run_settings(config, settings.folder.checkpoints)
-    if ranks.rank:
+    if ranks.rank and not training.shard:
         arguments.save_strategy = SaveStrategy.NO
     policy = load_policy(config, model)
-    trainer = StratifiedTrainer(
+    if ranks.size > 1 and len(set(ranks.gathered(_digest(policy)))) > 1:
+        raise AgentRLError("the trainer's processes begin with different weights; they need the same model and adapter")
+    trainer = (ShardedTrainer if training.shard else StratifiedTrainer)(
         model=policy,
         reference=frozen_copy(config, policy),
         processing_class=load_tokenizer(model),
@@ -372,11 +376,13 @@ def make_trainer(
         best=functools.partial(_best_step, settings.folder),
         ranks=ranks,
         args=arguments,
-        callbacks=[RateCallback(learning_rate(training.learning_rate, settings.folder)), *callbacks],
+        callbacks=[
+            RateCallback(learning_rate(training.learning_rate, settings.folder)),
+            *callbacks,
+            *([] if ranks.rank and not training.shard else [SavingCallback(settings)]),
+        ],
     )
     trainer.remove_callback(PrinterCallback)
-    if ranks.size > 1 and len(set(ranks.gathered(_digest(trainer.model)))) > 1:
-        raise AgentRLError("the trainer's processes begin with different weights; they need the same model and adapter")
     return trainer
 
 
@@ -392,36 +398,6 @@ def _digest(model: torch.nn.Module) -> str:
 
 def _first_rank_samples() -> ScoredBatch:
     raise RuntimeError("only the first trainer process samples")
-
-
-class StepCallback(TrainerCallback):
-    """Tells the session how far TRL is within a step."""
-
-    def __init__(self, session: TrainingSession) -> None:
-        self._session = session
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._session.begin_update()
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
-        # TRL also logs a summary when training ends.
-        if "loss" in logs:
-            self._session.record(logs)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        # An update of many on a batch is no step.
-        if state.global_step % args.logging_steps == 0 and self._session.evaluates:
-            control.should_save = True
-
-
-class RateCallback(TrainerCallback):
-    """Sets the learning rate once a checkpoint is read, which holds the rate that it was made with."""
-
-    def __init__(self, rate: float) -> None:
-        self._rate = rate
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **found: Any) -> None:
-        set_rate(found["optimizer"], found["lr_scheduler"], self._rate)
 
 
 def _best_step(folder: RunFolder) -> int | None:

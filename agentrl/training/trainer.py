@@ -28,7 +28,7 @@ from agentrl.training.policy import drop_needless_reference, is_adapted, referen
 from agentrl.training.proof import Evidence, require_agreement
 from agentrl.training.ranks import ALONE, Ranks, share_out
 from agentrl.training.sampling import ScoredBatch
-from agentrl.training.scoring import Scorer, Scores, TokenSequence
+from agentrl.training.scoring import Pack, Scorer, Scores, TokenSequence
 from agentrl.training.updates import NOTHING_ADDED, Additions, Updates
 from agentrl.types import AgentRLError
 
@@ -141,6 +141,16 @@ class StratifiedTrainer(GRPOTrainer):
         return self.state.global_step // self._updates.per_batch
 
     @property
+    def needs_batch(self) -> bool:
+        """Whether the next update begins with a new batch."""
+        return not self._waiting
+
+    @property
+    def weights(self) -> dict[str, torch.Tensor] | None:
+        """The weights to publish and to save, where they are not those that the model itself has."""
+        return None
+
+    @property
     def _acts_on_all(self) -> bool:
         """Whether an episode of advantage 0 has a gradient."""
         return bool(self._kl_coefficient or self._additions.entropy_bonus or self._additions.llds_weight)
@@ -148,7 +158,7 @@ class StratifiedTrainer(GRPOTrainer):
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Compute the gradients of the next minibatch, and return its loss. `inputs` are TRL's own and say nothing."""
         model.train()
-        if not self._waiting:
+        if self.needs_batch:
             batch = self._ranks.from_first(self._sample)
             started = time.perf_counter()
             self._waiting.extend(self._minibatches(batch))
@@ -193,7 +203,7 @@ class StratifiedTrainer(GRPOTrainer):
     def _logps(self, batch: Minibatch, sequences: Sequence[TokenSequence]) -> torch.Tensor:
         """Return the present log-probabilities [n, C] of the scored tokens of a minibatch's `sequences`, on the CPU."""
         logps = torch.zeros_like(batch.tensors["sampling_per_token_logps"])
-        for pack in self._scorer.packs(sequences):
+        for pack in self._passes(sequences):
             rows, columns = batch.places(sequences, pack)
             logps[torch.tensor(pack.members)[rows], columns] = self._scorer.score(pack).logps.cpu()
         return logps
@@ -251,7 +261,7 @@ class StratifiedTrainer(GRPOTrainer):
         if self._additions.llds_weight:
             self._observed.add("llds/loss", 0.0, int(self._ranks.rank == 0))
         total = torch.zeros((), device=self.accelerator.device)
-        for pack in self._scorer.packs(sequences):
+        for pack in self._passes(sequences):
             scores = self._scorer.score(pack, entropy="gradients" if self._additions.entropy_bonus else "values")
             loss = self._loss(batch, pack.members, batch.places(sequences, pack), scores)
             self._require_finite("the loss", loss.item())
@@ -265,8 +275,16 @@ class StratifiedTrainer(GRPOTrainer):
             for parameter in parameters:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
-            self._ranks.add_up([total, *(parameter.grad for parameter in parameters)])
+            self._add_up(total, parameters)
         return total
+
+    def _passes(self, sequences: Sequence[TokenSequence]) -> Iterator[Pack]:
+        """Yield the packs that this process runs the model for."""
+        return self._scorer.packs(sequences)
+
+    def _add_up(self, loss: torch.Tensor, parameters: Sequence[torch.nn.Parameter]) -> None:
+        """Replace a minibatch's loss and the gradients of what is trained by their sums over the ranks."""
+        self._ranks.add_up([loss, *(parameter.grad for parameter in parameters)])
 
     def _loss(
         self, batch: Minibatch, members: tuple[int, ...], places: tuple[torch.Tensor, torch.Tensor], scores: Scores
@@ -386,7 +404,7 @@ class StratifiedTrainer(GRPOTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         # The reference of the KL term is what training begins with, which a resumed run makes again.
-        save_policy(self.accelerator.unwrap_model(self.model), Path(output_dir))
+        save_policy(self.accelerator.unwrap_model(self.model), Path(output_dir), self.weights)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         restore_policy(self.accelerator.unwrap_model(model or self.model), Path(resume_from_checkpoint))

@@ -7,11 +7,14 @@ import torch
 import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from trainers import make_model, make_trainer, make_trajectories
 
 from agentrl.training import ranks as ranks_module
 from agentrl.training.ranks import FirstRankFailed, Ranks, share_out
 from agentrl.training.sampling import ScoredBatch
+from agentrl.training.sharded import ShardedTrainer
+from agentrl.training.trainer import StratifiedTrainer
 from agentrl.training.updates import Additions, Updates
 from agentrl.types import End, FailureCause, Trajectory
 
@@ -59,7 +62,12 @@ SETTINGS = [
     {"additions": Additions(importance=("truncate", 2.0), entropy_bonus=0.01), "beta": 0.1, "loss": "bnpo"},
     {"whole": True},
     {"whole": True, "additions": Additions(entropy_bonus=0.01), "beta": 0.1, "loss": "bnpo"},
+    {"whole": True, "shard": True},
+    {"whole": True, "shard": True, "packing": "none", "updates": Updates(group_size=2, epochs=2, minibatches=2)},
+    {"whole": True, "shard": True, "additions": Additions(entropy_bonus=0.01), "beta": 0.1, "loss": "bnpo"},
 ]
+NAMES = ["dapo", "minibatches", "all terms", "whole", "whole, all terms"]
+NAMES += ["shares", "shares, minibatches, each episode alone", "shares, all terms"]
 
 
 def train(folder, tokenizer, ranks, settings):
@@ -67,6 +75,8 @@ def train(folder, tokenizer, ranks, settings):
     chosen = {"updates": Updates(group_size=2)} | settings
     if chosen.pop("whole", False):
         chosen |= {"policy": make_model(), "reference": make_model(), "prove_weights": False}
+    if chosen.pop("shard", False) and ranks.size > 1:
+        chosen["kind"] = ShardedTrainer
     waiting = batches()
     each = chosen["updates"].per_batch
     trainer = make_trainer(
@@ -84,7 +94,10 @@ def train(folder, tokenizer, ranks, settings):
     )
     trainer._sample = lambda: waiting.pop(0)
     trainer.train()
-    weights = torch.cat([p.detach().flatten() for p in trainer.model.parameters() if p.requires_grad])
+    trained = [name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad]
+    whole = dict(trainer.model.named_parameters()) if trainer.weights is None else trainer.weights
+    # Of shares the first process alone has the whole.
+    weights = torch.cat([whole[name].detach().flatten() for name in trained if whole] or [torch.empty(0)])
     return weights, [line for line in trainer.state.log_history if "entropy" in line]
 
 
@@ -116,16 +129,56 @@ def test_tensors_of_any_size_are_added_up_whole(tmp_path, tokenizer):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", SETTINGS, ids=["dapo", "minibatches", "all terms", "whole", "whole, all terms"])
+@pytest.mark.parametrize("settings", SETTINGS, ids=NAMES)
 def test_two_processes_train_the_weights_that_one_trains(tmp_path, tokenizer, settings):
     expected, wanted = train(tmp_path, tokenizer, Ranks(), settings)
     (first, logged), (second, _) = spawn(tmp_path, tokenizer, train, settings)
-    assert torch.equal(first, second)
+    assert torch.equal(first, second) or (settings.get("shard") and not len(second))
     assert (first - expected).abs().max() < 1e-6
     assert len(logged) == len(wanted) >= STEPS - 1
     for one, other in zip(logged, wanted, strict=True):
         for name in set(other) - {"seconds/train"}:
             assert one[name] == pytest.approx(other[name], abs=1e-4, rel=1e-3), name
+
+
+def train_in_parts(folder, tokenizer, ranks, stops):
+    """Train for five steps; after each of `stops` another trainer goes on from the checkpoint, as another process would."""
+    waiting, start = batches(), None
+    for stop in (*stops, STEPS):
+        trainer = make_trainer(
+            folder,
+            tokenizer,
+            None,
+            make_model(),
+            prove_weights=False,
+            updates=Updates(group_size=2),
+            ranks=ranks,
+            kind=ShardedTrainer if ranks.size > 1 else StratifiedTrainer,
+            learning_rate=1e-3,
+            max_steps=stop,
+            save_steps=stop,
+            lr_scheduler_type="constant",
+        )
+        trainer._sample = lambda: waiting.pop(0)
+        trainer.train(resume_from_checkpoint=start)
+        start = str(folder / f"checkpoint-{stop}")
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_shares_is_that_of_one_process_and_goes_on_as_if_nothing_had_happened(tmp_path, tokenizer):
+    one, shares = tmp_path / "one", tmp_path / "shares"
+    one.mkdir()
+    shares.mkdir()
+    train_in_parts(one, tokenizer, Ranks(), ())
+    torch.multiprocessing.spawn(in_ranks, (2, shares, tokenizer, train_in_parts, (2,)), nprocs=2)
+    wanted, found = (load_file(folder / f"checkpoint-{STEPS}/model.safetensors") for folder in (one, shares))
+    assert found.keys() == wanted.keys()
+    assert max((found[name] - wanted[name]).abs().max().item() for name in wanted) < 1e-6
+    states = [torch.load(folder / f"checkpoint-{STEPS}/optimizer.pt")["state"] for folder in (one, shares)]
+    assert states[0].keys() == states[1].keys()
+    for number, moments in states[0].items():
+        for name, value in moments.items():
+            torch.testing.assert_close(states[1][number][name], value, rtol=1e-3, atol=1e-6)
 
 
 def failing(folder, tokenizer, ranks):

@@ -102,6 +102,19 @@ def test_trls_loss_divides_by_what_is_written():
     assert f"self.{WRITTEN}" in inspect.getsource(GRPOTrainer._compute_loss)
 
 
+def test_an_adapter_that_changes_nothing_yet_has_the_model_without_it_for_a_reference(tmp_path, tokenizer):
+    fresh = make_policy()
+    for name, parameter in fresh.named_parameters():
+        if "lora_B" in name:
+            parameter.data.zero_()
+    trainer = make_trainer(tmp_path, tokenizer, None, fresh, beta=0.1)
+    assert list(trainer.model.peft_config) == ["default"]
+    assert list(make_trainer(tmp_path, tokenizer, None, make_policy(), beta=0.1).model.peft_config) == [
+        "default",
+        "ref",
+    ]
+
+
 @pytest.mark.parametrize("additions", [Additions(kl_estimator="k2"), Additions(kl_estimator="k1", kl_in_reward=True)])
 def test_trl_keeps_a_reference_for_a_kl_term_that_is_not_its_own(tmp_path, tokenizer, additions):
     """`beta` of its arguments makes TRL copy the adapter, and `beta` of the trainer is what its loss reads."""

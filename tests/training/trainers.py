@@ -75,10 +75,11 @@ def make_trainer(
     ranks=ALONE,
     prove_weights=True,
     reference=None,
+    kind=StratifiedTrainer,
     **settings,
 ):
     """A trainer that gets `batch` for each step, which all of its episodes share one update on unless `updates` says else."""
-    return StratifiedTrainer(
+    return kind(
         model=policy or make_policy(),
         processing_class=tokenizer,
         sample=lambda: batch,

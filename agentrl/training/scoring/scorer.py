@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -69,7 +69,9 @@ class Scorer:
         Raises:
             ScoringError: if the model's layer for logits is none that can be computed in chunks, and `packing` is not `none`.
         """
-        self._model, self._tokens, self._packing, self._temperature = model, tokens, packing, temperature
+        self.model, self._tokens, self._packing, self._temperature = model, tokens, packing, temperature
+        self._within: Callable[[Callable[[], Any]], Any] = lambda compute: compute()
+        self._has_trunks = packing == "prefix_tree"
         self._causal = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._head = self._causal.get_output_embeddings()
         self._dtype = dtype or self._causal.dtype
@@ -84,6 +86,13 @@ class Scorer:
             self._attention = self._causal.config._attn_implementation
             self._causal.set_attn_implementation(IMPLEMENTATION)
 
+    def compute_within(self, within: Callable[[Callable[[], Any]], Any]) -> None:
+        """Have `within` call what computes a pack: a model that is not all here has its own idea of when its weights are.
+
+        From then on each pack is one pass of the model, and no beginning has a pass of its own.
+        """
+        self._within, self._has_trunks = within, False
+
     def packs(self, sequences: Sequence[TokenSequence]) -> Iterator[Pack]:
         """Yield packs that hold every sequence with a scored token once.
 
@@ -93,11 +102,9 @@ class Scorer:
         yield from self._packs(sequences, self._tokens)
 
     def _packs(self, sequences: Sequence[TokenSequence], tokens: int) -> Iterator[Pack]:
-        if self._packing == "prefix_tree":
-            yield from with_trunks(list(pack(sequences, tokens)), sequences)
-            return
-        if self._packing == "episodes":
-            yield from pack(sequences, tokens, share=False)
+        if self._packing != "none":
+            packs = pack(sequences, tokens, share=self._packing == "prefix_tree")
+            yield from with_trunks(list(packs), sequences) if self._has_trunks else packs
             return
         for index, sequence in enumerate(sequences):
             for alone in pack([sequence], tokens):
@@ -107,7 +114,7 @@ class Scorer:
         """Score the tokens of a pack in one pass of the model."""
         device = next(self._causal.parameters()).device
         with self._precision(device):
-            logps, entropies = self._predictions(pack, device, entropy)
+            logps, entropies = self._within(lambda: self._predictions(pack, device, entropy))
         places = pack.places.to(device)
         return Scores(logps[places], entropies[places] if entropies is not None else None)
 
@@ -153,8 +160,8 @@ class Scorer:
         shapes = ([*beginning, 3, 4, 5], [*beginning, 3, 6, 7, 8], [*beginning, 9], [10, 11, 12, 13])
         rows = [torch.tensor(shape).mul(7919).remainder(vocabulary).numpy() for shape in shapes]
         sequences = [TokenSequence(row, torch.arange(1, len(row)).numpy()) for row in rows]
-        training = self._model.training
-        self._model.eval()
+        training = self.model.training
+        self.model.eval()
         with torch.no_grad():
             with self._own_attention():
                 expected = [self._alone(sequence) for sequence in sequences]
@@ -167,7 +174,7 @@ class Scorer:
                             f"{type(self._causal).__name__} does not compute in packs what it computes of each episode "
                             f"alone: log-probabilities differ by {difference:.3g} nats; set training.packing to none"
                         )
-        self._model.train(training)
+        self.model.train(training)
 
     def _alone(self, sequence: TokenSequence) -> torch.Tensor:
         """Return the log-probabilities [S] of a sequence's scored tokens by the model's own pass."""
@@ -184,7 +191,7 @@ class Scorer:
         # Its option keeps the last ones of them, and a model may scale or cap what its head returns.
         hook = self._head.register_forward_pre_hook(lambda module, hidden: (hidden[0][:, sources],))
         try:
-            logits = self._model(input_ids=pack.ids.to(sources.device), use_cache=False).logits[0]
+            logits = self.model(input_ids=pack.ids.to(sources.device), use_cache=False).logits[0]
         finally:
             hook.remove()
         log_probabilities = torch.log_softmax(logits.float() / self._temperature, dim=-1)
