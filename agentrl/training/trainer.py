@@ -1,7 +1,7 @@
 """A GRPOTrainer of TRL whose rollouts come from the pool and whose advantages come from agentrl's estimators.
 
-TRL keeps the loss, the optimizer, schedules, checkpoints and logging. This is the one file that touches names which TRL
-and transformers do not document. A contract test names each of them, so that an upgrade fails there.
+TRL keeps the loss, the optimizer, schedules, checkpoints and logging. This file and `sharded` touch names which
+TRL and transformers do not document. A contract test names each of them, so that an upgrade fails there.
 """
 
 from __future__ import annotations

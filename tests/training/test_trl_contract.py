@@ -16,6 +16,7 @@ import agentrl
 from agentrl.training import trainer as module
 from agentrl.training.sampling import ScoredBatch
 from agentrl.training.scoring import Scorer
+from agentrl.training.sharded import ShardedTrainer
 from agentrl.training.trainer import StratifiedTrainer
 from agentrl.training.updates import Additions
 
@@ -30,6 +31,14 @@ CALLS_OF_A_STEP = [
     "_save",
 ]
 OVERRIDDEN = {*CALLS_OF_A_STEP, "_load_from_checkpoint", "create_optimizer"}
+OVERRIDDEN_FOR_SHARES = {
+    "_get_grad_norm",
+    "_load_from_checkpoint",
+    "_save_checkpoint",
+    "create_optimizer",
+    "train",
+    "training_step",
+}
 READ = {
     "_compute_loss",
     "_metrics",
@@ -86,6 +95,11 @@ def test_the_lists_of_this_file_are_complete():
     assert foreign == READ
     # What is defined here and in TRL as well is overridden.
     assert {name for name in own if hasattr(GRPOTrainer, name)} - {"__init__"} == OVERRIDDEN
+
+
+def test_what_training_with_shares_overrides_is_there():
+    theirs = {name for name in vars(ShardedTrainer) if hasattr(GRPOTrainer, name) and not name.startswith("__")}
+    assert theirs == OVERRIDDEN_FOR_SHARES
 
 
 @pytest.mark.parametrize("name", sorted(OVERRIDDEN))
