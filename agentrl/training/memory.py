@@ -23,6 +23,9 @@ _ACTIVATIONS = 1.0
 # What CUDA and its libraries hold for a process beside its tensors.
 _CUDA_CONTEXT = _GIB // 2
 
+# What Python and its libraries hold for a trainer's process, on a CPU in the same memory as its tensors.
+_LIBRARIES = 9 * _GIB // 10
+
 # What an engine that sleeps still holds beside that: its graphs and what was no part of weights and cache.
 _ASLEEP = _GIB
 
@@ -199,7 +202,7 @@ class TrainerMemory:
         logits: [scored tokens, vocabulary] in fp32, their exponentials, and both in the model's precision; of a pack a chunk
             at a time, with `packing: none` of a whole episode. Where all weights are trained also the output layer's gradient,
             and in bf16 this and the layer itself once more in that.
-        context: of CUDA; 0 on a CPU.
+        context: of CUDA, or of libraries on a CPU.
     """
 
     weights: int
@@ -259,7 +262,7 @@ def trainer_memory(config: Config, sizes: Sizes, tokens: int) -> TrainerMemory:
         trained=int(kept * sizes.trained) // processes,
         activations=activation_bytes(sizes, tokens, dtype, checkpointing=training.gradient_checkpointing),
         logits=_logits_bytes(config, sizes, tokens * sizes.vocabulary),
-        context=_CUDA_CONTEXT if config.device == "cuda" else 0,
+        context=_CUDA_CONTEXT if config.device == "cuda" else _LIBRARIES,
     )
 
 

@@ -98,7 +98,8 @@ def _memory(config: Config) -> list[tuple[str, str]]:
             "the trainer",
             f"about {size(trainer.peak)}: {size(trainer.weights)} for the model, {size(trainer.trained)} for "
             f"{'' if sizes.whole else 'adapter, '}gradients and moments, {size(trainer.activations)} for {tokens:,} tokens "
-            f"at once, {size(trainer.logits)} for logits",
+            f"at once, {size(trainer.logits)} for logits, {size(trainer.context)} for "
+            f"{'CUDA' if config.device == 'cuda' else 'libraries'}",
         ),
     ]
     if card is not None:

@@ -216,7 +216,7 @@ def test_the_trainers_memory_is_that_of_its_parts():
     assert plain.peak == plain.weights + plain.trained + plain.context + plain.activations + plain.logits
     merged = trainer_memory(make_config(device="cpu", dtype="float32"), QWEN, 4096)
     assert merged.weights == 4 * (QWEN.weights + QWEN.adapted_weights)
-    assert merged.context == 0
+    assert 0 < merged.context < GIB, "of libraries alone"
 
 
 def test_weights_in_4_bits_take_a_quarter_and_a_little_more_in_trainer_and_engine():
