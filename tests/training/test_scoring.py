@@ -65,15 +65,15 @@ def test_in_one_pack_each_beginning_is_computed_once(made):
     assert sum(len(found.sources) for found in packs) == len(predictions)
 
 
-def in_trunk(made):
-    """The same sequences behind a beginning that they share."""
-    return [TokenSequence(np.concatenate([np.arange(90, 110), s.ids]), s.scored + 20) for s in made]
+def in_trunk(made, size=20):
+    """The same sequences behind a beginning of `size` tokens that they share."""
+    return [TokenSequence(np.concatenate([np.arange(90, 90 + size), s.ids]), s.scored + size) for s in made]
 
 
-@given(sequences(), st.integers(1, 40))
-@settings(max_examples=200, deadline=None)
-def test_a_trunk_is_what_its_packs_begin_with_and_saves_its_tokens_for_all_but_one(made, tokens):
-    made = in_trunk(made)
+@given(sequences(), st.integers(1, 200), st.integers(0, 90))
+@settings(max_examples=300, deadline=None)
+def test_a_trunk_is_what_its_packs_begin_with_and_saves_more_than_it_costs(made, tokens, size):
+    made = in_trunk(made, size)
     packs = list(pack(made, tokens))
     behind, trunks = list(with_trunks(packs, made)), {}
     assert [found.members for found in behind] == [found.members for found in packs]
@@ -82,13 +82,28 @@ def test_a_trunk_is_what_its_packs_begin_with_and_saves_its_tokens_for_all_but_o
             trunks.setdefault(id(found.trunk), (found.trunk, []))[1].append(found)
             assert found.ids[0, : found.shared].tolist() == found.trunk.ids[0].tolist()
             assert (found.ends[: found.shared] == len(found)).all()
-            assert 16 <= found.shared < len(found)
+            assert found.shared < len(found)
     computed = sum(len(found) - found.shared for found in behind) + sum(len(trunk) for trunk, _ in trunks.values())
-    assert computed >= unique_tokens(made)
-    # All share at least 20 tokens, and a pack has one of its own.
-    shared = min([20, *(len(found) - 1 for found in packs)])
-    assert computed <= sum(map(len, packs)) - (len(packs) - 1) * shared * (shared >= 16)
-    assert all(len(users) > 1 for _, users in trunks.values())
+    assert unique_tokens(made) <= computed <= sum(map(len, packs)) - 64 * len(trunks)
+    if size > 64 and len(packs) > 1:
+        assert sum(len(users) for _, users in trunks.values()) == len(packs)
+
+
+@given(sequences(), st.integers(1, 40))
+@settings(max_examples=200, deadline=None)
+def test_no_other_cuts_make_packs_that_cost_less(made, tokens):
+    cost = sum(len(found) + 64 for found in pack(made, tokens))
+    inputs = sorted((s for s in made if len(s.scored)), key=lambda s: s.inputs.tolist())
+
+    def least(start):
+        costs = []
+        for stop in range(start + 1, len(inputs) + 1):
+            size = unique_tokens(inputs[start:stop])
+            if size <= tokens or stop == start + 1:
+                costs.append(size + 64 + least(stop))
+        return min(costs, default=0)
+
+    assert cost == least(0)
 
 
 @given(sequences(), st.sampled_from([None, 1, 3]), st.integers(0, 6))

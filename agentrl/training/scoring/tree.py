@@ -6,9 +6,9 @@ needs: token q sees token k if and only if `k <= q < ends[k]`, that is, if k is 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ import torch
 from agentrl.training.scoring.trunk import Trunk
 
 # A pass costs about as much as so many tokens more in another one.
-_LEAST_TRUNK = 16
+_PASS = 64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,25 +89,45 @@ def pack(sequences: Sequence[TokenSequence], tokens: int, *, share: bool = True)
     """Lay out the sequences with scored tokens in packs of at most `tokens` tokens; a longer one has a pack of its own.
 
     Args:
-        sequences: in any order; packs hold them sorted, so that neighbours share what they can.
+        sequences: in any order; packs hold them sorted, so that neighbours share what they can, and are cut where that costs
+            the fewest tokens.
         tokens: at least 1.
         share: whether the common beginning of neighbours is laid out once. Else each sequence is a tree of its own.
     """
     order = sorted((i for i, s in enumerate(sequences) if len(s.scored)), key=lambda i: sequences[i].inputs.tolist())
-    whole = _Layout(share)
-    for index in order:
-        whole.add(index, sequences[index])
-    if not order:
-        return
-    # As many packs as that takes, and all about as large.
-    target = min(tokens, math.ceil(whole.size / math.ceil(whole.size / tokens)))
-    layout = _Layout(share)
-    for index in order:
-        if layout.size and layout.size_with(sequences[index]) > target:
-            yield layout.pack()
-            layout = _Layout(share)
-        layout.add(index, sequences[index])
-    yield layout.pack()
+    for start, stop in _cuts([sequences[i].inputs for i in order], tokens, share):
+        layout = _Layout(share)
+        for index in order[start:stop]:
+            layout.add(index, sequences[index])
+        yield layout.pack()
+
+
+def _cuts(inputs: Sequence[np.ndarray], tokens: int, share: bool) -> list[tuple[int, int]]:
+    """Return where each pack of sorted sequences starts and stops, so that packs and their tokens cost the least."""
+    shared = [_common(one, other) if share else 0 for one, other in pairwise(inputs)]
+    # Of a pack, each sequence but the first adds what it does not share with the one before.
+    fresh = [0, *(len(own) - common for own, common in zip(inputs[1:], shared, strict=True))]
+    # For the first n sequences: what their packs cost, and where the last one starts.
+    best = [(0, 0)]
+    for stop in range(1, len(inputs) + 1):
+        options, added = [], 0
+        for start in range(stop - 1, -1, -1):
+            size = len(inputs[start]) + added
+            if size > tokens and options:
+                break
+            options.append((best[start][0] + size + _PASS, start))
+            added += fresh[start]
+        best.append(min(options))
+    return _runs([start for _, start in best])
+
+
+def _runs(starts: Sequence[int]) -> list[tuple[int, int]]:
+    """Return from where to where each run goes, given where the last run of the first n things starts, for each n from 0."""
+    found, stop = [], len(starts) - 1
+    while stop:
+        found.append((starts[stop], stop))
+        stop = starts[stop]
+    return found[::-1]
 
 
 def with_trunks(packs: Sequence[Pack], sequences: Sequence[TokenSequence]) -> Iterator[Pack]:
@@ -121,7 +141,7 @@ def with_trunks(packs: Sequence[Pack], sequences: Sequence[TokenSequence]) -> It
     """
     firsts = [sequences[some.members[0]].inputs for some in packs]
     lasts = [sequences[some.members[-1]].inputs for some in packs]
-    # For the first n packs: the most tokens that trunks save, where the last run of packs starts, and its trunk.
+    # For the first n packs: what trunks save in tokens, where the last run of packs starts, and its trunk.
     best: list[tuple[int, int, int]] = [(0, 0, 0)]
     for stop in range(1, len(packs) + 1):
         options = [(best[stop - 1][0], stop - 1, 0)]
@@ -130,16 +150,12 @@ def with_trunks(packs: Sequence[Pack], sequences: Sequence[TokenSequence]) -> It
             shortest = min(shortest, len(packs[start]))
             # Sorted as they are, what the first and the last share all have in common.
             shared = min(_common(firsts[start], lasts[stop - 1]), shortest - 1)
-            if shared < _LEAST_TRUNK:
+            if not shared:
                 break
-            options.append((best[start][0] + (stop - start - 1) * shared, start, shared))
+            options.append((best[start][0] + (stop - start - 1) * shared - _PASS, start, shared))
         best.append(max(options, key=lambda option: option[0]))
-    runs, stop = [], len(packs)
-    while stop:
-        _, start, shared = best[stop]
-        runs.append((start, stop, shared))
-        stop = start
-    for start, stop, shared in reversed(runs):
+    for start, stop in _runs([start for _, start, _ in best]):
+        shared = best[stop][2]
         if not shared:
             yield from packs[start:stop]
             continue
@@ -172,9 +188,6 @@ class _Layout:
         self._ends = np.empty(0, np.int64)
         self._sources: list[np.ndarray] = []
         self._targets: list[np.ndarray] = []
-
-    def size_with(self, sequence: TokenSequence) -> int:
-        return self.size + len(sequence.inputs) - self._common(sequence.inputs)
 
     def add(self, index: int, sequence: TokenSequence) -> None:
         inputs = sequence.inputs
