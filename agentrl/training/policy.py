@@ -122,6 +122,14 @@ def frozen_copy(config: Config, policy: Any) -> Any | None:
     return copy.deepcopy(policy).to(getattr(torch, config.model.dtype)).requires_grad_(False).eval()
 
 
+def switch_off_dropout(policy: Any) -> None:
+    """Set the rates of dropout to 0 that models apply as a function; TRL does so with modules of torch."""
+    for module in policy.modules():
+        for name, value in list(vars(module).items()):
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
 def drop_needless_reference(policy: Any) -> None:
     """Remove the copy of the adapter that TRL keeps for the KL term, if that adapter has not been trained yet.
 

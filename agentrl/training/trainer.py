@@ -24,7 +24,14 @@ from agentrl.training.importance import importance_weights
 from agentrl.training.kl import kl_estimates
 from agentrl.training.llds import displacement, per_token
 from agentrl.training.observations import Observations
-from agentrl.training.policy import drop_needless_reference, is_adapted, reference_adapter, restore_policy, save_policy
+from agentrl.training.policy import (
+    drop_needless_reference,
+    is_adapted,
+    reference_adapter,
+    restore_policy,
+    save_policy,
+    switch_off_dropout,
+)
 from agentrl.training.proof import Evidence, require_agreement
 from agentrl.training.ranks import ALONE, Ranks, share_out
 from agentrl.training.sampling import ScoredBatch
@@ -114,6 +121,7 @@ class StratifiedTrainer(GRPOTrainer):
                 # TRL rounds the adapter of a quantised model to bf16, in which small updates are lost.
                 parameter.data = data.to(parameter.device)
         drop_needless_reference(self.accelerator.unwrap_model(self.model))
+        switch_off_dropout(self.model)
         # TRL's own term is k3 in the loss.
         of_trl = additions.kl_estimator == "k3" and not additions.kl_in_reward
         self.beta = self._kl_coefficient if of_trl else 0.0

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from tiny import tiny_llama
+from transformers import StableLmConfig, StableLmForCausalLM
 
 from agentrl.training.scoring import Scorer, ScoringError, TokenSequence, head, pack, unique_tokens
 from agentrl.training.scoring.attention import Tree, tree_attention
@@ -14,6 +15,7 @@ from agentrl.training.scoring.blocks import tree_blocks
 from agentrl.training.scoring.head import head_scores
 from agentrl.training.scoring.lora import merge_lora
 from agentrl.training.scoring.tree import with_trunks
+from agentrl.training.scoring.trunk import Trunk
 
 VOCABULARY = 300
 
@@ -328,6 +330,42 @@ def test_a_model_that_computes_something_else_in_packs_is_refused():
         ScoringError, match=r"LlamaForCausalLM does not compute in packs .* set training.packing to none"
     ):
         scorer.check()
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "rope_type dynamic"),
+        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping 30.0"),
+    ],
+)
+def test_a_model_whose_config_says_that_packs_differ_is_refused_however_little_that_shows(settings, named):
+    model = make_model(**settings)
+    with pytest.raises(ScoringError, match=f"LlamaForCausalLM has {named}.* set training.packing to none"):
+        Scorer(model, tokens=100)
+    Scorer(model, tokens=100, packing="none").check()
+
+
+def test_a_model_that_cannot_be_computed_in_packs_is_refused_and_stays_in_training():
+    torch.manual_seed(0)
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    # Its layers do not hand on what attention is told about a pass.
+    model = StableLmForCausalLM(StableLmConfig(**sizes, num_attention_heads=2, num_key_value_heads=2)).train()
+    with pytest.raises(
+        ScoringError, match=r"StableLmForCausalLM cannot be computed in packs .* training.packing to none"
+    ):
+        Scorer(model, tokens=100).check()
+    assert model.training
+
+
+def test_a_trunk_that_is_done_keeps_nothing_when_its_layers_are_computed_again():
+    trunk, keys = Trunk(torch.arange(3)[None]), torch.zeros(1, 1, 3, 4)
+    trunk.keep(0, keys, keys)
+    assert trunk.before(0, keys, keys)[0].shape == (1, 1, 6, 4)
+    trunk.close()
+    trunk.keep(0, keys, keys)
+    with pytest.raises(KeyError):
+        trunk.before(0, keys, keys)
 
 
 def test_a_scored_token_needs_one_before_it():

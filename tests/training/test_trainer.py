@@ -306,3 +306,13 @@ def test_turns_beyond_those_that_are_trained_have_no_advantage():
     mask = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])
     expected = torch.tensor([[2.0, 3.0, 3.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
     torch.testing.assert_close(spread_over_tokens(advantages, turn_index, mask), expected)
+
+
+def test_dropout_that_a_model_applies_by_itself_is_off(tmp_path, tokenizer):
+    policy = make_policy()
+    attentions = [module for module in policy.modules() if hasattr(module, "attention_dropout")]
+    for module in attentions:
+        module.attention_dropout = 0.5
+    make_trainer(tmp_path, tokenizer, None, policy)
+    assert attentions
+    assert {module.attention_dropout for module in attentions} == {0.0}

@@ -179,7 +179,10 @@ def tree_attention(
 def _flex() -> Any:
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention, dynamic=True)
+    # With windows, trunks and passes without gradients there are more graphs than the usual 8, and what is not compiled
+    # would make the whole matrix of scores. `fullgraph` makes that an error.
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    return torch.compile(flex_attention, dynamic=True, fullgraph=True)
 
 
 def _no_mask(*arguments: Any, **named: Any) -> None:

@@ -67,7 +67,8 @@ class Scorer:
             dtype: bfloat16 has matrix products of a model in float32 computed in it; None is the model's own.
 
         Raises:
-            ScoringError: if the model's layer for logits is none that can be computed in chunks, and `packing` is not `none`.
+            ScoringError: if the model has a layer for logits, or anything else, that packs cannot compute, and `packing` is not
+                `none`.
         """
         self.model, self._tokens, self._packing, self._temperature = model, tokens, packing, temperature
         self._within: Callable[[Callable[[], Any]], Any] = lambda compute: compute()
@@ -82,6 +83,11 @@ class Scorer:
                 raise ScoringError(
                     f"the layer for logits is a {type(self._head).__name__}, which cannot be computed in chunks; set "
                     "training.packing to none, or target other layers"
+                )
+            beyond = _beyond_packs(self._causal.config.get_text_config())
+            if beyond is not None:
+                raise ScoringError(
+                    f"{type(self._causal).__name__} has {beyond}, which packs do not compute; set training.packing to none"
                 )
             self._attention = self._causal.config._attn_implementation
             self._causal.set_attn_implementation(IMPLEMENTATION)
@@ -162,19 +168,32 @@ class Scorer:
         sequences = [TokenSequence(row, torch.arange(1, len(row)).numpy()) for row in rows]
         training = self.model.training
         self.model.eval()
-        with torch.no_grad():
-            with self._own_attention():
-                expected = [self._alone(sequence) for sequence in sequences]
-            for tokens in (1, 1000):
-                for some in self._packs(sequences, tokens):
-                    found = self.score(some).logps
-                    difference = (found - torch.cat([expected[i] for i in some.members])).abs().max().item()
-                    if not difference <= _TOLERANCE[self._dtype]:
-                        raise ScoringError(
-                            f"{type(self._causal).__name__} does not compute in packs what it computes of each episode "
-                            f"alone: log-probabilities differ by {difference:.3g} nats; set training.packing to none"
-                        )
-        self.model.train(training)
+        try:
+            difference = self._difference(sequences)
+        except (RuntimeError, AttributeError, TypeError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise ScoringError(
+                f"{type(self._causal).__name__} cannot be computed in packs ({error}); set training.packing to none"
+            ) from error
+        finally:
+            self.model.train(training)
+        if not difference <= _TOLERANCE[self._dtype]:
+            raise ScoringError(
+                f"{type(self._causal).__name__} does not compute in packs what it computes of each episode alone: "
+                f"log-probabilities differ by {difference:.3g} nats; set training.packing to none"
+            )
+
+    @torch.no_grad()
+    def _difference(self, sequences: Sequence[TokenSequence]) -> float:
+        """Return how far packs are from the model's own pass over each sequence, at most, in nats; NaN if they have one."""
+        with self._own_attention():
+            expected = [self._alone(sequence) for sequence in sequences]
+        found = []
+        for tokens in (1, 1000):
+            for some in self._packs(sequences, tokens):
+                found.append(self.score(some).logps - torch.cat([expected[i] for i in some.members]))
+        return torch.cat(found).abs().max().item()
 
     def _alone(self, sequence: TokenSequence) -> torch.Tensor:
         """Return the log-probabilities [S] of a sequence's scored tokens by the model's own pass."""
@@ -212,3 +231,17 @@ class Scorer:
             yield
         finally:
             self._causal.set_attn_implementation(IMPLEMENTATION)
+
+
+def _beyond_packs(config: Any) -> str | None:
+    """Return what of a model's config packs leave out, or None. Short sequences, or coarse numbers, would not show it."""
+    for name in ("final_logit_softcapping", "attn_logit_softcapping", "logit_scale", "logits_scaling"):
+        if getattr(config, name, None) not in (None, 1):
+            return f"{name} {getattr(config, name)}"
+    rope = getattr(config, "rope_parameters", None) or {}
+    # Of models with several kinds of layers, each has its own.
+    for settings in (rope, *(value for value in rope.values() if isinstance(value, dict))):
+        # Their rotation depends on the longest position of a pass, and a pack is another pass than an episode.
+        if settings.get("rope_type") in ("longrope", "dynamic"):
+            return f"rope_type {settings['rope_type']}"
+    return None

@@ -33,8 +33,8 @@ class Trunk:
 
     def keep(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
         """Take the keys and values [1, K, P, D] that a layer has computed of the trunk."""
-        # A layer that is computed again in the backward pass comes a second time.
-        if layer not in self._layers:
+        # A layer that is computed again in the backward pass comes a second time, after the end too.
+        if not self._closed and layer not in self._layers:
             self._layers[layer] = self._cut(key), self._cut(value)
 
     def finish(self, hidden: torch.Tensor) -> None:
