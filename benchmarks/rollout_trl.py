@@ -53,8 +53,7 @@ class TrlLoop:
         from transformers import AutoModelForCausalLM, AutoTokenizer
         from trl import GRPOConfig, GRPOTrainer
 
-        self._bench, self._backend = bench, backend
-        self._unsampled = list(unsampled(bench.codec))
+        self._bench, self._backend, self._unsampled = bench, backend, list(unsampled(bench.codec))
         self._protocol = get_protocol(bench.agent, bench.codec)
         self._work: Work | None = None
         self._retriever: SlowRetriever | None = None
@@ -116,7 +115,7 @@ class TrlLoop:
                 report_to=[],
             ),
         )
-        # The engine has loaded these weights by itself, and vLLM on a CPU has packed them, so that TRL cannot load them again.
+        # vLLM has loaded these weights itself, and on a CPU packed them, so that TRL cannot load them again.
         self._trainer._last_loaded_step = self._trainer.state.global_step
         self._script(network)
 

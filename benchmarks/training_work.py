@@ -26,10 +26,11 @@ from trl import GRPOConfig, GRPOTrainer
 from agentrl.config import load_config
 from agentrl.models import resolve_model
 from agentrl.training.batch import Minibatch, batch_tensors
-from agentrl.training.memory import pack_tokens, sizes_of
+from agentrl.training.memory import pack_tokens
 from agentrl.training.sampling import ScoredBatch
 from agentrl.training.scoring import Scorer, pack
 from agentrl.training.settings import grpo_config
+from agentrl.training.sizes import sizes_of
 from agentrl.training.trainer import StratifiedTrainer
 from agentrl.training.updates import Updates
 

@@ -93,6 +93,10 @@ def test_every_problem_is_reported_at_once(small):
         (["training.minibatches=3"], "minibatches 3 must be at most rollout.questions_per_step 2"),
         (["training.shard=true", "model.lora=null"], "shard deals weights out to several trainer processes"),
         (["training.shard=true", "training.workers=2"], "needs model.lora null"),
+        (
+            ["device=cuda", "training.shard=true", "training.workers=2", "training.optimizer.name=adamw_8bit"],
+            "adamw_8bit keeps scales that training.shard cannot put together",
+        ),
         (["training.llds.weight=0.1"], "llds acts only where a batch has several updates"),
         (["training.kl.estimator=k1"], "k1 in the loss has a gradient whose mean is 0.*k2 or k3, or where to reward"),
         (["training.kl_coefficient=0.1"], "training.kl_coefficient: unknown key"),

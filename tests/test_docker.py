@@ -14,7 +14,8 @@ from packaging.requirements import Requirement
 
 from agentrl.cli import app
 from agentrl.config import load_config, packaged_configs
-from agentrl.training.memory import Sizes, store_bytes
+from agentrl.training.memory import store_bytes
+from agentrl.training.sizes import Sizes
 
 TOP = Path(__file__).parents[1]
 COMPOSE = yaml.safe_load((TOP / "docker/compose.yaml").read_text())

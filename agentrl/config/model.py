@@ -13,6 +13,7 @@ from agentrl.config.paths import AdapterPath, ModelPath
 class LoraSettings(Section):
     """The adapter that is trained (arXiv 2106.09685): its product is scaled by alpha / rank.
 
+    `dropout` acts in the warm start alone: in training by rewards, what is trained must be the policy that sampled.
     With `rslora` it is scaled by alpha / sqrt(rank) (arXiv 2312.03732), so that gradients keep their size as the rank grows.
     `dora` trains the lengths of the weights' rows beside it (arXiv 2402.09353). Engines get the whole model with such an
     adapter merged into it, since vLLM cannot load the adapter.

@@ -291,6 +291,11 @@ class Config(Section):
                 raise ValueError(
                     "training.optimizer.name adamw_8bit needs device cuda, and device is cpu; set it to adamw"
                 )
+            if self.training.shard and self.training.optimizer.name == "adamw_8bit":
+                raise ValueError(
+                    "training.optimizer.name adamw_8bit keeps scales that training.shard cannot put together in a checkpoint; "
+                    "set it to adamw, or shard to false"
+                )
             if self.training.shard and self.model.lora is not None:
                 raise ValueError(
                     "training.shard needs model.lora null: an adapter is small, and the model below it stays whole; set shard to "

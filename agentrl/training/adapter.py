@@ -46,7 +46,9 @@ def _measure_lengths(policy: Any) -> None:
 
     for layer in policy.modules():
         if isinstance(layer, Linear) and "default" in layer.lora_magnitude_vector:
-            lengths = torch.linalg.vector_norm(layer.get_base_layer().weight.float(), dim=1)
+            lengths = torch.linalg.vector_norm(
+                layer.get_base_layer().weight.float(), dim=0 if layer.fan_in_fan_out else 1
+            )
             layer.lora_magnitude_vector["default"].weight.data = lengths
 
 

@@ -7,13 +7,9 @@ from __future__ import annotations
 
 import resource
 from dataclasses import dataclass
-from typing import Any
 
-from agentrl.adapters import adapter_folder
 from agentrl.config import Config, ConfigError
-from agentrl.models import model_on_disk
-from agentrl.training.adapter import lora_config
-from agentrl.training.policy import is_adapted
+from agentrl.training.sizes import Sizes
 
 _GIB = 2**30
 
@@ -48,112 +44,10 @@ _ENGINE_ADAPTERS = 2
 _NF4 = 1 / 2 + 1 / 64 + 4 / (64 * 256)
 
 # What an optimizer keeps of a trained weight beside the weight and its gradient, in bytes.
-OPTIMIZER_STATE = {"adamw": 8, "adamw_8bit": 2, "muon": 4}
+_STATE_OF_A_WEIGHT = {"adamw": 8, "adamw_8bit": 2, "muon": 4}
 
 # A pickled token of an episode: its id, log-probability and text.
 _PICKLED_TOKEN = 32
-
-
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """Numbers that decide how much memory a model and its adapter take; without one, all weights are trained.
-
-    Attributes:
-        layers: of the model.
-        hidden, intermediate: widths of a layer.
-        queries, keys: the heads of a layer times their width.
-        vocabulary: of the output layer.
-        weights: of the model.
-        adapted_weights: of its layers that have an adapter beside them.
-        adapted_inputs: what these layers and the second factors of their adapters read of one token, all layers together.
-        adapter: weights of the adapter; 0 without one.
-        linear_weights: of all linear layers but the output layer, which `model.quantization` holds in 4 bits.
-        dora_outputs: what layers with DoRA give of one token, all layers together.
-    """
-
-    layers: int
-    hidden: int
-    intermediate: int
-    queries: int
-    keys: int
-    vocabulary: int
-    weights: int
-    adapted_weights: int
-    adapted_inputs: int
-    adapter: int
-    linear_weights: int
-    dora_outputs: int = 0
-
-    @property
-    def whole(self) -> bool:
-        """Whether the model's own weights are trained."""
-        return not self.adapter
-
-    @property
-    def trained(self) -> int:
-        """How many weights are trained."""
-        return self.adapter or self.weights
-
-
-def read_sizes(config: Config) -> Sizes | None:
-    """Return the sizes of the model and the adapter of `config`, or None while a model of the hub is not on this disk.
-
-    The model is made without weights, which takes seconds.
-
-    Raises:
-        ModelError: if there is no such model.
-    """
-    folder = model_on_disk(config.model.path)
-    if folder is None:
-        return None
-    import torch
-    from peft import PeftConfig, get_peft_model
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    with torch.device("meta"):
-        base = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
-        if config.model.lora is None:
-            return sizes_of(base)
-        start = adapter_folder(config)
-        settings = lora_config(config) if start is None else PeftConfig.from_pretrained(str(start))
-        settings.base_model_name_or_path = base.name_or_path
-        policy = get_peft_model(base, settings)
-    return sizes_of(policy)
-
-
-def sizes_of(policy: Any) -> Sizes:
-    """Return the sizes of a PeftModel or a model of transformers, with weights or without.
-
-    Weights in 4 bits are counted as they are packed.
-    """
-    import torch
-
-    base = policy.get_base_model() if is_adapted(policy) else policy
-    output = base.get_output_embeddings()
-    output = getattr(output, "base_layer", output)
-    named = dict(policy.named_parameters())
-    adapter = sum(p.numel() for name, p in named.items() if ".lora_" in name)
-    adapted = [module for module in policy.modules() if getattr(module, "lora_A", None)]
-    text = base.config.get_text_config()
-    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return Sizes(
-        layers=text.num_hidden_layers,
-        hidden=text.hidden_size,
-        intermediate=text.intermediate_size,
-        queries=text.num_attention_heads * width,
-        keys=text.num_key_value_heads * width,
-        vocabulary=text.vocab_size,
-        weights=sum(parameter.numel() for parameter in named.values()) - adapter,
-        adapted_weights=sum(module.get_base_layer().weight.numel() for module in adapted),
-        adapted_inputs=sum(module.in_features + module.r["default"] for module in adapted),
-        adapter=adapter,
-        linear_weights=sum(
-            module.weight.numel()
-            for name, module in base.named_modules()
-            if isinstance(module, torch.nn.Linear) and ".lora_" not in name and module is not output
-        ),
-        dora_outputs=sum(module.out_features for module in adapted if module.lora_magnitude_vector),
-    )
 
 
 def activation_bytes(sizes: Sizes, tokens: int, dtype: str, *, checkpointing: bool) -> int:
@@ -256,10 +150,10 @@ def trainer_memory(config: Config, sizes: Sizes, tokens: int) -> TrainerMemory:
         # With DoRA nothing is merged.
         merged = sizes.adapted_weights if dtype == "float32" and not sizes.dora_outputs else 0
         weights = _model_bytes(config, sizes) + width * merged
-    kept = OPTIMIZER_STATE[training.optimizer.name] + 4 * (1 if sizes.whole else 2 + reference)
+    kept = optimizer_bytes(config, sizes) + 4 * (1 if sizes.whole else 2 + reference) * sizes.trained
     return TrainerMemory(
         weights=weights,
-        trained=int(kept * sizes.trained) // processes,
+        trained=kept // processes,
         activations=activation_bytes(sizes, tokens, dtype, checkpointing=training.gradient_checkpointing),
         logits=_logits_bytes(config, sizes, tokens * sizes.vocabulary),
         context=_CUDA_CONTEXT if config.device == "cuda" else _LIBRARIES,
@@ -274,6 +168,12 @@ def _model_bytes(config: Config, sizes: Sizes) -> int:
     return width * (sizes.weights - sizes.linear_weights) + int(_NF4 * sizes.linear_weights)
 
 
+def optimizer_bytes(config: Config, sizes: Sizes) -> int:
+    """Return what the optimizer keeps of all trained weights. Embeddings have two moments in fp32 under every optimizer."""
+    embeddings = sizes.vocabulary * sizes.hidden if sizes.whole else 0
+    return _STATE_OF_A_WEIGHT[config.training.optimizer.name] * (sizes.trained - embeddings) + 8 * embeddings
+
+
 def _computed_width(dtype: str) -> int:
     """Return the bytes that a trained weight takes a second time while the model computes."""
     return 0 if dtype == "float32" else 2
@@ -282,8 +182,8 @@ def _computed_width(dtype: str) -> int:
 def later_bytes(config: Config, sizes: Sizes) -> int:
     """Return what the trainer takes of its card after it has loaded a model all of whose weights are trained."""
     processes = config.training.workers if config.training.shard else 1
-    kept = 4 + OPTIMIZER_STATE[config.training.optimizer.name] + _computed_width(config.model.dtype)
-    return int(kept * sizes.weights) // processes if sizes.whole else 0
+    kept = (4 + _computed_width(config.model.dtype)) * sizes.weights + optimizer_bytes(config, sizes)
+    return kept // processes if sizes.whole else 0
 
 
 def _logits_bytes(config: Config, sizes: Sizes, numbers: int) -> int:
@@ -294,6 +194,15 @@ def _logits_bytes(config: Config, sizes: Sizes, numbers: int) -> int:
         scored = min(config.agent.max_episode_tokens, (config.agent.max_turns + 1) * config.agent.max_turn_tokens)
         return head + scored * sizes.vocabulary * (8 + 2 * width)
     return head + min(_LOGITS[config.device], numbers) * (8 + 2 * width)
+
+
+def whole_while_loading(config: Config, sizes: Sizes) -> int:
+    """Return what a trainer process holds of a model before `training.shard` deals it out; 0 where nothing is dealt out."""
+    if not config.training.shard:
+        return 0
+    width = 4 if config.model.dtype == "float32" else 2
+    reference = width if config.training.kl.coefficient else 0
+    return (4 + reference) * sizes.weights + _CUDA_CONTEXT
 
 
 def engine_memory(config: Config, sizes: Sizes, card: int | None) -> EngineMemory:
@@ -389,6 +298,12 @@ def check_memory(config: Config, sizes: Sizes, card: int) -> None:
         raise ConfigError(
             f"the trainer needs about {size(trainer.peak)} for {tokens:,} tokens at once and has "
             f"{size(room)} of a card of {size(card)}; {_ways_out(config, sizes, card)}"
+        )
+    whole = whole_while_loading(config, sizes)
+    if whole > room:
+        raise ConfigError(
+            f"each trainer process needs {size(whole)} while it loads the model, before training.shard deals it out, and has "
+            f"{size(room)} of a card of {size(card)}; take larger cards, or train an adapter with model.lora"
         )
     most = most_utilization(config, sizes, card)
     if settings.shares_card and settings.memory_utilization > most:

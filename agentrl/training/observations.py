@@ -40,13 +40,37 @@ class Observations:
         return largest
 
     def see_update(
-        self, ratios: torch.Tensor, advantages: torch.Tensor, own: torch.Tensor, low: float, high: float
+        self,
+        change: torch.Tensor,
+        advantages: torch.Tensor,
+        own: torch.Tensor,
+        *,
+        loss: str,
+        by_episode: bool,
+        low: float,
+        high: float,
     ) -> None:
-        """Take note of the ratios [B, C] between the policy now and before the batch, and of what clipping cuts."""
+        """Take note of what clipping cuts.
+
+        Args:
+            change: [B, C], by how much log-probabilities have changed since before the batch.
+            advantages: [B] or [B, C].
+            own: bool [B, C], where they count.
+            loss: TRL's name of it. sapo and vespo weigh ratios and cut none; cispo cuts those above `high` alone.
+            by_episode: whether it is the ratio of a whole episode that is cut.
+            low, high: ratios are cut below 1 - `low` and above 1 + `high`.
+        """
+        if loss in ("sapo", "vespo"):
+            return
+        if by_episode:
+            change = ((change * own).sum(1, keepdim=True) / own.sum(1, keepdim=True).clamp(min=1)).expand_as(change)
+        ratios = change[own].exp()
+        if loss == "cispo":
+            self.add("clip_ratio/high", int((ratios > high).sum()), ratios.numel())
+            return
         chosen = per_token(advantages, own)[own]
-        ratios = ratios[own]
-        self.add("clip_ratio/low", float(((ratios < 1 - low) & (chosen < 0)).sum()), ratios.numel())
-        self.add("clip_ratio/high", float(((ratios > 1 + high) & (chosen > 0)).sum()), ratios.numel())
+        self.add("clip_ratio/low", int(((ratios < 1 - low) & (chosen < 0)).sum()), ratios.numel())
+        self.add("clip_ratio/high", int(((ratios > 1 + high) & (chosen > 0)).sum()), ratios.numel())
 
     @classmethod
     def together(cls, observations: Iterable[Observations]) -> Observations:
@@ -60,7 +84,19 @@ class Observations:
         return joined
 
     def logs(self) -> dict[str, float]:
-        """Return the metrics."""
+        """Return the metrics, as means over tokens.
+
+        logprobs/difference_max, _mean: how far the sampler's log-probabilities are from the trainer's before the batch, in
+            nats.
+        ratio/positive_q01, _q50, _q99: quantiles of exp(trainer's before the batch - sampler's log-probability) over the
+            model's tokens of A >= 0.
+        entropy, kl: in nats; kl by k3, at the weights of each update.
+        kl/penalty: what was taken off advantages.
+        clip_ratio/low, _high: the share of tokens whose ratio to the policy before the batch clipping cuts: the episode's
+            ratio with gspo and luspo, _high alone with cispo, neither with sapo and vespo.
+        importance/mean, _cut_share: the mean of the importance weights, and the share of them that was cut.
+        llds/loss, llds/actions_fallen_share: the term before its weight, and the share of the actions of A >= 0 that fell.
+        """
         logs = {name: total / self._counts[name] for name, total in self._sums.items() if self._counts[name]}
         if "logprobs/difference_mean" in logs:
             logs["logprobs/difference_max"] = self._largest

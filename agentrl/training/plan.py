@@ -13,12 +13,11 @@ from safetensors import safe_open
 from agentrl.adapters import WEIGHTS, adapter_folder
 from agentrl.config import Config
 from agentrl.training.memory import (
-    OPTIMIZER_STATE,
     card_bytes,
     check_memory,
     engine_memory,
     most_utilization,
-    read_sizes,
+    optimizer_bytes,
     size,
     store_bytes,
     tokens_held,
@@ -27,6 +26,7 @@ from agentrl.training.memory import (
     trainer_room,
 )
 from agentrl.training.run import load_inputs
+from agentrl.training.sizes import read_sizes
 
 
 def plan(config: Config) -> Table:
@@ -39,13 +39,14 @@ def plan(config: Config) -> Table:
     rollout, agent, training = config.rollout, config.agent, config.training
     episodes = rollout.group_size * rollout.questions_per_step
     indexes = len(config.retriever.indexes) * config.retriever.gpus
-    trained, what = trained_bytes(config), "model" if config.model.lora is None else "adapter"
-    # Beside the weights of each checkpoint, in fp32, is what the optimizer keeps of them.
-    copies = (1 + OPTIMIZER_STATE[training.optimizer.name] / 4) * training.keep_checkpoints + 1
+    what = "model" if config.model.lora is None else "adapter"
+    trained, sizes = trained_bytes(config), read_sizes(config)
+    # A new checkpoint is written before an old one goes, and the best may be an older one.
+    kept = training.keep_checkpoints + 1 + (config.evaluation.every is not None)
     disk = (
-        f"{copies:g} times the {what}, whose size is known once {config.model.path} is downloaded,"
-        if trained is None
-        else size(int(copies * trained))
+        f"{kept} times {what} and optimizer, whose size is known once {config.model.path} is downloaded,"
+        if trained is None or sizes is None
+        else size(kept * (trained + optimizer_bytes(config, sizes)) + trained)
     )
     table = Table("", "", title=f"plan of {config.name}", title_justify="left", show_header=False)
     table.add_row("run folder", str(config.folder))

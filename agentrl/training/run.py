@@ -24,9 +24,10 @@ from agentrl.runs import RunFolder
 from agentrl.runs.logs import logged
 from agentrl.training.checkpoints import learning_rate
 from agentrl.training.evaluating import evaluate_step
-from agentrl.training.memory import card_bytes, check_memory, read_sizes, store_bytes
+from agentrl.training.memory import card_bytes, check_memory, store_bytes
 from agentrl.training.policy import saved_files
 from agentrl.training.process import TrainerProcess
+from agentrl.training.sizes import read_sizes
 from agentrl.training.watch import RollBack
 from agentrl.types import Question
 

@@ -11,9 +11,10 @@ import torch
 from trl import GRPOConfig
 
 from agentrl.config import Config, OptimizerConfig
-from agentrl.training.memory import later_bytes, pack_tokens, sizes_of
+from agentrl.training.memory import later_bytes, pack_tokens
 from agentrl.training.optimizers import make_muon
 from agentrl.training.scoring import Scorer
+from agentrl.training.sizes import sizes_of
 from agentrl.training.updates import Additions, Updates
 
 # The names of TRL's losses, and what each takes its ratios over.

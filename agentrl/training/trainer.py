@@ -23,6 +23,7 @@ from agentrl.training.batch import Minibatch, batch_tensors, deal, spread_over_t
 from agentrl.training.importance import importance_weights
 from agentrl.training.kl import kl_estimates
 from agentrl.training.llds import displacement, per_token
+from agentrl.training.normalisers import part_of_mean, share_of_loss
 from agentrl.training.observations import Observations
 from agentrl.training.policy import (
     drop_needless_reference,
@@ -136,6 +137,11 @@ class StratifiedTrainer(GRPOTrainer):
         self.current_gradient_accumulation_steps = 1
         self._observed = Observations()
         self._seconds = 0.0
+
+    def get_decay_parameter_names(self, model: Any) -> list[str]:
+        """Return the names of the parameters that weight decay acts on: matrices, and no vector, such as DoRA's lengths."""
+        matrices = {name for name, parameter in model.named_parameters() if parameter.dim() > 1}
+        return [name for name in super().get_decay_parameter_names(model) if name in matrices]
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Make the optimizer, where there is none yet."""
@@ -314,7 +320,7 @@ class StratifiedTrainer(GRPOTrainer):
         self._scores = logps, entropies
         inputs["num_items_in_batch"] = own.sum()
         with self._metrics_apart():
-            loss = super()._compute_loss(self.model, inputs) * self._share(own, batch)
+            loss = super()._compute_loss(self.model, inputs) * share_of_loss(self.loss_type, own, batch)
         self._scores = None
         if self._additions.entropy_bonus:
             loss = loss - self._additions.entropy_bonus * (entropies * own).sum() / batch.own.sum()
@@ -322,36 +328,18 @@ class StratifiedTrainer(GRPOTrainer):
             estimates = kl_estimates(logps, inputs["ref_per_token_logps"], self._additions.kl_estimator)
             # TRL weighs its own by these ratios too.
             estimates = (logps.detach() - old).exp() * estimates
-            loss = loss + self._kl_coefficient * self._mean_over_tokens(estimates * own, own, batch)
+            loss = loss + self._kl_coefficient * part_of_mean(
+                self.loss_type, estimates * own, own, batch, self.max_completion_length
+            )
         if self._additions.llds_weight:
             # Of what an action earned, and not of what corrects it.
             found = displacement(logps, old, earned, own, inputs["turn_index"], self._additions.llds_tolerance)
-            term = self._mean_over_tokens(found.penalty, own, batch)
+            term = part_of_mean(self.loss_type, found.penalty, own, batch, self.max_completion_length)
             loss = loss + self._additions.llds_weight * term
             # Counted once for each minibatch.
             self._observed.add("llds/loss", term.item(), 0)
             self._observed.add("llds/actions_fallen_share", int(found.fallen), int(found.actions))
         return loss
-
-    def _share(self, own: torch.Tensor, batch: Minibatch) -> float:
-        """Return what TRL's loss over some episodes of a minibatch weighs in the loss over all of them."""
-        if self.loss_type in ("dapo", "cispo", "vespo", "bnpo"):
-            return int(own.sum()) / int(batch.own.sum())
-        return len(own) / len(batch.runs)
-
-    def _mean_over_tokens(self, values: torch.Tensor, own: torch.Tensor, batch: Minibatch) -> torch.Tensor:
-        """Return some episodes' part of the minibatch's mean of `values` [n, C], 0 outside `own` [n, C].
-
-        The mean is that of the loss: over tokens (dapo, cispo, vespo, bnpo), over episodes of `max_completion_length`
-        (dr_grpo), over episodes of their sums (luspo), else over each episode's tokens and then over episodes.
-        """
-        if self.loss_type in ("dapo", "cispo", "vespo", "bnpo"):
-            return values.sum() / batch.own.sum()
-        if self.loss_type == "dr_grpo":
-            return values.sum() / (len(batch.runs) * self.max_completion_length)
-        if self.loss_type == "luspo":
-            return values.sum() / len(batch.runs)
-        return (values.sum(1) / own.sum(1).clamp(min=1)).sum() / len(batch.runs)
 
     def _take_off_kl(self, inputs: dict[str, torch.Tensor], old: torch.Tensor, own: torch.Tensor) -> None:
         """Take off the advantages in `inputs` what each token is away from the reference before the updates on this batch."""
@@ -385,7 +373,15 @@ class StratifiedTrainer(GRPOTrainer):
         tokens = int(own.sum())
         largest = self._observed.see_sampler(old - inputs["sampling_per_token_logps"], earned, own)
         self._require_finite("the difference between a token's log-probabilities in trainer and sampler", largest)
-        self._observed.see_update((logps - old).exp(), inputs["advantages"], own, self.epsilon_low, self.epsilon_high)
+        self._observed.see_update(
+            logps - old,
+            inputs["advantages"],
+            own,
+            loss=self.loss_type,
+            by_episode=self.importance_sampling_level == "sequence",
+            low=self.epsilon_low,
+            high=self.epsilon_high,
+        )
         self._observed.add("entropy", float(entropies[own].sum()), tokens)
         if self._kl_coefficient:
             # Whatever acts, this one is never below 0 and varies least.
@@ -433,21 +429,7 @@ class StratifiedTrainer(GRPOTrainer):
             )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add to TRL's metrics what was observed in the updates of the batch, as means over tokens.
-
-        logprobs/difference_max, _mean: how far the sampler's log-probabilities are from the trainer's before the batch, in
-            nats.
-        ratio/positive_q01, _q50, _q99: quantiles of exp(trainer's before the batch - sampler's log-probability) over the
-            model's tokens of A >= 0.
-        entropy, kl: in nats; kl by k3, at the weights of each update.
-        kl/penalty: what was taken off advantages.
-        clip_ratio/low, _high: the share of tokens whose ratio to the policy before the batch clipping cuts.
-        importance/mean, _cut_share: the mean of the importance weights, and the share of them that was cut.
-        llds/loss, llds/actions_fallen_share: the term before its weight, and the share of the actions of A >= 0 that fell.
-        seconds/train: what the updates took.
-
-        All but seconds cover the episodes that the model runs for; see the class.
-        """
+        """Add to TRL's metrics those of `Observations.logs` and the seconds that the updates took."""
         if "loss" in logs:
             observed, self._observed = self._ranks.gathered(self._observed), Observations()
             logs |= Observations.together(observed).logs() | {"seconds/train": self._seconds}

@@ -97,7 +97,7 @@ class _View:
         return _Windows(sliding_window_view(np.asarray(found), window))
 
     def has_learned(self) -> bool:
-        rewards = self.windows("reward/mean")
+        rewards = self.windows(_earned)
         return rewards is not None and rewards.now >= _LEARNED
 
     def fell(self, name: str, left: float) -> tuple[float, float] | None:
@@ -120,8 +120,14 @@ class _Windows:
         self.noise = math.sqrt(2 * float(values.var(1, ddof=1).mean()) / window)
 
 
+def _earned(metrics: Mapping[str, Any]) -> float | None:
+    """Return the mean of what answers earned, of which a penalty for length takes nothing off, so that it is at least 0."""
+    mean = metrics.get("reward/mean")
+    return None if mean is None else mean + metrics.get("reward/length_penalty", 0.0)
+
+
 def _reward(view: _View) -> str | None:
-    if (fall := view.fell("reward/mean", 1 - view.settings.fall)) is None:
+    if (fall := view.fell(_earned, 1 - view.settings.fall)) is None:
         return None
     return f"the mean reward fell from {fall[0]:.3f} to {fall[1]:.3f} {view.steps}"
 
@@ -178,7 +184,7 @@ def _kl(view: _View) -> str | None:
 
 
 def _signal(view: _View) -> str | None:
-    found, rewards = view.windows("advantages/no_signal_share"), view.windows("reward/mean")
+    found, rewards = view.windows("advantages/no_signal_share"), view.windows(_earned)
     if found is None or rewards is None or rewards.now >= _LEARNED or found.now < view.settings.max_no_signal:
         return None
     return f"{found.now:.0%} of the groups had no learning signal {view.steps}, at a mean reward of {rewards.now:.3f}"

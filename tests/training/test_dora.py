@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from tiny import tiny_llama
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from agentrl.adapters import adapter_folder, check_tensors
 from agentrl.config import ConfigError, parse_config
@@ -43,6 +43,14 @@ def trained(config, model):
             if "lora_" in name:
                 parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
     return policy
+
+
+def test_layers_whose_weights_are_the_other_way_round_change_nothing_at_first_either(tmp_path):
+    torch.manual_seed(0)
+    GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=32, n_embd=16, n_layer=1, n_head=2)).save_pretrained(tmp_path)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    policy = load_policy(config_of(str(tmp_path)), str(tmp_path)).eval()
+    torch.testing.assert_close(policy(IDS).logits, plain(IDS).logits, atol=1e-5, rtol=1e-5)
 
 
 def written(files, folder):

@@ -13,14 +13,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from agentrl.config import ConfigError, parse_config
 from agentrl.training.adapter import lora_config, save_adapter
 from agentrl.training.memory import (
-    Sizes,
     activation_bytes,
     check_memory,
     engine_memory,
     least_tokens,
     most_utilization,
-    read_sizes,
-    sizes_of,
     store_bytes,
     tokens_held,
     tokens_that_fit,
@@ -28,6 +25,7 @@ from agentrl.training.memory import (
     trainer_room,
 )
 from agentrl.training.scoring import Scorer, TokenSequence
+from agentrl.training.sizes import Sizes, read_sizes, sizes_of
 
 GIB = 2**30
 

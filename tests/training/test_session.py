@@ -159,42 +159,6 @@ def test_a_step_publishes_its_weights_before_it_samples_and_records_what_it_did(
     assert shown == [(0, *s) for s in step] + [(1, "step", 1)] + [(1, *s) for s in step] + [(2, "step", 2)]
 
 
-def test_engines_that_share_the_trainers_card_sleep_while_it_trains_and_at_no_other_time(model, tmp_path, monkeypatch):
-    seen = []
-
-    class Sleepers(Engines):
-        """Each call is seen; a turn is sampled and weights are loaded by engines that are awake."""
-
-        def sleep(self):
-            seen.append("sleep")
-
-        def wake(self):
-            seen.append("wake")
-
-        def publish(self, version, files):
-            seen.append(f"publish {version}")
-            super().publish(version, files)
-
-        def _episodes(self, question, names):
-            seen.append("sample")
-            return super()._episodes(question, names)
-
-    backward = StratifiedTrainer.backward
-
-    def watched(self, batch):
-        seen.append("train")
-        return backward(self, batch)
-
-    monkeypatch.setattr(StratifiedTrainer, "backward", watched)
-    config = make_config(model, tmp_path, steps=2, updates_per_batch=2)
-    # Nothing on a CPU is worth sleeping for, so the configuration refuses it there; the order is the same.
-    config = config.model_copy(update={"engine": config.engine.model_copy(update={"sleep": True})})
-    run(config, Sleepers())
-    step = ["wake", "publish {}", "sample", "sample", "sleep", "train", "train"]
-    # The last weights are evaluated.
-    assert seen == [call.format(number) for number in range(2) for call in step] + ["wake"]
-
-
 def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(unbroken, model, tmp_path):
     settings, whole, weights = unbroken
     config = make_config(model, tmp_path, **settings)

@@ -8,9 +8,11 @@ import random
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from trainers import (
     likelihoods,
     loss_and_gradients,
+    make_model,
     make_policy,
     make_trainer,
     make_trajectories,
@@ -306,6 +308,16 @@ def test_turns_beyond_those_that_are_trained_have_no_advantage():
     mask = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])
     expected = torch.tensor([[2.0, 3.0, 3.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
     torch.testing.assert_close(spread_over_tokens(advantages, turn_index, mask), expected)
+
+
+def test_weight_decay_leaves_vectors_alone_such_as_the_lengths_of_dora(tmp_path, tokenizer):
+    settings = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", use_dora=True)
+    trainer = make_trainer(tmp_path, tokenizer, None, get_peft_model(make_model(), settings), weight_decay=0.1)
+    decayed, kept = [group["params"] for group in trainer.create_optimizer().param_groups]
+    assert {p.dim() for p in decayed} == {2}
+    assert {p.dim() for p in kept} == {1}
+    lengths = sum("magnitude" in name for name, _ in trainer.model.named_parameters())
+    assert len(kept) == lengths > 0
 
 
 def test_dropout_that_a_model_applies_by_itself_is_off(tmp_path, tokenizer):

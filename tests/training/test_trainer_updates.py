@@ -116,6 +116,46 @@ def test_ratios_are_clipped_once_a_batch_has_several_updates(tmp_path, tokenizer
     assert once.state.log_history[0]["clip_ratio/low"] == once.state.log_history[0]["clip_ratio/high"] == 0.0
 
 
+@pytest.mark.parametrize(
+    ("loss", "high", "logged"),
+    [("cispo", 1.05, {"clip_ratio/high"}), ("sapo", 0.1, set()), ("vespo", 0.1, set())],
+)
+def test_clipping_is_logged_where_the_loss_cuts(tmp_path, tokenizer, loss, high, logged):
+    batch = ScoredBatch(make_trajectories(4, random.Random(34)), [1.0, -1.0, 0.5, -0.5], {})
+    trainer = make_trainer(
+        tmp_path,
+        tokenizer,
+        batch,
+        updates=Updates(group_size=2, epochs=6),
+        max_steps=6,
+        logging_steps=6,
+        learning_rate=0.02,
+        loss=loss,
+        epsilon=0.1,
+        epsilon_high=high,
+    )
+    trainer.train()
+    found = {name: value for name, value in trainer.state.log_history[0].items() if name.startswith("clip_ratio/")}
+    assert set(found) == logged
+    assert all(0 < value < 1 for value in found.values())
+
+
+def test_under_gspo_it_is_the_ratio_of_an_episode_that_is_cut(tmp_path, tokenizer):
+    trajectories = make_trajectories(2, random.Random(35))
+    trainer = make_trainer(
+        tmp_path, tokenizer, None, updates=Updates(group_size=2, epochs=2), loss="gspo", epsilon=0.2, epsilon_high=0.2
+    )
+    whole = trainer.whole_batch(ScoredBatch(trajectories, [1.0, -1.0], {}))
+    # Tokens go up and down by turns, and episodes as a whole hardly.
+    swing = torch.where(torch.arange(whole.own.shape[1]) % 2 == 0, 0.5, -0.5) * whole.own
+    even = swing - swing.sum(1, keepdim=True) / whole.own.sum(1, keepdim=True) * whole.own
+    whole.tensors["old_per_token_logps"] = whole.tensors["old_per_token_logps"] - even
+    trainer.backward(whole)
+    logs = {"loss": 0.0}
+    trainer.log(logs)
+    assert trainer.state.log_history[-1]["clip_ratio/high"] == trainer.state.log_history[-1]["clip_ratio/low"] == 0.0
+
+
 def test_a_step_whose_advantages_are_all_0_moves_on_by_momentum_alone(tmp_path, tokenizer):
     """As if the model had run for its episodes, whose gradient is 0."""
     trajectories = make_trajectories(2, random.Random(35))

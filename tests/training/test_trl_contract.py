@@ -30,7 +30,7 @@ CALLS_OF_A_STEP = [
     "_get_output_dir",
     "_save",
 ]
-OVERRIDDEN = {*CALLS_OF_A_STEP, "_load_from_checkpoint", "create_optimizer"}
+OVERRIDDEN = {*CALLS_OF_A_STEP, "_load_from_checkpoint", "create_optimizer", "get_decay_parameter_names"}
 OVERRIDDEN_FOR_SHARES = {
     "_get_grad_norm",
     "_load_from_checkpoint",
@@ -48,6 +48,7 @@ READ = {
     "beta",
     "epsilon_high",
     "epsilon_low",
+    "importance_sampling_level",
     "loss_type",
     "max_completion_length",
     "model",

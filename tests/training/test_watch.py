@@ -117,6 +117,18 @@ def test_a_policy_that_is_nearly_always_right_may_have_little_entropy_and_no_sig
     assert len(watched(run(lambda progress: right | {"reward/mean": 0.6}))) == 2
 
 
+def test_what_a_penalty_for_length_takes_off_the_reward_is_no_collapse():
+    rng = np.random.default_rng(3)
+    lines = run()
+    taken = [0.2 + 0.9 * min(1.0, step / STEPS) + float(rng.normal(0, 0.01)) for step in range(STEPS)]
+    punished = [
+        line | {"reward/mean": line["reward/mean"] - off, "reward/length_penalty": off}
+        for line, off in zip(lines, taken, strict=True)
+    ]
+    assert watched(lines) == []
+    assert watched(punished) == []
+
+
 def test_metrics_that_are_missing_or_null_are_not_judged():
     lines = [{name: None if i % 2 else value for name, value in line.items()} for i, line in enumerate(run())]
     assert watched(lines) == []
