@@ -51,6 +51,9 @@ TOLERANCE = 1e-4
 SMALL_MODEL, SMALL_GROUP = "random:tiny", 4
 
 console = Console()
+# Tables are read whole in a file too.
+if not console.is_terminal:
+    console.width = 140
 
 
 class GradientsDiffer(Exception):
