@@ -146,7 +146,7 @@ class VllmEngine:
         except RuntimeError as error:
             # The core's process died. Its log says why: too little memory, or a setting that cannot work.
             raise EngineDied(f"the vLLM engine did not start: {error}") from error
-        self._limit = max_tokens
+        self._limit, self._device = max_tokens, device
         cache = self._llm.vllm_config.cache_config
         # A token of a hybrid model takes room in several groups of blocks. vLLM before 0.31 does not say what that comes to.
         capacity = getattr(cache, "kv_cache_size_tokens", None) or cache.num_gpu_blocks * cache.block_size
@@ -218,6 +218,8 @@ class VllmEngine:
                     raise EnvironmentFailure("vLLM still uses its prefix cache, so the weights stay as they are")
                 try:
                     await self._llm.collective_rpc("reload_weights", kwargs={"weights_path": folder})
+                    if self._device == "cpu":
+                        await self._llm.collective_rpc("pack_tied_heads")
                 except Exception as error:
                     # Some layers may have the new weights by now, and others not.
                     raise EngineDied(f"vLLM cannot load weights from {folder}: {error}") from error

@@ -9,6 +9,8 @@ last adapter would add.
 vLLM's own sampler draws a random number for each id of the vocabulary, and for a seeded row a second time. See
 `agentrl.engines.drawing` for what is drawn here.
 
+And where an output layer shares the embedding's weights, vLLM computes with the old ones after it has loaded others.
+
 vLLM imports this module in the process of its worker, where `CpuExtension` is named as `worker_extension_cls`.
 """
 
@@ -18,6 +20,7 @@ from typing import Any
 
 import torch
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler, apply_top_k_top_p
 
 from agentrl.engines.drawing import draw
@@ -26,7 +29,13 @@ _Groups = list[tuple[int, torch.Tensor | None]]
 
 
 class CpuExtension:
-    """Adds nothing to the worker; being named makes vLLM import this module before it builds LoRA layers and sampler."""
+    """Being named makes vLLM import this module before it builds LoRA layers and sampler."""
+
+    def pack_tied_heads(self: Any) -> None:
+        """Pack the weights of output layers anew, which vLLM does when a layer has weights of its own to load."""
+        for layer in self.model_runner.model.modules():
+            if isinstance(layer, ParallelLMHead):
+                layer.quant_method.process_weights_after_loading(layer)
 
 
 def _groups(indices: torch.Tensor) -> _Groups:

@@ -40,15 +40,25 @@ def load_adapted(config: Config, model: str) -> Any:
 
 
 def _measure_lengths(policy: Any) -> None:
-    """Set the lengths of a fresh DoRA adapter in fp32: PEFT rounds them to the model's precision, which changes the model."""
+    """Set the lengths of a fresh DoRA adapter in fp32: PEFT rounds them to the model's precision, which changes the model.
+
+    Raises:
+        AgentRLError: if a row of the model has no length, by which DoRA would divide.
+    """
     import torch
     from peft.tuners.lora import Linear
 
-    for layer in policy.modules():
+    for name, layer in policy.named_modules():
         if isinstance(layer, Linear) and "default" in layer.lora_magnitude_vector:
             lengths = torch.linalg.vector_norm(
                 layer.get_base_layer().weight.float(), dim=0 if layer.fan_in_fan_out else 1
             )
+            if not lengths.all():
+                raise AgentRLError(
+                    f"model.lora.dora divides by the length of each row, and {int((lengths == 0).sum())} rows of "
+                    f"{name.removeprefix('base_model.model.')} are zeros; leave the layer out of model.lora.target_modules, or "
+                    "set dora to false"
+                )
             layer.lora_magnitude_vector["default"].weight.data = lengths
 
 

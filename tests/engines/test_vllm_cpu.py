@@ -193,19 +193,49 @@ def test_sampled_logprobs_equal_transformers_with_and_without_adapter(tmp_path):
             assert max(abs(p - q) for p, q in zip(expected, generation.logprobs, strict=True)) <= 1e-4
 
 
+def test_whole_weights_replace_an_output_layer_that_is_the_embedding(tmp_path, tokenizer):
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+
+    from tiny import tiny_llama
+    from transformers import AutoModelForCausalLM
+
+    folders = [str(tmp_path / str(seed)) for seed in range(3)]
+    for seed, folder in enumerate(folders):
+        tiny_llama(
+            4096, hidden=192, seed=seed, tie_word_embeddings=True, max_position_embeddings=256, initializer_range=0.05
+        ).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    prompts = [[5, 6, 7, 8], [400, 3, 2]]
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        rounds = process.submit(_sample_versions, folders[0], [None, *folders[1:]], prompts).result(timeout=500)
+    for number, (folder, generations) in enumerate(zip(folders, rounds, strict=True)):
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        for prompt, generation in zip(prompts, generations, strict=True):
+            assert generation.adapter_version == number
+            expected = _score(model, prompt, generation.token_ids, adapter=True)
+            assert max(abs(p - q) for p, q in zip(expected, generation.logprobs, strict=True)) <= 1e-4
+
+
 def _sample_versions(model, versions, prompts):
-    """Sample each prompt under each adapter version, in a process that has imported nothing before vLLM."""
+    """Sample each prompt under each version, in a process that has imported nothing before vLLM.
+
+    A version is the files of an adapter, the folder of a model, or None for what the engine has begun with.
+    """
     from agentrl.engines.vllm import VllmEngine, environment
 
     settings = EngineConfig(kv_cache_gib=1, threads=1)
     os.environ.update(environment(settings, "cpu"))
 
     async def sample():
-        engine = VllmEngine(model, settings, device="cpu", dtype="float32", max_tokens=256, lora_rank=16, seed=0)
+        rank = 16 if any(isinstance(version, dict) for version in versions) else None
+        engine = VllmEngine(model, settings, device="cpu", dtype="float32", max_tokens=256, lora_rank=rank, seed=0)
         rounds = []
-        for number, files in enumerate(versions):
-            if files is not None:
-                await engine.load_adapter(number, files)
+        for number, version in enumerate(versions):
+            if isinstance(version, dict):
+                await engine.load_adapter(number, version)
+            elif version is not None:
+                await engine.load_weights(number, version)
             rounds.append(
                 await asyncio.gather(*(engine.generate(p, Sampling(24, 1.0, seed=i)) for i, p in enumerate(prompts)))
             )

@@ -115,3 +115,15 @@ def test_one_of_two_weights_that_the_model_ties_cannot_be_merged(model):
             merged_weights(policy)
     else:
         assert merged_weights(policy)["lm_head.weight"].shape == (64, 16)
+
+
+def test_a_row_without_a_length_is_refused(tmp_path):
+    made = tiny_llama(64, hidden=16)
+    with torch.no_grad():
+        made.model.layers[1].self_attn.q_proj.weight[3] = 0
+    made.save_pretrained(tmp_path)
+    with pytest.raises(
+        AgentRLError, match=r"1 rows of model\.layers\.1\.self_attn\.q_proj are zeros; leave the layer out"
+    ):
+        load_policy(config_of(str(tmp_path)), str(tmp_path))
+    load_policy(config_of(str(tmp_path), target_modules=["v_proj", "up_proj"]), str(tmp_path))
