@@ -120,6 +120,19 @@ def test_all_weights_of_a_model_are_trained_and_the_model_evaluates(world, tmp_p
     assert json.loads((tmp_path / "scores/scores.json").read_text())["sets"][0]["n"] == 4
 
 
+def test_two_processes_with_shares_of_the_weights_publish_evaluate_and_resume(world, tmp_path):
+    more = ["model.lora=null", "training.workers=2", "training.shard=true", "training.checkpoint_every=5"]
+    more += ["engine.kind=transformers", "engine.max_concurrent=8", "rollout.max_staleness=0", "evaluation.every=1"]
+    arguments = pocket_arguments(world, tmp_path, "shares", *more, "data.eval.0.limit=2", "evaluation.ceiling=false")
+    run([*arguments, "training.steps=2"])
+    run([*arguments, "training.steps=3", "--resume"])
+    folder = folder_of(tmp_path, "shares")
+    assert versions_of(folder) == [{0}, {1}, {2}]
+    assert all(line["logprobs/difference_max"] < 1e-4 for line in folder.read_metrics())
+    assert folder.evaluated_steps() == [1, 2]
+    assert folder.latest_checkpoint().name == "checkpoint-3"
+
+
 def test_engines_sample_with_an_adapter_that_they_cannot_load_merged_into_the_model(world, tmp_path):
     # Rows of the pocket policy's queries and keys are zeros, and have no direction.
     targets = "model.lora.target_modules=[v_proj, o_proj, gate_proj, up_proj, down_proj]"
