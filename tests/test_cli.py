@@ -67,6 +67,10 @@ def test_what_cannot_be_trained_on_is_said_before_anything_starts(agentrl, small
     status, _, err = agentrl("train", "--config", small, "--dry-run")
     assert status == 1
     assert "data.train names no question set" in err
+    asks_nothing = ["data.train=[{path: x.jsonl}]", "evaluation.every=2"]
+    status, _, err = agentrl("train", "--config", small, "--dry-run", *asks_nothing)
+    assert status == 1
+    assert "evaluation.every 2 has no question to ask; set data.eval" in " ".join(err.split())
 
 
 def test_an_unknown_command_is_refused(agentrl):

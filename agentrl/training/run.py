@@ -52,6 +52,11 @@ def load_inputs(config: Config) -> Inputs:
     config.require("training", "retriever")
     if not config.data.train:
         raise ConfigError(f"config {config.name!r}: data.train names no question set")
+    if config.evaluation.every is not None and not config.data.eval:
+        raise ConfigError(
+            f"config {config.name!r}: evaluation.every {config.evaluation.every} has no question to ask; set data.eval, or "
+            "leave it out"
+        )
     require_trainable(config)
     _check_adapter(config)
     check_index(config)

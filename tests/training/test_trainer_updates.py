@@ -93,51 +93,38 @@ def test_dealing_keeps_groups_together():
         assert [n // 3 for n in some[::3]] == [n // 3 for n in some[1::3]] == [n // 3 for n in some[2::3]]
 
 
-def test_ratios_are_clipped_once_a_batch_has_several_updates(tmp_path, tokenizer):
-    rng = random.Random(34)
-    batch = ScoredBatch(make_trajectories(4, rng), [1.0, -1.0, 0.5, -0.5], {})
-    trainer = make_trainer(
-        tmp_path,
-        tokenizer,
-        batch,
-        updates=Updates(group_size=2, epochs=6),
-        max_steps=6,
-        logging_steps=6,
-        learning_rate=0.02,
-        epsilon=0.1,
-        epsilon_high=0.1,
-    )
-    trainer.train()
-    logs = trainer.state.log_history[0]
-    assert logs["clip_ratio/low"] > 0
-    assert logs["clip_ratio/high"] > 0
-    once = make_trainer(tmp_path, tokenizer, batch, learning_rate=0.02)
-    once.train()
-    assert once.state.log_history[0]["clip_ratio/low"] == once.state.log_history[0]["clip_ratio/high"] == 0.0
-
-
 @pytest.mark.parametrize(
     ("loss", "high", "logged"),
-    [("cispo", 1.05, {"clip_ratio/high"}), ("sapo", 0.1, set()), ("vespo", 0.1, set())],
+    [
+        ("dapo", 0.1, {"clip_ratio/low", "clip_ratio/high"}),
+        ("cispo", 1.05, {"clip_ratio/high"}),
+        ("sapo", 0.1, set()),
+        ("vespo", 0.1, set()),
+    ],
 )
-def test_clipping_is_logged_where_the_loss_cuts(tmp_path, tokenizer, loss, high, logged):
+def test_what_the_loss_cuts_is_logged_once_a_batch_has_several_updates(tmp_path, tokenizer, loss, high, logged):
     batch = ScoredBatch(make_trajectories(4, random.Random(34)), [1.0, -1.0, 0.5, -0.5], {})
-    trainer = make_trainer(
-        tmp_path,
-        tokenizer,
-        batch,
-        updates=Updates(group_size=2, epochs=6),
-        max_steps=6,
-        logging_steps=6,
-        learning_rate=0.02,
-        loss=loss,
-        epsilon=0.1,
-        epsilon_high=high,
-    )
-    trainer.train()
-    found = {name: value for name, value in trainer.state.log_history[0].items() if name.startswith("clip_ratio/")}
-    assert set(found) == logged
-    assert all(0 < value < 1 for value in found.values())
+
+    def cut(updates):
+        trainer = make_trainer(
+            tmp_path,
+            tokenizer,
+            batch,
+            updates=Updates(group_size=2, epochs=updates),
+            max_steps=updates,
+            logging_steps=updates,
+            learning_rate=0.02,
+            loss=loss,
+            epsilon=0.1,
+            epsilon_high=high,
+        )
+        trainer.train()
+        return {name: v for name, v in trainer.state.log_history[0].items() if name.startswith("clip_ratio/")}
+
+    once, often = cut(1), cut(6)
+    assert set(once) == set(often) == logged
+    assert all(0 < value < 1 for value in often.values())
+    assert not any(once.values())
 
 
 def test_under_gspo_it_is_the_ratio_of_an_episode_that_is_cut(tmp_path, tokenizer):

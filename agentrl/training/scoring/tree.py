@@ -165,14 +165,6 @@ def with_trunks(packs: Sequence[Pack], sequences: Sequence[TokenSequence]) -> It
         trunk.close()
 
 
-def unique_tokens(sequences: Sequence[TokenSequence]) -> int:
-    """Return how many tokens a pass over all the sequences computes where every common beginning is computed once."""
-    layout = _Layout(share=True)
-    for sequence in sorted((s for s in sequences if len(s.scored)), key=lambda s: s.inputs.tolist()):
-        layout.add(0, sequence)
-    return layout.size
-
-
 class _Layout:
     """Lays out sequences one after another, each from where it differs from the one before."""
 
