@@ -249,6 +249,24 @@ def test_all_weights_take_a_gradient_and_two_moments_each_and_copies_in_bf16():
     check_memory(make_config(lora=None), whole, 80 * GIB)
 
 
+@pytest.mark.parametrize(("name", "kept"), [("adamw", 8), ("adamw_8bit", 2), ("muon", 4)])
+def test_embeddings_keep_two_moments_in_fp32_under_every_optimizer(name, kept):
+    whole = replace(QWEN, adapter=0, adapted_weights=0, adapted_inputs=0)
+    embeddings = QWEN.vocabulary * QWEN.hidden
+    found = trainer_memory(make_config(lora=None, training={"optimizer": {"name": name}}), whole, 4096)
+    assert found.trained == 4 * QWEN.weights + kept * (QWEN.weights - embeddings) + 8 * embeddings
+
+
+def test_shares_of_a_model_that_no_card_can_load_whole_are_refused():
+    larger = replace(QWEN, adapter=0, adapted_weights=0, adapted_inputs=0, weights=14_000_000_000)
+    shares = {"shard": True, "workers": 8, "kl": {"coefficient": 1e-3}}
+    config = make_config(lora=None, training=shares)
+    assert trainer_memory(config, larger, 4096).peak < 70 * GIB
+    with pytest.raises(ConfigError, match=r"while it loads the model, before training\.shard deals it out"):
+        check_memory(config, larger, 70 * GIB)
+    check_memory(config, larger, 100 * GIB)
+
+
 def test_engines_that_get_a_whole_model_leave_no_room_for_adapters_and_the_store_holds_two_models():
     whole = replace(QWEN, adapter=0)
     for config, sizes in ((make_config(lora=None), whole), (make_config(lora={"dora": True}), QWEN)):
