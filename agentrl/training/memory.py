@@ -174,6 +174,11 @@ def optimizer_bytes(config: Config, sizes: Sizes) -> int:
     return _STATE_OF_A_WEIGHT[config.training.optimizer.name] * (sizes.trained - embeddings) + 8 * embeddings
 
 
+def checkpoint_bytes(config: Config, sizes: Sizes) -> int:
+    """Return what a checkpoint takes of the disk: the trained weights in fp32, and what the optimizer keeps of them."""
+    return 4 * sizes.trained + optimizer_bytes(config, sizes)
+
+
 def _computed_width(dtype: str) -> int:
     """Return the bytes that a trained weight takes a second time while the model computes."""
     return 0 if dtype == "float32" else 2

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 from pathlib import Path
 
 from rich.table import Table
-from safetensors import safe_open
 
-from agentrl.adapters import WEIGHTS, adapter_folder
 from agentrl.config import Config
 from agentrl.training.memory import (
     card_bytes,
     check_memory,
+    checkpoint_bytes,
     engine_memory,
     most_utilization,
-    optimizer_bytes,
     size,
     store_bytes,
     tokens_held,
@@ -26,7 +23,7 @@ from agentrl.training.memory import (
     trainer_room,
 )
 from agentrl.training.run import load_inputs
-from agentrl.training.sizes import read_sizes
+from agentrl.training.sizes import Sizes, read_sizes
 
 
 def plan(config: Config) -> Table:
@@ -40,13 +37,13 @@ def plan(config: Config) -> Table:
     episodes = rollout.group_size * rollout.questions_per_step
     indexes = len(config.retriever.indexes) * config.retriever.gpus
     what = "model" if config.model.lora is None else "adapter"
-    trained, sizes = trained_bytes(config), read_sizes(config)
+    sizes = read_sizes(config)
     # A new checkpoint is written before an old one goes, and the best may be an older one.
     kept = training.keep_checkpoints + 1 + (config.evaluation.every is not None)
     disk = (
         f"{kept} times {what} and optimizer, whose size is known once {config.model.path} is downloaded,"
-        if trained is None or sizes is None
-        else size(kept * (trained + optimizer_bytes(config, sizes)) + trained)
+        if sizes is None
+        else size(kept * checkpoint_bytes(config, sizes) + 4 * sizes.trained)
     )
     table = Table("", "", title=f"plan of {config.name}", title_justify="left", show_header=False)
     table.add_row("run folder", str(config.folder))
@@ -61,7 +58,7 @@ def plan(config: Config) -> Table:
     )
     table.add_row("questions", f"{len(inputs.questions)} to train on, {len(inputs.evaluation)} to evaluate")
     table.add_row("disk", f"{disk} for checkpoints and {what}, {size(free_bytes(config.folder))} free")
-    for name, text in _memory(config):
+    for name, text in _memory(config, sizes):
         table.add_row(name, text)
     return table
 
@@ -75,9 +72,9 @@ def _gpus(config: Config, indexes: float) -> str:
     return f"{total:g} ({engines:g} for engines, {indexes:g} for indexes, {trainer:g} for the trainer)"
 
 
-def _memory(config: Config) -> list[tuple[str, str]]:
+def _memory(config: Config, sizes: Sizes | None) -> list[tuple[str, str]]:
     """Return the rows about memory. Raises ConfigError if something does not fit a card of this machine."""
-    sizes, card = read_sizes(config), card_bytes(config)
+    card = card_bytes(config)
     if sizes is None:
         return [("memory", f"known once {config.model.path} is downloaded")]
     if card is not None:
@@ -127,20 +124,6 @@ def _available(config: Config, card: int | None) -> str:
     if config.device == "cpu":
         return size(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     return "not known: this machine has no card, or is not the one that will train" if card is None else size(card)
-
-
-def trained_bytes(config: Config) -> int | None:
-    """Return the size in fp32 of the adapter, or of the model where all its weights are trained.
-
-    Returns:
-        None while a model of the hub is not on this disk.
-    """
-    start = adapter_folder(config)
-    if start is not None:
-        with safe_open(start / WEIGHTS, framework="np") as opened:
-            return 4 * sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118, no dict
-    sizes = read_sizes(config)
-    return None if sizes is None else 4 * sizes.trained
 
 
 def free_bytes(path: Path) -> int:
