@@ -133,7 +133,7 @@ class TrlLoop:
             # The loop of Trainer.train sets it.
             trainer.current_gradient_accumulation_steps = self._parts
         for _ in range(self._parts):
-            trainer.training_step(trainer.model, rows)
+            trainer.training_step(trainer.model, rows, None)
         update(trainer)
         return Looped(self._seconds, self._sent, self._sampled)
 
