@@ -2,10 +2,11 @@
 
     python benchmarks/training_end_to_end.py [--json FILE] [--repeats N] [--threads N] [--episodes N] [--small]
 
-Both train LoRA adapters of rank 16 on a Llama of random weights with SmolLM2-135M's layers and 8192 tokens, in fp32. A step
-of agentrl publishes the adapter to vLLM, plays the episodes through the RolloutPool and updates with StratifiedTrainer, as
-`agentrl train` does with `rollout.max_staleness: 0`. TRL generates with transformers, its only engine that takes new
-weights on a CPU, calls its tools, and updates in micro-batches of four rows.
+Both train LoRA adapters of rank 16 on a Llama of random weights with ten layers of SmolLM2-135M's sizes and 8192 tokens, in
+fp32; with thirty, TRL's update does not fit beside an engine into 24 GB. A step of agentrl publishes the adapter to vLLM,
+plays the episodes through the RolloutPool and updates with StratifiedTrainer, as `agentrl train` does with
+`rollout.max_staleness: 0`. TRL generates with transformers, its only engine that takes new weights on a CPU, calls its
+tools, and updates in micro-batches of four rows.
 
 Episodes are scripted, so that the work is equal: questions, prompts, passages, and how many tokens each turn samples (see
 benchmarks/rollout.py). The benchmark fails unless both sent prompts of the same lengths and sampled as many tokens, turn
@@ -37,7 +38,7 @@ LAYERS = {
     "vocab_size": 8192,
     "hidden_size": 576,
     "intermediate_size": 1536,
-    "num_hidden_layers": 30,
+    "num_hidden_layers": 10,
     "num_attention_heads": 9,
     "num_key_value_heads": 3,
 }

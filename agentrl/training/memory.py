@@ -35,7 +35,7 @@ _MOST_TOKENS = {"cpu": 2048, "cuda": 32768}
 _LEAST_TOKENS = 256
 
 # The logits that the trainer holds at once, in numbers, see `agentrl.training.scoring.head`.
-_LOGITS = {"cpu": 1 << 21, "cuda": 1 << 27}
+_LOGITS = {"cpu": 1 << 23, "cuda": 1 << 27}
 
 # Versions of the adapter that an engine has room for, see `agentrl.engines.vllm`.
 _ENGINE_ADAPTERS = 2

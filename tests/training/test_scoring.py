@@ -14,7 +14,7 @@ from agentrl.training.scoring.attention import Tree, tree_attention
 from agentrl.training.scoring.blocks import tree_blocks
 from agentrl.training.scoring.head import head_scores
 from agentrl.training.scoring.lora import merge_lora
-from agentrl.training.scoring.tree import with_trunks
+from agentrl.training.scoring.tree import pack_behind_trunks
 from agentrl.training.scoring.trunk import Trunk
 
 VOCABULARY = 300
@@ -80,19 +80,38 @@ def in_trunk(made, size=20):
 @settings(max_examples=300, deadline=None)
 def test_a_trunk_is_what_its_packs_begin_with_and_saves_more_than_it_costs(made, tokens, size):
     made = in_trunk(made, size)
+    behind, trunks = list(pack_behind_trunks(made, tokens)), {}
     packs = list(pack(made, tokens))
-    behind, trunks = list(with_trunks(packs, made)), {}
-    assert [found.members for found in behind] == [found.members for found in packs]
+    assert sorted(i for found in behind for i in found.members) == sorted(i for found in packs for i in found.members)
     for found in behind:
+        assert len(found) <= tokens or len(found.members) == 1
         if found.trunk is not None:
             trunks.setdefault(id(found.trunk), (found.trunk, []))[1].append(found)
             assert found.ids[0, : found.shared].tolist() == found.trunk.ids[0].tolist()
             assert (found.ends[: found.shared] == len(found)).all()
             assert found.shared < len(found)
+    for trunk, users in trunks.values():
+        assert trunk.asked.tolist() == sorted({s for u in users for s in u.sources.tolist() if s < len(trunk)})
     computed = sum(len(found) - found.shared for found in behind) + sum(len(trunk) for trunk, _ in trunks.values())
-    assert different_tokens(made) <= computed <= sum(map(len, packs)) - 64 * len(trunks)
-    if size > 64 and len(packs) > 1:
-        assert sum(len(users) for _, users in trunks.values()) == len(packs)
+    cost = computed + 64 * (len(behind) + len(trunks))
+    assert different_tokens(made) <= computed
+    assert cost <= sum(len(found) + 64 for found in packs)
+    if size > 64 and len(behind) > 1:
+        assert sum(len(users) for _, users in trunks.values()) == len(behind)
+
+
+def test_packs_are_cut_for_what_they_cost_behind_their_trunks():
+    # Two groups of four, of 100 tokens each behind 150 that they share. In packs of 500 the fewest tokens without trunks are
+    # those of three packs, of which one holds both groups; behind trunks each group has two packs.
+    made = [
+        TokenSequence(np.concatenate([np.full(150, group), np.full(101, 10 + member)]), np.array([250]))
+        for group in range(2)
+        for member in range(4)
+    ]
+    assert [len(found) for found in pack(made, 500)] == [450, 500, 450]
+    behind = list(pack_behind_trunks(made, 500))
+    assert [found.shared for found in behind] == [150] * 4
+    assert sum(len(found) - found.shared for found in behind) == 800
 
 
 @given(sequences(), st.integers(1, 40))
@@ -294,6 +313,26 @@ def test_a_model_in_bf16_gives_the_same_up_to_its_precision(packing):
     Scorer(policy(), tokens=300, packing=packing).check()
 
 
+def test_the_last_mlp_computes_only_the_tokens_that_predict():
+    made = in_trunk(branching(np.random.default_rng(3), groups=1, members=4), size=100)
+    policy = with_adapter(make_model())
+    scorer, rows = Scorer(policy, tokens=150), {}
+    for place, layer in enumerate(policy.get_base_model().model.layers):
+        layer.mlp.down_proj.register_forward_hook(
+            lambda module, inputs, output, place=place: rows.setdefault(place, []).append(output.shape[1])
+        )
+    packs = []
+    for found in scorer.packs(made):
+        packs.append(found)
+        scorer.score(found).logps.sum().backward()
+    (shared,) = {found.shared for found in packs}
+    assert shared >= 100
+    assert rows[0] == [shared, *(len(found) - shared for found in packs)]
+    own = [len({source for source in found.sources.tolist() if source >= shared}) for found in packs]
+    assert rows[max(rows)] == [len(packs[0].trunk.asked), *own]
+    assert sum(own) < sum(rows[0]) / 2
+
+
 def test_a_model_without_an_adapter_gets_the_gradients_of_all_its_weights():
     made = branching(np.random.default_rng(6))
     expected, wanted = scores_and_gradients(make_model(), made, tokens=64, packing="none")
@@ -363,7 +402,7 @@ def test_a_model_that_cannot_be_computed_in_packs_is_refused_and_stays_in_traini
 
 
 def test_a_trunk_that_is_done_keeps_nothing_when_its_layers_are_computed_again():
-    trunk, keys = Trunk(torch.arange(3)[None]), torch.zeros(1, 1, 3, 4)
+    trunk, keys = Trunk(torch.arange(3)[None], torch.arange(3)), torch.zeros(1, 1, 3, 4)
     trunk.keep(0, keys, keys)
     assert trunk.before(0, keys, keys)[0].shape == (1, 1, 6, 4)
     trunk.close()

@@ -29,24 +29,27 @@ class Tree:
 
     Attributes:
         position_ids, ends: see `Pack`.
+        asked: long [A], the tokens of the pass whose last hidden states somebody reads, ascending.
         trunk: what all tokens of the pass see beside the pass, as its first tokens; None if there is nothing.
         becomes: the trunk that this pass computes, if it does that.
     """
 
     position_ids: torch.Tensor
     ends: torch.Tensor
+    asked: torch.Tensor
     trunk: Trunk | None = None
     becomes: Trunk | None = None
     _made: dict[int | None, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, pack: Pack) -> Tree:
-        return cls(pack.position_ids[0], pack.ends, pack.trunk)
+        asked = pack.sources.unique() - pack.shared
+        return cls(pack.position_ids[0], pack.ends, asked[asked >= 0], pack.trunk)
 
     @classmethod
     def of_trunk(cls, trunk: Trunk) -> Tree:
         size = len(trunk)
-        return cls(torch.arange(size), torch.full((size,), size), becomes=trunk)
+        return cls(torch.arange(size), torch.full((size,), size), trunk.asked, becomes=trunk)
 
     def blocks(self, window: int | None) -> list[Block]:
         if window not in self._made:

@@ -9,7 +9,7 @@ import torch
 Entropy = Literal["none", "values", "gradients"]
 
 # Logits that are held at once, in numbers.
-_LOGITS = {"cpu": 1 << 21, "cuda": 1 << 27}
+_LOGITS = {"cpu": 1 << 23, "cuda": 1 << 27}
 
 
 def head_scores(

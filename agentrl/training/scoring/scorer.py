@@ -11,8 +11,9 @@ import torch
 
 from agentrl.training.scoring.attention import IMPLEMENTATION, Tree
 from agentrl.training.scoring.head import Entropy, head_scores
+from agentrl.training.scoring.last_layer import only_where_asked
 from agentrl.training.scoring.lora import merge_lora
-from agentrl.training.scoring.tree import Pack, TokenSequence, pack, with_trunks
+from agentrl.training.scoring.tree import Pack, TokenSequence, pack, pack_behind_trunks
 from agentrl.types import AgentRLError
 
 Packing = Literal["prefix_tree", "episodes", "none"]
@@ -91,6 +92,7 @@ class Scorer:
                 )
             self._attention = self._causal.config._attn_implementation
             self._causal.set_attn_implementation(IMPLEMENTATION)
+            only_where_asked(self._causal.base_model)
 
     def compute_within(self, within: Callable[[Callable[[], Any]], Any]) -> None:
         """Have `within` call what computes a pack: a model that is not all here has its own idea of when its weights are.
@@ -109,8 +111,10 @@ class Scorer:
 
     def _packs(self, sequences: Sequence[TokenSequence], tokens: int) -> Iterator[Pack]:
         if self._packing != "none":
-            packs = pack(sequences, tokens, share=self._packing == "prefix_tree")
-            yield from with_trunks(list(packs), sequences) if self._has_trunks else packs
+            if self._has_trunks:
+                yield from pack_behind_trunks(sequences, tokens)
+            else:
+                yield from pack(sequences, tokens, share=self._packing == "prefix_tree")
             return
         for index, sequence in enumerate(sequences):
             for alone in pack([sequence], tokens):

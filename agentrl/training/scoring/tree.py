@@ -94,16 +94,54 @@ def pack(sequences: Sequence[TokenSequence], tokens: int, *, share: bool = True)
         tokens: at least 1.
         share: whether the common beginning of neighbours is laid out once. Else each sequence is a tree of its own.
     """
-    order = sorted((i for i, s in enumerate(sequences) if len(s.scored)), key=lambda i: sequences[i].inputs.tolist())
+    order = _sorted(sequences)
     for start, stop in _cuts([sequences[i].inputs for i in order], tokens, share):
-        layout = _Layout(share)
-        for index in order[start:stop]:
-            layout.add(index, sequences[index])
-        yield layout.pack()
+        yield _laid_out(sequences, order[start:stop], share)
 
 
-def _cuts(inputs: Sequence[np.ndarray], tokens: int, share: bool) -> list[tuple[int, int]]:
-    """Return where each pack of sorted sequences starts and stops, so that packs and their tokens cost the least."""
+def pack_behind_trunks(sequences: Sequence[TokenSequence], tokens: int) -> Iterator[Pack]:
+    """Lay out the sequences as `pack` does, but packs that begin alike behind one trunk, where that is cheaper.
+
+    A trunk is closed when the pack after its last one is asked for, see `Trunk`. Large packs come first, so that smaller ones
+    find room in the memory that these leave.
+    """
+    order = _sorted(sequences)
+    inputs = [sequences[i].inputs for i in order]
+    # A pack of sequences that have little in common has no trunk with its neighbours either.
+    plans = dict.fromkeys(tuple(_cuts(inputs, tokens, True, apart)) for apart in (0, _PASS))
+    found = [
+        _behind_trunks([_laid_out(sequences, order[start:stop], True) for start, stop in cuts], sequences)
+        for cuts in plans
+    ]
+    runs = min(found, key=lambda runs: sum(run.cost for run in runs))
+    for run in sorted(runs, key=lambda run: max(map(len, run.packs)), reverse=True):
+        packs = sorted(run.packs, key=len, reverse=True)
+        if not run.shared:
+            yield from packs
+            continue
+        sources = torch.cat([some.sources for some in packs]).unique()
+        trunk = Trunk(packs[0].ids[:, : run.shared], sources[sources < run.shared])
+        for some in packs:
+            yield replace(some, trunk=trunk)
+        trunk.close()
+
+
+def _sorted(sequences: Sequence[TokenSequence]) -> list[int]:
+    return sorted((i for i, s in enumerate(sequences) if len(s.scored)), key=lambda i: sequences[i].inputs.tolist())
+
+
+def _laid_out(sequences: Sequence[TokenSequence], members: Sequence[int], share: bool) -> Pack:
+    layout = _Layout(share)
+    for index in members:
+        layout.add(index, sequences[index])
+    return layout.pack()
+
+
+def _cuts(inputs: Sequence[np.ndarray], tokens: int, share: bool, apart: int = 0) -> list[tuple[int, int]]:
+    """Return where each pack of sorted sequences starts and stops, so that packs and their tokens cost the least.
+
+    Neighbours with fewer than `apart` tokens in common are in different packs.
+    """
     shared = [_common(one, other) if share else 0 for one, other in pairwise(inputs)]
     # Of a pack, each sequence but the first adds what it does not share with the one before.
     fresh = [0, *(len(own) - common for own, common in zip(inputs[1:], shared, strict=True))]
@@ -113,7 +151,7 @@ def _cuts(inputs: Sequence[np.ndarray], tokens: int, share: bool) -> list[tuple[
         options, added = [], 0
         for start in range(stop - 1, -1, -1):
             size = len(inputs[start]) + added
-            if size > tokens and options:
+            if options and (size > tokens or shared[start] < apart):
                 break
             options.append((best[start][0] + size + _PASS, start))
             added += fresh[start]
@@ -130,15 +168,21 @@ def _runs(starts: Sequence[int]) -> list[tuple[int, int]]:
     return found[::-1]
 
 
-def with_trunks(packs: Sequence[Pack], sequences: Sequence[TokenSequence]) -> Iterator[Pack]:
-    """Yield packs again, those in a row that begin alike behind one trunk, so that the fewest tokens are computed.
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Packs in a row, and how many tokens their trunk has, or 0."""
 
-    A trunk is closed when the pack after its last one is asked for, see `Trunk`.
+    packs: Sequence[Pack]
+    shared: int
 
-    Args:
-        packs: as `pack` makes them of `sequences`.
-        sequences: what the packs hold.
-    """
+    @property
+    def cost(self) -> int:
+        trunk = self.shared + _PASS if self.shared else 0
+        return trunk + sum(len(some) - self.shared + _PASS for some in self.packs)
+
+
+def _behind_trunks(packs: Sequence[Pack], sequences: Sequence[TokenSequence]) -> list[_Run]:
+    """Return the packs of sorted sequences in runs that cost the least."""
     firsts = [sequences[some.members[0]].inputs for some in packs]
     lasts = [sequences[some.members[-1]].inputs for some in packs]
     # For the first n packs: what trunks save in tokens, where the last run of packs starts, and its trunk.
@@ -154,15 +198,7 @@ def with_trunks(packs: Sequence[Pack], sequences: Sequence[TokenSequence]) -> It
                 break
             options.append((best[start][0] + (stop - start - 1) * shared - _PASS, start, shared))
         best.append(max(options, key=lambda option: option[0]))
-    for start, stop in _runs([start for _, start, _ in best]):
-        shared = best[stop][2]
-        if not shared:
-            yield from packs[start:stop]
-            continue
-        trunk = Trunk(packs[start].ids[:, :shared])
-        for some in packs[start:stop]:
-            yield replace(some, trunk=trunk)
-        trunk.close()
+    return [_Run(packs[start:stop], best[stop][2]) for start, stop in _runs([start for _, start, _ in best])]
 
 
 class _Layout:

@@ -17,11 +17,12 @@ class Trunk:
 
     Attributes:
         ids: long [1, P].
+        asked: long [A], the tokens whose last hidden states a pack reads, ascending.
         hidden: [1, P, H] in float32, once it is there, with the gradients of the packs.
     """
 
-    def __init__(self, ids: torch.Tensor) -> None:
-        self.ids = ids
+    def __init__(self, ids: torch.Tensor, asked: torch.Tensor) -> None:
+        self.ids, self.asked = ids, asked
         self.hidden: torch.Tensor | None = None
         self._made: list[torch.Tensor] = []
         self._shown: list[torch.Tensor] = []
