@@ -248,6 +248,11 @@ def measure(side: str, workload: Workload, setting: Setting, folder: str, produc
     step = SIDES[side](policy, len(workload.trajectories), workload.group_size, setting, Path(folder), say)
     step(workload if setting.device == "cuda" else workload.shortened(WARM_UP))
     policy.zero_grad()
+    with torch.no_grad():
+        # As after an optimizer step, so that what agentrl makes of the adapters' weights is made anew.
+        for parameter in policy.parameters():
+            if parameter.requires_grad:
+                parameter.mul_(1.001)
     before = _memory(setting.device, peak=False)
     _forget_peak(setting.device)
     say(f"{side}: the step")
