@@ -119,6 +119,7 @@ class VllmEngine:
                 "gpu_memory_utilization": settings.memory_utilization,
                 "tensor_parallel_size": settings.cards,
                 "enable_sleep_mode": settings.sleep,
+                "worker_extension_cls": "agentrl.engines.vllm_worker.Extension",
             }
         )
         arguments = AsyncEngineArgs(

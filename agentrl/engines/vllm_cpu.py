@@ -16,10 +16,6 @@ vLLM imports this module in the process of its worker, where `CpuExtension` is n
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import threading
-import time
 from typing import Any
 
 import torch
@@ -28,24 +24,12 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler, apply_top_k_top_p
 
 from agentrl.engines.drawing import draw
+from agentrl.engines.vllm_worker import Extension
 
 _Groups = list[tuple[int, torch.Tensor | None]]
 
 
-def _end_with_parent(parent: int) -> None:
-    """End this process, whatever its threads wait for, once it is no child of `parent` any more."""
-    while os.getppid() == parent:
-        time.sleep(1.0)
-    os._exit(1)
-
-
-# A core whose engine was killed may wait for ever on its own way out, and keep its memory.
-_engine = multiprocessing.parent_process()
-if _engine is not None:
-    threading.Thread(target=_end_with_parent, args=(_engine.pid,), name="end-with-parent", daemon=True).start()
-
-
-class CpuExtension:
+class CpuExtension(Extension):
     """Being named makes vLLM import this module before it builds LoRA layers and sampler."""
 
     def pack_tied_heads(self: Any) -> None:
