@@ -27,7 +27,7 @@ _ASLEEP = _GIB
 
 # Memory for the activations of a pack, where the configuration does not bound its tokens. On a CPU it is what fits beside an
 # engine on a laptop; on a GPU a share of what is free, since moments, gradients and logits come later.
-_CPU_ROOM = 7 * _GIB // 4
+_CPU_ROOM = 13 * _GIB // 8
 _GPU_SHARE = 0.6
 
 # Beyond it a pack gains nothing: a CPU's caches are small, and a GPU is busy.
