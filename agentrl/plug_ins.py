@@ -15,7 +15,6 @@ from agentrl.rewards import REWARDS
 from agentrl.types import End, FailureCause, Question, Trajectory
 from retrievers.base import RetrieverError
 from retrievers.clients.wire import load_format
-from retrievers.names import describe_exception
 from retrievers.secrets import check_no_literal_key
 
 
@@ -96,10 +95,10 @@ def _stratum_of_a_failed_episode(settings: AdvantagesConfig) -> Hashable:
     question = Question("q", "?", ("",))
     failed = Trajectory("1/0/0", question, (), (), End.ENVIRONMENT_FAILURE, cause=FailureCause.WORKER)
     try:
-        return stratifier(failed)
-    except Exception as error:  # The stratifier may be the user's own.
+        return stratifier([failed])[0]
+    except AdvantageError as error:
         raise ConfigError(
-            f"advantages.stratum: {settings.stratum} fails for an episode without a turn: {describe_exception(error)}"
+            f"advantages.stratum: {settings.stratum} was tried on an episode without a turn: {error}"
         ) from error
 
 

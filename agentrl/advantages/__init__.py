@@ -19,7 +19,7 @@ from agentrl.advantages.arrays import Keys, as_lengths, as_rewards, as_turns, li
 from agentrl.advantages.base import AdvantageError, Batch, Floats, Turns
 from agentrl.advantages.diagnostics import Report, StratumReport, by_stratum, report_table, summarise
 from agentrl.advantages.estimators import ESTIMATORS, Estimator, check_options, get_estimator
-from agentrl.advantages.strata import STRATIFIERS, Stratifier, get_stratifier, label
+from agentrl.advantages.strata import STRATIFIERS, GroupStratifier, Stratifier, get_stratifier, label
 from retrievers.names import describe_exception
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "Advantages",
     "Batch",
     "Estimator",
+    "GroupStratifier",
     "Report",
     "Stratifier",
     "StratumReport",

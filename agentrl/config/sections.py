@@ -169,7 +169,8 @@ class AdvantagesConfig(Section):
     `stratified` with `alpha` is alpha * stratified + (1 - alpha) * global (arXiv 2510.06214); see agentrl.advantages.
     An option may change during the run: `{start: 1, end: 0, shape: step, at: 0.5}` or `{rule: progress}`, see
     agentrl.advantages.schedule. `stratum` is a stratifier by name or import path, or a list of them for tuples of keys;
-    `max_strata` merges the tail of the strata. `scope: batch` compares over the questions of a step.
+    `random_like:NAME` deals the keys of NAME at random among the episodes of each question. `max_strata` merges the tail of
+    the strata. `scope: batch` compares over the questions of a step.
     """
 
     estimator: str = "stratified"

@@ -77,7 +77,7 @@ class StepSampler:
         self._on_batch = on_batch
         self._on_done = on_done
         self._on_stall = on_stall
-        self._stratifier = get_stratifier(config.advantages.stratum)
+        self._stratifier = get_stratifier(config.advantages.stratum, config.seed)
         self._options = Options(config.advantages.options)
         self._signal_share = SignalShare()
         self._used = 0

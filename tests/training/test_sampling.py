@@ -182,6 +182,30 @@ def test_strata_can_be_capped_and_made_of_several_stratifiers():
     assert "strata/3, answered/share" in sample(4).metrics
 
 
+def test_random_strata_come_from_the_seed_and_are_the_same_after_a_resume():
+    def make(question, name, number):
+        # What an episode is depends on its name alone, as it does in a run that samples from a seed.
+        place = int(name.rsplit("/", 1)[1])
+        return make_episode(name, question, searches=place % 4, reward=float(place**2 % 11))
+
+    def batches(count, history=(), stratum="random_like:searches", **settings):
+        options = {"estimator": "stratified", "options": {"alpha": 1.0}, "stratum": stratum}
+        sample, _, _, _ = sampler(make, size=8, history=history, **options, **settings)
+        return [sample(16, step=len(history) + step) for step in range(1, count + 1)]
+
+    whole = batches(3)
+    (resumed,) = batches(1, history=[batch.metrics for batch in whole[:2]])
+    assert resumed.advantages == whole[2].advantages
+    groups = [tuple(batch.advantages[i : i + 8]) for batch in whole for i in (0, 8)]
+    assert len(set(groups)) == 6
+    assert batches(1, seed=1)[0].advantages != whole[0].advantages
+    shares = [
+        {name: value for name, value in batch.metrics.items() if name.startswith("strata/") and name.endswith("/share")}
+        for batch in (whole[0], *batches(1, stratum="searches"))
+    ]
+    assert shares[0] == shares[1]
+
+
 @pytest.mark.parametrize("estimator", list(ESTIMATORS))
 def test_every_estimator_gives_a_batch(estimator):
     def make(question, name, number):
