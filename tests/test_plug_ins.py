@@ -9,11 +9,17 @@ from agentrl.plug_ins import check_plug_ins
 MODULE = '''
 """A user's own parts, some of which do not fit."""
 
+from agentrl.advantages import Estimate
+
 number = 3
 
 
 def estimator(batch, *, weight=1.0):
     return batch.rewards * weight
+
+
+def forgetful_estimator(batch):
+    return Estimate(batch.rewards, {"seen": sum(notes["sen"] for notes in batch.past)})
 
 
 def short_estimator(batch):
@@ -114,6 +120,14 @@ def test_every_estimator_is_accepted_with_every_stratifier(estimator):
         (
             {"advantages": {"estimator": "plug_ins_of_mine:failing_estimator"}},
             r"advantages\.estimator: .* KeyError: 'mine'",
+        ),
+        (
+            {"advantages": {"estimator": "plug_ins_of_mine:forgetful_estimator"}},
+            r"advantages\.estimator: .* KeyError: 'sen'",
+        ),
+        (
+            {"advantages": {"estimator": "value_baseline", "options": {"ridge": 0}}},
+            "ridge must be a finite number above",
         ),
         ({"advantages": {"options": {"alfa": 1.0}}}, r"advantages\.options: .* no option 'alfa' .*did you mean alpha"),
         (

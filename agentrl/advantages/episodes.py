@@ -57,6 +57,7 @@ def episode_advantages(
     scope: Literal["prompt", "batch"],
     options: Mapping[str, Any],
     group_size: int | None = None,
+    past: Sequence[Mapping[str, float]] = (),
 ) -> Advantages:
     """Return the advantages of N episodes from `groups` [N] and `strata` [N]; `compute` explains the other arguments.
 
@@ -76,6 +77,7 @@ def episode_advantages(
         turn_rewards=None if estimator in _WITHOUT_TURN_REWARDS else [turn_rewards(t) for t in trajectories],
         anchors=[anchors(t) for t in trajectories],
         scope=scope,
+        past=past,
         **options,
     )
 

@@ -81,6 +81,11 @@ def answered(trajectory: Trajectory) -> str:
     return "unanswered" if trajectory.answer is None else "answered"
 
 
+def dataset(trajectory: Trajectory) -> str:
+    """The question set. It is the same for all episodes of a question, so it splits no group."""
+    return trajectory.question.dataset or "unnamed"
+
+
 STRATIFIERS: dict[str, Stratifier] = {
     "searches": searches,
     "effective_searches": effective_searches,
@@ -88,6 +93,7 @@ STRATIFIERS: dict[str, Stratifier] = {
     "outcomes": outcomes,
     "end": end,
     "answered": answered,
+    "dataset": dataset,
 }
 
 

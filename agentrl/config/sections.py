@@ -188,6 +188,11 @@ class AdvantagesConfig(Section):
                 "`selection` judges each question by itself, and these advantages compare over the questions of a step; "
                 "set scope to prompt and reinforce_pp's baseline to group, or leave selection off"
             )
+        if self.selection.enabled and self.estimator == "value_baseline":
+            raise ValueError(
+                "`selection` drops questions whose episodes all earned the same, and value_baseline compares these with past "
+                "steps; leave selection off, or take another estimator"
+            )
         return self
 
 

@@ -84,6 +84,11 @@ def test_end_and_answered():
     assert key("answered", ANSWER) == "answered"
 
 
+def test_the_question_set_is_a_stratum_of_whole_questions():
+    named = dataclasses.replace(episode(ANSWER), question=Question("q", "?", ("x",), "nq"))
+    assert get_stratifier("dataset")([named, episode(ANSWER)]) == ["nq", "unnamed"]
+
+
 def test_several_stratifiers_give_a_tuple():
     assert key(["searches", "end"], search("p1"), ANSWER) == (1, "answered")
     assert label(key(["searches", "outcomes"], search("p1"), ANSWER)) == "1, (hit)"
