@@ -144,6 +144,15 @@ def compute(
         tolerance,
         past,
     )
+    found = _estimate(batch, estimator, function, options)
+    values = np.zeros((len(all_rewards), *found.advantages.shape[1:]))
+    values[counts] = found.advantages
+    kind = like(rewards)
+    report = partial(summarise, batch, found.advantages, excluded=int((~counts).sum()))
+    return Advantages(kind(values), kind(counts), found.notes, report)
+
+
+def _estimate(batch: Batch, estimator: str, function: Estimator, options: Mapping[str, Any]) -> Estimate:
     try:
         returned = function(batch, **options)
         estimate = returned if isinstance(returned, Estimate) else Estimate(returned, {})
@@ -154,11 +163,7 @@ def compute(
         raise AdvantageError(f"estimator {estimator!r} fails: {describe_exception(error)}") from error
     _check(found, batch, estimator)
     _check_notes(estimate.notes, estimator)
-    values = np.zeros((len(all_rewards), *found.shape[1:]))
-    values[counts] = found
-    kind = like(rewards)
-    report = partial(summarise, batch, found, excluded=int((~counts).sum()))
-    return Advantages(kind(values), kind(counts), estimate.notes, report)
+    return Estimate(found, estimate.notes)
 
 
 def _check_sizes(groups: Keys, size: int) -> None:

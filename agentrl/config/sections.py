@@ -170,7 +170,8 @@ class AdvantagesConfig(Section):
     An option may change during the run: `{start: 1, end: 0, shape: step, at: 0.5}` or `{rule: progress}`, see
     agentrl.advantages.schedule. `stratum` is a stratifier by name or import path, or a list of them for tuples of keys;
     `random_like:NAME` deals the keys of NAME at random among the episodes of each question. `max_strata` merges the tail of
-    the strata. `scope: batch` compares over the questions of a step.
+    the strata. `scope: batch` compares over the questions of a step. `value_baseline` learns from past steps, and excludes
+    `selection`.
     """
 
     estimator: str = "stratified"
