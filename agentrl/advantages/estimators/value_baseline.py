@@ -31,7 +31,8 @@ def value_baseline(
 
     A baseline that depends on the action is biased: E[sum_i t_k(i) grad log pi(i)] = K sum_k t_k grad P(k), which is 0 only
     where all t_k are equal. As with the mean of a stratum, what speaks for one stratum against another is lost from the
-    gradient as far as V has learnt it. `per_stratum: false` is unbiased: x_i and the past do not depend on rollout i.
+    gradient as far as V has learnt it. `per_stratum: false` without `scale` is unbiased: x_i and the past do not depend on
+    rollout i.
 
     The note `r2` is 1 - sum (R - V)^2 / sum (R - mean)^2 over this batch, which V has not seen; it is missing where
     rewards do not vary.
