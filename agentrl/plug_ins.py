@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 from agentrl.advantages import AdvantageError, check_options, compute, get_estimator, get_stratifier
@@ -15,7 +15,6 @@ from agentrl.rewards import REWARDS
 from agentrl.types import End, FailureCause, Question, Trajectory
 from retrievers.base import RetrieverError
 from retrievers.clients.wire import load_format
-from retrievers.names import describe_exception
 from retrievers.secrets import check_no_literal_key
 
 
@@ -70,18 +69,23 @@ def _check_advantages(settings: AdvantagesConfig) -> None:
     stratum = _stratum_of_a_failed_episode(settings)
     # Options that have a rule are tried at its start and at its end.
     for options in ends:
+        past: list[Mapping[str, float]] = []
         try:
-            compute(
-                [0.0, 1.0],
-                groups=[0, 0],
-                strata=[stratum, stratum],
-                estimator=settings.estimator,
-                lengths=[1, 1],
-                turn_rewards=[[0.0], [0.0]],
-                anchors=[[""], [""]],
-                scope=settings.scope,
-                **options,
-            )
+            # Twice, because an estimator may learn from what it noted the first time.
+            for _ in range(2):
+                tried = compute(
+                    [0.0, 1.0],
+                    groups=[0, 0],
+                    strata=[stratum, stratum],
+                    estimator=settings.estimator,
+                    lengths=[1, 1],
+                    turn_rewards=[[0.0], [0.0]],
+                    anchors=[[""], [""]],
+                    scope=settings.scope,
+                    past=past,
+                    **options,
+                )
+                past.append(tried.notes)
         except AdvantageError as error:
             raise ConfigError(
                 f"advantages.estimator: {settings.estimator} with advantages.options {options}: {error}"
@@ -96,10 +100,10 @@ def _stratum_of_a_failed_episode(settings: AdvantagesConfig) -> Hashable:
     question = Question("q", "?", ("",))
     failed = Trajectory("1/0/0", question, (), (), End.ENVIRONMENT_FAILURE, cause=FailureCause.WORKER)
     try:
-        return stratifier(failed)
-    except Exception as error:  # The stratifier may be the user's own.
+        return stratifier([failed])[0]
+    except AdvantageError as error:
         raise ConfigError(
-            f"advantages.stratum: {settings.stratum} fails for an episode without a turn: {describe_exception(error)}"
+            f"advantages.stratum: {settings.stratum} was tried on an episode without a turn: {error}"
         ) from error
 
 

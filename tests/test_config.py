@@ -126,6 +126,10 @@ def test_every_problem_is_reported_at_once(small):
         (["training.schedule=constant", "training.warmup_steps=3"], "schedule constant has no warm-up"),
         (["advantages.selection.enabled=true", "advantages.scope=batch"], "judges each question by itself"),
         (["advantages.selection.enabled=true", "advantages.estimator=reinforce_pp"], "baseline to group"),
+        (
+            ["advantages.selection.enabled=true", "advantages.estimator=value_baseline"],
+            "compares these with past steps",
+        ),
     ],
 )
 def test_settings_that_contradict_one_another_are_refused(small, overrides, message):

@@ -9,11 +9,17 @@ from agentrl.plug_ins import check_plug_ins
 MODULE = '''
 """A user's own parts, some of which do not fit."""
 
+from agentrl.advantages import Estimate
+
 number = 3
 
 
 def estimator(batch, *, weight=1.0):
     return batch.rewards * weight
+
+
+def forgetful_estimator(batch):
+    return Estimate(batch.rewards, {"seen": sum(notes["sen"] for notes in batch.past)})
 
 
 def short_estimator(batch):
@@ -26,6 +32,10 @@ def failing_estimator(batch):
 
 def first_action(trajectory):
     return trajectory.turns[0].action.kind
+
+
+def answer(trajectory):
+    return trajectory.answer or ""
 
 
 def unhashable(trajectory):
@@ -76,6 +86,7 @@ def of_server(wire):
     [
         {"advantages": {"estimator": "plug_ins_of_mine:estimator", "options": {"weight": 2.0}}},
         {"advantages": {"estimator": "plug_ins_of_mine:estimator", "options": {"weight": {"start": 1.0, "end": 0.0}}}},
+        {"advantages": {"stratum": "random_like:plug_ins_of_mine:answer"}},
         {"agent": {"protocol": "plug_ins_of_mine:Protocol"}},
         of_object("plug_ins_of_mine:Retriever", url="http://here", limit=5),
         of_server("plug_ins_of_mine:Wire"),
@@ -89,7 +100,8 @@ def test_parts_that_fit_are_accepted_and_not_made(mine, sections):
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_every_estimator_is_accepted_with_every_stratifier(estimator):
     for name in STRATIFIERS:
-        check_plug_ins(config(advantages={"estimator": estimator, "stratum": ["searches", name], "scope": "batch"}))
+        for stratum in (["searches", name], f"random_like:{name}"):
+            check_plug_ins(config(advantages={"estimator": estimator, "stratum": stratum, "scope": "batch"}))
 
 
 @pytest.mark.parametrize(
@@ -109,6 +121,14 @@ def test_every_estimator_is_accepted_with_every_stratifier(estimator):
             {"advantages": {"estimator": "plug_ins_of_mine:failing_estimator"}},
             r"advantages\.estimator: .* KeyError: 'mine'",
         ),
+        (
+            {"advantages": {"estimator": "plug_ins_of_mine:forgetful_estimator"}},
+            r"advantages\.estimator: .* KeyError: 'sen'",
+        ),
+        (
+            {"advantages": {"estimator": "value_baseline", "options": {"ridge": 0}}},
+            "ridge must be a finite number above",
+        ),
         ({"advantages": {"options": {"alfa": 1.0}}}, r"advantages\.options: .* no option 'alfa' .*did you mean alpha"),
         (
             {"advantages": {"options": {"alpha": {"start": 1.0}}}},
@@ -122,6 +142,8 @@ def test_every_estimator_is_accepted_with_every_stratifier(estimator):
         ({"advantages": {"options": {"eps": "small"}}}, r"advantages\.estimator: .*'eps': 'small'.*TypeError"),
         ({"advantages": {"stratum": "placement", "options": {"degenerate": "merge"}}}, "keys are finite numbers"),
         ({"advantages": {"stratum": "serches"}}, r"advantages\.stratum: unknown .* did you mean searches"),
+        ({"advantages": {"stratum": "random_like:serches"}}, r"advantages\.stratum: unknown .* did you mean searches"),
+        ({"advantages": {"stratum": "random_like"}}, r"advantages\.stratum: .* write it as random_like:searches"),
         ({"advantages": {"stratum": []}}, r"advantages\.stratum: .* at least one"),
         ({"advantages": {"stratum": "plug_ins_of_mine:first_action"}}, r"advantages\.stratum: .* IndexError"),
         ({"advantages": {"stratum": "plug_ins_of_mine:unhashable"}}, "strata.*hash"),

@@ -3,23 +3,28 @@
     result = compute([1.0, 0.0, 1.0, 0.0], groups=["q1"] * 4, strata=[0, 0, 1, 1], alpha=0.8)
 
 An estimator is a function `estimator(batch: Batch, *, option=default, ...) -> float64 [n]`, or [n, T] with a value for
-each turn, found by its name in `ESTIMATORS` or by an import path `package.module:function`.
+each turn, found by its name in `ESTIMATORS` or by an import path `package.module:function`. One that learns from batch to
+batch returns an `Estimate`, whose notes the caller hands on:
+
+    result = compute(rewards, groups, strata, "value_baseline", past=past)
+    past.append(result.notes)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
 
 from agentrl.advantages.arrays import Keys, as_lengths, as_rewards, as_turns, like, number_keys, renumber
-from agentrl.advantages.base import AdvantageError, Batch, Floats, Turns
+from agentrl.advantages.base import AdvantageError, Batch, Estimate, Floats, Turns
 from agentrl.advantages.diagnostics import Report, StratumReport, by_stratum, report_table, summarise
 from agentrl.advantages.estimators import ESTIMATORS, Estimator, check_options, get_estimator
-from agentrl.advantages.strata import STRATIFIERS, Stratifier, get_stratifier, label
+from agentrl.advantages.strata import STRATIFIERS, GroupStratifier, Stratifier, get_stratifier, label
 from retrievers.names import describe_exception
 
 __all__ = [
@@ -28,7 +33,9 @@ __all__ = [
     "AdvantageError",
     "Advantages",
     "Batch",
+    "Estimate",
     "Estimator",
+    "GroupStratifier",
     "Report",
     "Stratifier",
     "StratumReport",
@@ -52,10 +59,12 @@ class Advantages:
         values: floats [N], or [N, T] from an estimator with a value for each turn; 0 for excluded rollouts and beyond a
             rollout's last turn.
         valid: booleans [N], false for excluded rollouts.
+        notes: what the estimator wants to know of this batch when it sees later ones; mostly nothing.
     """
 
     values: Any
     valid: Any
+    notes: Mapping[str, float]
     _summarise: Callable[[], Report] = field(repr=False)
 
     @cached_property
@@ -76,6 +85,7 @@ def compute(
     turn_rewards: Sequence[Sequence[float]] | None = None,
     anchors: Sequence[Keys] | None = None,
     scope: Literal["prompt", "batch"] = "prompt",
+    past: Sequence[Mapping[str, float]] = (),
     **options: Any,
 ) -> Advantages:
     """Return the advantages of N rollouts.
@@ -94,6 +104,7 @@ def compute(
         anchors: [N] sequences with a hashable key for each turn, what was observed before it; `gigpo` needs them.
         scope: "prompt" compares rollouts of one group; "batch" takes all rollouts for one group, so that strata reach
             over prompts.
+        past: the notes of earlier batches of a run, the oldest first; `value_baseline` learns from them.
         options: the estimator's settings; its docstring explains them.
 
     Raises:
@@ -101,7 +112,7 @@ def compute(
             key is not hashable or is missing (None, NaN, pandas' NA), the estimator or an option is unknown, an option is
             out of range, or the estimator needs what was not given. It is raised, too, where the estimator raises
             anything, or returns something other than finite numbers, one for each rollout that counts or one for each of
-            its turns.
+            its turns, or notes that are not finite numbers by name.
     """
     function = get_estimator(estimator)
     check_options(estimator, function, options)
@@ -131,18 +142,28 @@ def compute(
         as_lengths(lengths, counts),
         as_turns(turn_rewards, anchors, group_index, counts),
         tolerance,
+        past,
     )
+    found = _estimate(batch, estimator, function, options)
+    values = np.zeros((len(all_rewards), *found.advantages.shape[1:]))
+    values[counts] = found.advantages
+    kind = like(rewards)
+    report = partial(summarise, batch, found.advantages, excluded=int((~counts).sum()))
+    return Advantages(kind(values), kind(counts), found.notes, report)
+
+
+def _estimate(batch: Batch, estimator: str, function: Estimator, options: Mapping[str, Any]) -> Estimate:
     try:
-        found = np.asarray(function(batch, **options), dtype=np.float64)
+        returned = function(batch, **options)
+        estimate = returned if isinstance(returned, Estimate) else Estimate(returned, {})
+        found = np.asarray(estimate.advantages, dtype=np.float64)
     except AdvantageError:
         raise
     except Exception as error:  # The estimator may be the user's own.
         raise AdvantageError(f"estimator {estimator!r} fails: {describe_exception(error)}") from error
     _check(found, batch, estimator)
-    values = np.zeros((len(all_rewards), *found.shape[1:]))
-    values[counts] = found
-    kind = like(rewards)
-    return Advantages(kind(values), kind(counts), partial(summarise, batch, found, excluded=int((~counts).sum())))
+    _check_notes(estimate.notes, estimator)
+    return Estimate(found, estimate.notes)
 
 
 def _check_sizes(groups: Keys, size: int) -> None:
@@ -162,3 +183,9 @@ def _check(found: Floats, batch: Batch, estimator: str) -> None:
             f"estimator {estimator!r} must return {count} finite numbers, or {count} rows of them with one for each turn, "
             f"got shape {found.shape} with {int((~np.isfinite(found)).sum())} not finite"
         )
+
+
+def _check_notes(notes: Mapping[str, float], estimator: str) -> None:
+    for name, value in notes.items():
+        if not (isinstance(name, str) and isinstance(value, Real) and np.isfinite(value)):
+            raise AdvantageError(f"estimator {estimator!r} must note finite numbers by name, got {name!r}: {value!r}")

@@ -6,7 +6,7 @@ Shapes: n rollouts that count, G groups, S strata, where a stratum belongs to on
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
@@ -105,6 +105,7 @@ class Batch:
         lengths: [n], the rollouts' lengths in tokens; None where not given.
         turns: the rollouts' turns; None where neither turn rewards nor anchors were given.
         tolerance: relative; a part whose std is smaller has no variance.
+        past: what the estimator noted of earlier batches of the run (`Estimate.notes`), the oldest first.
     """
 
     rewards: Floats
@@ -116,6 +117,7 @@ class Batch:
     lengths: Floats | None = None
     turns: Turns | None = None
     tolerance: float = tolerance_of(single=False)
+    past: Sequence[Mapping[str, float]] = ()
 
     @cached_property
     def by_group(self) -> Moments:
@@ -126,6 +128,20 @@ class Batch:
     def by_stratum(self) -> Moments:
         """The moments of the rewards by stratum."""
         return moments(self.rewards, self.strata, self.tolerance)
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What an estimator returns that learns from one batch of a run to the next.
+
+    Attributes:
+        advantages: [n], or [n, T] with a value for each turn.
+        notes: finite numbers by name that describe the batch. Later batches have them in `Batch.past`, also after a resume,
+            and each is a metric of the step, `estimator/NAME`.
+    """
+
+    advantages: Floats
+    notes: Mapping[str, float]
 
 
 T = TypeVar("T")

@@ -3,66 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from itertools import compress
+from itertools import chain, compress
 from typing import Any, Literal
 
 import numpy as np
 
 from agentrl.advantages import Advantages, compute
 from agentrl.advantages.arrays import Keys
-from agentrl.advantages.base import AdvantageError
 from agentrl.advantages.estimators import ESTIMATORS
-from agentrl.advantages.strata import Stratifier, cap_strata
+from agentrl.advantages.strata import GroupStratifier, cap_strata
 from agentrl.scores import normalize_answer
 from agentrl.types import Trajectory
-from retrievers.names import describe_exception
 
 # Looking for answers in every observation takes longer than all else that is done with an episode.
 _WITHOUT_TURN_REWARDS = ESTIMATORS.keys() - {"mt_grpo"}
 
 
-def episode_strata(
-    trajectories: Sequence[Trajectory], stratifier: Stratifier, max_strata: int | None
-) -> list[Hashable]:
-    """Return the stratum [N] of each episode, capped by `cap_strata` where `max_strata` is given.
-
-    The cap looks only at episodes whose environment did not fail; a failed episode keeps the stratum it has.
-
-    Raises:
-        AdvantageError: if `max_strata` is below 2, or the stratifier raises anything.
-    """
-    strata = [_stratum(trajectory, stratifier) for trajectory in trajectories]
-    if max_strata is None:
-        return strata
-    counted = [trajectory.valid for trajectory in trajectories]
-    capped = iter(cap_strata(list(compress(strata, counted)), max_strata))
-    return [next(capped) if counts else key for key, counts in zip(strata, counted, strict=True)]
-
-
-def _stratum(trajectory: Trajectory, stratifier: Stratifier) -> Hashable:
-    try:
-        return stratifier(trajectory)
-    except Exception as error:  # The stratifier may be the user's own.
-        raise AdvantageError(
-            f"the stratifier fails for episode {trajectory.id} of question {trajectory.question.id}: "
-            f"{describe_exception(error)}"
-        ) from error
-
-
 def group_strata(
     groups: Sequence[Sequence[Trajectory]],
-    stratifier: Stratifier,
+    stratifier: GroupStratifier,
     max_strata: int | None,
     scope: Literal["prompt", "batch"],
 ) -> list[Hashable]:
-    """Return the stratum of each episode, group after group, capped among the episodes that it is compared with.
+    """Return the stratum of each episode, group after group.
+
+    Where `max_strata` is given, strata are capped by `cap_strata` among the episodes that are compared: those of a group,
+    or with scope "batch" all of them. The cap looks only at episodes whose environment did not fail; a failed episode keeps
+    the stratum it has.
 
     Raises:
-        AdvantageError: as `episode_strata`.
+        AdvantageError: if `max_strata` is below 2, or the stratifier fails.
     """
-    everyone = [trajectory for group in groups for trajectory in group]
-    compared = groups if scope == "prompt" else [everyone]
-    return [stratum for episodes in compared for stratum in episode_strata(episodes, stratifier, max_strata)]
+    strata = [stratifier(group) for group in groups]
+    if scope == "batch":
+        strata, groups = [list(chain.from_iterable(strata))], [list(chain.from_iterable(groups))]
+    if max_strata is not None:
+        strata = [_capped(keys, group, max_strata) for keys, group in zip(strata, groups, strict=True)]
+    return list(chain.from_iterable(strata))
+
+
+def _capped(keys: Sequence[Hashable], episodes: Sequence[Trajectory], max_strata: int) -> list[Hashable]:
+    counted = [trajectory.valid for trajectory in episodes]
+    capped = iter(cap_strata(list(compress(keys, counted)), max_strata))
+    return [next(capped) if counts else key for key, counts in zip(keys, counted, strict=True)]
 
 
 def episode_advantages(
@@ -74,6 +57,7 @@ def episode_advantages(
     scope: Literal["prompt", "batch"],
     options: Mapping[str, Any],
     group_size: int | None = None,
+    past: Sequence[Mapping[str, float]] = (),
 ) -> Advantages:
     """Return the advantages of N episodes from `groups` [N] and `strata` [N]; `compute` explains the other arguments.
 
@@ -93,6 +77,7 @@ def episode_advantages(
         turn_rewards=None if estimator in _WITHOUT_TURN_REWARDS else [turn_rewards(t) for t in trajectories],
         anchors=[anchors(t) for t in trajectories],
         scope=scope,
+        past=past,
         **options,
     )
 

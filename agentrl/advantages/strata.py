@@ -1,7 +1,8 @@
-"""What sorts an episode into its stratum: a function from a Trajectory to a hashable key."""
+"""What sorts the episodes of a question into strata: each episode by itself, or at random in the same sizes."""
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from numbers import Integral
@@ -9,8 +10,16 @@ from numbers import Integral
 from agentrl.advantages.base import AdvantageError
 from agentrl.registry import look_up
 from agentrl.types import ActionKind, Trajectory
+from retrievers.names import describe_exception
 
 Stratifier = Callable[[Trajectory], Hashable]
+"""From an episode to its key."""
+
+GroupStratifier = Callable[[Sequence[Trajectory]], list[Hashable]]
+"""From the episodes of one question to a key for each, in their order."""
+
+RANDOM_LIKE = "random_like"
+"""Stands before the name of a stratifier, with a colon between, to have its keys dealt at random."""
 
 OTHER = "other"
 """The key of the strata that `cap_strata` has merged, where keys are not counts."""
@@ -72,6 +81,11 @@ def answered(trajectory: Trajectory) -> str:
     return "unanswered" if trajectory.answer is None else "answered"
 
 
+def dataset(trajectory: Trajectory) -> str:
+    """The question set. It is the same for all episodes of a question, so it splits no group."""
+    return trajectory.question.dataset or "unnamed"
+
+
 STRATIFIERS: dict[str, Stratifier] = {
     "searches": searches,
     "effective_searches": effective_searches,
@@ -79,23 +93,68 @@ STRATIFIERS: dict[str, Stratifier] = {
     "outcomes": outcomes,
     "end": end,
     "answered": answered,
+    "dataset": dataset,
 }
 
 
-def get_stratifier(name: str | Sequence[str] = "searches") -> Stratifier:
+def get_stratifier(name: str | Sequence[str] = "searches", seed: int = 0) -> GroupStratifier:
     """Return the stratifier of a registered name or of an import path such as `package.module:function`.
 
-    Several names give a stratifier whose key is the tuple of theirs.
+    Several names give a stratifier whose key is the tuple of theirs. `random_like:NAME` gives the keys of NAME, dealt at
+    random among the episodes of each question, see `deal_keys`. All names of a list are dealt alike, so that
+    `[random_like:searches, random_like:end]` has strata of the sizes that `[searches, end]` has.
+
+    The stratifier raises AdvantageError if a function fails; the message names the episode.
 
     Raises:
         AdvantageError: if there is none.
     """
     if isinstance(name, str):
-        return look_up(name, STRATIFIERS, "stratifier", AdvantageError)
+        return _find(name, seed)
     if not name:
         raise AdvantageError("a stratum needs at least one stratifier")
-    parts = [look_up(part, STRATIFIERS, "stratifier", AdvantageError) for part in name]
-    return lambda trajectory: tuple(part(trajectory) for part in parts)
+    parts = [_find(part, seed) for part in name]
+    return lambda episodes: list(zip(*(part(episodes) for part in parts), strict=True))
+
+
+def _find(name: str, seed: int) -> GroupStratifier:
+    prefix, _, real = name.partition(":")
+    is_random = prefix == RANDOM_LIKE
+    if is_random and not real:
+        raise AdvantageError(f"{RANDOM_LIKE} needs a stratifier to take sizes from; write it as {RANDOM_LIKE}:searches")
+    of_one = look_up(real if is_random else name, STRATIFIERS, "stratifier", AdvantageError)
+
+    def of_each(episodes: Sequence[Trajectory]) -> list[Hashable]:
+        return [_key(of_one, trajectory) for trajectory in episodes]
+
+    return (lambda episodes: deal_keys(of_each(episodes), episodes, seed)) if is_random else of_each
+
+
+def _key(stratifier: Stratifier, trajectory: Trajectory) -> Hashable:
+    try:
+        return stratifier(trajectory)
+    except Exception as error:  # The stratifier may be the user's own.
+        raise AdvantageError(
+            f"the stratifier fails for episode {trajectory.id} of question {trajectory.question.id}: "
+            f"{describe_exception(error)}"
+        ) from error
+
+
+def deal_keys(keys: Sequence[Hashable], episodes: Sequence[Trajectory], seed: int) -> list[Hashable]:
+    """Return the keys [K] of the K episodes of a question, dealt among them at random.
+
+    Each key stays as frequent as it is, and which episode has it says nothing about the episode. An episode whose
+    environment failed keeps its key. The permutation is drawn from the seed and the ids of the others, and from nothing
+    else: a run has other ids in each step and for each question, and the same ones after a resume.
+    """
+    dealt = list(keys)
+    # By id, so that the order in which the episodes are given makes no difference.
+    places = sorted((i for i, episode in enumerate(episodes) if episode.valid), key=lambda i: episodes[i].id)
+    drawn = places.copy()
+    random.Random(repr((seed, [episodes[i].id for i in places]))).shuffle(drawn)
+    for place, source in zip(places, drawn, strict=True):
+        dealt[place] = keys[source]
+    return dealt
 
 
 def cap_strata(keys: Sequence[Hashable], most: int) -> list[Hashable]:

@@ -115,7 +115,7 @@ def _strata(config: Config, groups: Sequence[Sequence[Trajectory]]) -> Table:
     return episode_advantages(
         everyone,
         [number for number, group in enumerate(groups) for _ in group],
-        group_strata(groups, get_stratifier(settings.stratum), settings.max_strata, settings.scope),
+        group_strata(groups, get_stratifier(settings.stratum, config.seed), settings.max_strata, settings.scope),
         estimator=settings.estimator,
         scope=settings.scope,
         options=Options(settings.options).at(0.0),

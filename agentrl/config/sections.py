@@ -169,7 +169,9 @@ class AdvantagesConfig(Section):
     `stratified` with `alpha` is alpha * stratified + (1 - alpha) * global (arXiv 2510.06214); see agentrl.advantages.
     An option may change during the run: `{start: 1, end: 0, shape: step, at: 0.5}` or `{rule: progress}`, see
     agentrl.advantages.schedule. `stratum` is a stratifier by name or import path, or a list of them for tuples of keys;
-    `max_strata` merges the tail of the strata. `scope: batch` compares over the questions of a step.
+    `random_like:NAME` deals the keys of NAME at random among the episodes of each question. `max_strata` merges the tail of
+    the strata. `scope: batch` compares over the questions of a step. `value_baseline` learns from past steps, and excludes
+    `selection`.
     """
 
     estimator: str = "stratified"
@@ -186,6 +188,11 @@ class AdvantagesConfig(Section):
             raise ValueError(
                 "`selection` judges each question by itself, and these advantages compare over the questions of a step; "
                 "set scope to prompt and reinforce_pp's baseline to group, or leave selection off"
+            )
+        if self.selection.enabled and self.estimator == "value_baseline":
+            raise ValueError(
+                "`selection` drops questions whose episodes all earned the same, and value_baseline compares these with past "
+                "steps; leave selection off, or take another estimator"
             )
         return self
 

@@ -18,6 +18,9 @@ from agentrl.types import Trajectory, count_failures
 # Four tokens rarely repeat by chance, and a loop of a few words shows.
 _GRAM = 4
 
+NOTES = "estimator/"
+"""What stands before the names of an estimator's notes among the metrics of a step."""
+
 
 def batch_metrics(
     trajectories: Sequence[Trajectory],
@@ -78,6 +81,11 @@ def stratum_rewards(metrics: Mapping[str, float]) -> dict[str, StratumRewards]:
         stratum: StratumRewards(values["rollouts"], values["reward"], values["reward_variance"])
         for stratum, values in by_stratum(metrics).items()
     }
+
+
+def estimator_notes(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Read what the estimator noted of a step out of the step's metrics."""
+    return {name.removeprefix(NOTES): value for name, value in metrics.items() if name.startswith(NOTES)}
 
 
 def _repetition(trajectories: Iterable[Trajectory]) -> float:

@@ -16,7 +16,7 @@ from agentrl.advantages.episodes import episode_advantages, group_strata
 from agentrl.advantages.schedule import Options
 from agentrl.config import Config
 from agentrl.data.stream import QuestionStream
-from agentrl.training.metrics import batch_metrics, stratum_rewards
+from agentrl.training.metrics import NOTES, batch_metrics, estimator_notes, stratum_rewards
 from agentrl.training.selection import Selection, SignalShare
 from agentrl.types import (
     AgentRLError,
@@ -77,9 +77,10 @@ class StepSampler:
         self._on_batch = on_batch
         self._on_done = on_done
         self._on_stall = on_stall
-        self._stratifier = get_stratifier(config.advantages.stratum)
+        self._stratifier = get_stratifier(config.advantages.stratum, config.seed)
         self._options = Options(config.advantages.options)
         self._signal_share = SignalShare()
+        self._past: list[dict[str, float]] = []
         self._used = 0
         for metrics in history:
             self._observe(metrics)
@@ -121,6 +122,7 @@ class StepSampler:
         self._used = int(metrics["questions/used"])
         self._options.observe(stratum_rewards(metrics))
         self._signal_share.observe(metrics)
+        self._past.append(estimator_notes(metrics))
 
     def _begin_selection(self, wanted: int) -> Selection:
         settings = self._config.advantages.selection
@@ -215,6 +217,7 @@ class StepSampler:
             scope=self._config.advantages.scope,
             options=options,
             group_size=size,
+            past=self._past,
         )
 
     def _score(
@@ -241,6 +244,7 @@ class StepSampler:
         trains = [self._trains(trajectory) for trajectory in kept]
 
         metrics |= {f"advantages/{name}": value for name, value in advantages.report.metrics().items()}
+        metrics |= {f"{NOTES}{name}": float(value) for name, value in advantages.notes.items()}
         metrics |= {f"advantages/option/{name}": options[name] for name in self._options.moving}
         if self._config.advantages.selection.enabled:
             metrics |= {

@@ -87,6 +87,8 @@ def reference(rows, name):
         elif varies(rewards):
             rest = (np.sum(rewards) - row["reward"]) / (k - 1)
             baseline = {"dr_grpo": np.mean(rewards), "rloo": rest, "opo": np.average(rewards, weights=lengths)}
+            # Without a past.
+            baseline["value_baseline"] = rest
             out[i] = row["reward"] - baseline[name]
     return out
 
@@ -115,7 +117,7 @@ def test_every_estimator_agrees_with_a_plain_reference(rollouts, name, scale, st
     # Turn rewards are of size 1 and stay so; a reward of 1e-12 beside them is below what float64 keeps of their sum.
     rows = table(rollouts, strata, 1.0 if name == "gigpo" else scale)
     values, expected = run(rows, name).values, np.array(reference(rows, name))
-    unit = scale if name in ("dr_grpo", "rloo", "opo") else 1.0
+    unit = scale if name in ("dr_grpo", "rloo", "opo", "value_baseline") else 1.0
     assert np.isfinite(values).all()
     np.testing.assert_allclose(values / unit, expected / unit, rtol=0, atol=1e-9)
 

@@ -1,6 +1,8 @@
 """What sorts episodes into strata, and what estimators with turns read off them."""
 
 import dataclasses
+from collections import Counter
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentrl.advantages import STRATIFIERS, AdvantageError, get_stratifier, label
-from agentrl.advantages.episodes import anchors, episode_strata, length, turn_rewards
+from agentrl.advantages.episodes import anchors, group_strata, length, turn_rewards
 from agentrl.advantages.strata import OTHER, cap_strata
 from agentrl.types import Action, ActionKind, End, FailureCause, Question, SearchCall, Trajectory, Turn
 
@@ -36,13 +38,13 @@ def episode(*turns, answer="Lima", end=End.ANSWERED, gold=("p2",)):
 
 
 def key(name, *turns, **fields):
-    return get_stratifier(name)(episode(*turns, **fields))
+    return get_stratifier(name)([episode(*turns, **fields)])[0]
 
 
 def test_searches_counts_only_those_that_were_executed():
     assert key("searches", ANSWER) == 0
     assert key("searches", search("p1"), search("p1"), WRITTEN, ANSWER) == 2
-    assert get_stratifier() is STRATIFIERS["searches"]
+    assert get_stratifier()([episode(ANSWER), episode(search("p1"), ANSWER)]) == [0, 1]
 
 
 def test_outcomes_tell_hits_gold_empty_and_repeated_apart():
@@ -82,6 +84,11 @@ def test_end_and_answered():
     assert key("answered", ANSWER) == "answered"
 
 
+def test_the_question_set_is_a_stratum_of_whole_questions():
+    named = dataclasses.replace(episode(ANSWER), question=Question("q", "?", ("x",), "nq"))
+    assert get_stratifier("dataset")([named, episode(ANSWER)]) == ["nq", "unnamed"]
+
+
 def test_several_stratifiers_give_a_tuple():
     assert key(["searches", "end"], search("p1"), ANSWER) == (1, "answered")
     assert label(key(["searches", "outcomes"], search("p1"), ANSWER)) == "1, (hit)"
@@ -97,15 +104,14 @@ def test_every_stratifier_gives_a_hashable_key_with_a_label_of_one_line(name):
 
 
 def test_a_stratifier_by_import_path():
-    assert get_stratifier("agentrl.advantages.strata:searches") is STRATIFIERS["searches"]
+    assert key("agentrl.advantages.strata:searches", search("p1"), ANSWER) == 1
 
 
 @pytest.mark.parametrize("name", ["serches", "no_such_module:f"])
 def test_unknown_stratifier(name):
-    with pytest.raises(AdvantageError, match=f"stratifier '{name}'"):
-        get_stratifier(name)
-    with pytest.raises(AdvantageError, match=f"stratifier '{name}'"):
-        get_stratifier(["searches", name])
+    for stratum in (name, ["searches", name], f"random_like:{name}"):
+        with pytest.raises(AdvantageError, match=f"stratifier '{name}'"):
+            get_stratifier(stratum)
 
 
 def test_a_stratum_of_no_stratifier_is_refused():
@@ -178,15 +184,106 @@ def test_a_cap_is_drawn_by_the_episodes_that_count():
     often = [episode(ANSWER)] * 2 + [episode(search("p1"), ANSWER)] * 2 + [episode(INVALID, ANSWER)]
     failed = [episode(search("p1"), search("p2"), end=End.ENVIRONMENT_FAILURE)] * 3
     placement = get_stratifier("placement")
-    strata = episode_strata([*failed, *often], placement, 3)
-    assert strata == [placement(one) for one in [*failed, *often]]
+    strata = group_strata([[*failed, *often]], placement, 3, "prompt")
+    assert strata == placement([*failed, *often])
 
 
-def test_a_stratifier_that_fails_is_named_with_its_line_and_the_episode():
-    def broken(trajectory):
-        raise KeyError("boom")
+def broken(trajectory):
+    raise KeyError("boom")
 
+
+@pytest.mark.parametrize("name", ["test_strata:broken", "random_like:test_strata:broken"])
+def test_a_stratifier_that_fails_is_named_with_its_line_and_the_episode(name):
     with pytest.raises(
         AdvantageError, match=rf"fails for episode e1 of question q1: KeyError: 'boom' \({__file__}:\d+\)"
     ):
-        episode_strata([episode(ANSWER)], broken, None)
+        get_stratifier(name)([episode(ANSWER)])
+
+
+GROUPS = st.lists(
+    st.lists(st.tuples(st.integers(0, 4), st.sampled_from([End.ANSWERED, End.INVALID, End.ENVIRONMENT_FAILURE]))),
+    max_size=4,
+)
+
+
+def groups_of(drawn):
+    return [
+        [make_episode(f"7/{q}/{i}", searches=searches, end=end) for i, (searches, end) in enumerate(group)]
+        for q, group in enumerate(drawn)
+    ]
+
+
+@given(
+    GROUPS,
+    st.integers(0, 3),
+    st.none() | st.integers(2, 4),
+    st.sampled_from(["prompt", "batch"]),
+    st.sampled_from(["searches", "end", ["searches", "end"]]),
+)
+def test_random_strata_are_as_large_in_each_group_as_the_real_ones(drawn, seed, most, scope, name):
+    groups = groups_of(drawn)
+    alike = f"random_like:{name}" if isinstance(name, str) else [f"random_like:{part}" for part in name]
+    real, dealt = (group_strata(groups, get_stratifier(stratum, seed), most, scope) for stratum in (name, alike))
+    start = 0
+    for group in groups:
+        own = [i for i, one in enumerate(group, start) if one.valid]
+        assert Counter(dealt[i] for i in own) == Counter(real[i] for i in own)
+        assert {dealt[i] for i in range(start, start + len(group)) if i not in own} <= set(real)
+        start += len(group)
+
+
+@given(GROUPS, st.randoms(use_true_random=False))
+def test_random_strata_do_not_depend_on_the_order_of_the_episodes_or_on_failed_ones(drawn, shuffle):
+    stratifier = get_stratifier("random_like:searches", 5)
+    for group in groups_of(drawn):
+        before = {one.id: key for one, key in zip(group, stratifier(group), strict=True)}
+        shuffled = shuffle.sample(group, len(group))
+        assert {one.id: key for one, key in zip(shuffled, stratifier(shuffled), strict=True)} == before
+        sound = [one for one in group if one.valid]
+        assert stratifier(sound) == [before[one.id] for one in sound]
+
+
+def test_random_strata_are_other_ones_for_another_step_question_or_seed():
+    def dealt(prefix, seed=0):
+        return tuple(get_stratifier("random_like:searches", seed)(eight(prefix)))
+
+    def eight(prefix):
+        return [make_episode(f"{prefix}/{i}", searches=i) for i in range(8)]
+
+    assert dealt("3/0") == dealt("3/0")
+    assert len({dealt("3/0"), dealt("4/0"), dealt("3/1"), dealt("3/0", seed=1), tuple(range(8))}) == 5
+
+
+def test_random_strata_are_the_same_in_every_process():
+    """Written down, because a run is resumed by another process, and perhaps by another version of Python."""
+    episodes = [make_episode(f"3/0/{i}", searches=i) for i in range(8)]
+    assert get_stratifier("random_like:searches", 0)(episodes) == DEALT
+
+
+DEALT = [7, 1, 4, 3, 5, 2, 0, 6]
+
+
+def test_every_order_of_random_strata_is_as_likely():
+    stratifier, steps = get_stratifier("random_like:searches", 0), 6000
+    found = Counter(
+        tuple(stratifier([make_episode(f"{step}/0/{i}", searches=i) for i in range(3)])) for step in range(steps)
+    )
+    expected = steps / 6
+    assert set(found) == set(permutations(range(3)))
+    # Chi-square with 5 degrees of freedom is above 20.5 in one of a thousand sets of draws; these are always the same.
+    assert sum((count - expected) ** 2 / expected for count in found.values()) < 20.5
+
+
+def test_random_parts_of_a_list_are_dealt_alike_and_others_stay():
+    group = [make_episode(f"3/0/{i}", searches=i % 3, answer="x" if i % 3 else None) for i in range(8)]
+    both = get_stratifier(["random_like:searches", "random_like:answered"])(group)
+    assert set(both) == {(0, "unanswered"), (1, "answered"), (2, "answered")}
+    one = get_stratifier(["random_like:searches", "answered"])(group)
+    assert [key for _, key in one] == get_stratifier("answered")(group)
+    assert [key for key, _ in one] == [key for key, _ in both] == get_stratifier("random_like:searches")(group)
+
+
+@pytest.mark.parametrize("name", ["random_like", "random_like:", ["searches", "random_like:"]])
+def test_random_strata_of_no_stratifier_are_refused(name):
+    with pytest.raises(AdvantageError, match="needs a stratifier to take sizes from; write it as random_like:searches"):
+        get_stratifier(name)

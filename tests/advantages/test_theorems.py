@@ -1,7 +1,9 @@
-"""The statements T1 to T11 of docs/algorithm.md, each to 1e-10 in float64, and T10 by simulation.
+"""The statements T1 to T12 of docs/algorithm.md, each to 1e-10 in float64, and T10 by simulation.
 
 Rewards are quarters of small integers, so that an error of 1e-10 can only come from the code and not from the inputs.
 """
+
+import itertools
 
 import numpy as np
 import pytest
@@ -277,3 +279,13 @@ def test_t11_rewards_constant_within_strata():
     np.testing.assert_array_equal(one_group(rewards, strata), np.zeros(4))
     np.testing.assert_array_equal(gn(rewards), [-1, -1, 1, 1])
     np.testing.assert_allclose(one_group(rewards, strata, alpha=0.8), [-0.2, -0.2, 0.2, 0.2], rtol=0, atol=EXACT)
+
+
+@modest
+@given(st.lists(st.tuples(REWARD, st.integers(0, 3)), min_size=2, max_size=6))
+def test_t12_random_strata_leave_the_direction_of_dr_grpo_on_average(rollouts):
+    rewards, strata = arrays(rollouts)
+    orders = [list(order) for order in itertools.permutations(strata)]
+    left = np.mean([rewards - stratum_means(rewards, np.array(order)) for order in orders], axis=0)
+    size, parts = len(rewards), len(set(strata.tolist()))
+    np.testing.assert_allclose(left, (size - parts) / (size - 1) * (rewards - rewards.mean()), rtol=0, atol=EXACT)

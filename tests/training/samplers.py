@@ -30,12 +30,14 @@ def sampler(
     pick=min,
     wanted=2,
     training=(),
+    seed=0,
     **advantages,
 ):
     """A sampler over a pool whose episodes are `make(question, name, number)`, where number counts episodes as played."""
     config = parse_config(
         {
             "name": "x",
+            "seed": seed,
             "model": {"path": "m"},
             "rollout": {
                 "group_size": size,

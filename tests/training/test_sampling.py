@@ -1,6 +1,7 @@
 """A step's questions become whole groups in order, each episode gets its own advantage, and failures are counted apart."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -168,6 +169,33 @@ def test_a_progress_rule_resumes_from_the_metrics_of_the_steps_before():
     assert resumed(4).metrics["advantages/option/alpha"] == 0.5
 
 
+@pytest.mark.parametrize("window", [2, 20])
+def test_a_learnt_baseline_resumes_from_the_metrics_of_the_steps_before(window):
+    def make(question, name, number):
+        _, position, place = map(int, name.split("/"))
+        return make_episode(name, question, searches=place % 3, reward=float((position * place) % 7 > 2))
+
+    def run(count, history=()):
+        settings = {"estimator": "value_baseline", "options": {"window": window}, "max_strata": 2}
+        sample, _, _, _ = sampler(make, size=8, history=history, **settings)
+        batches = [sample(16, step=len(history) + step) for step in range(1, count + 1)]
+        return [batch.advantages for batch in batches], [batch.metrics for batch in batches]
+
+    def learnt(metrics):
+        return {name: value for name, value in metrics.items() if not name.split("/")[0].startswith(("sec", "tokens_"))}
+
+    advantages, metrics = run(5)
+    # As a run folder gives them back.
+    resumed_advantages, resumed_metrics = run(2, history=[json.loads(json.dumps(line)) for line in metrics[:3]])
+    assert resumed_advantages == advantages[3:]
+    assert [learnt(line) for line in resumed_metrics] == [learnt(line) for line in metrics[3:]]
+    assert {"estimator/r2", "estimator/strata/0/rollouts", "estimator/strata/1+/rollouts"} <= metrics[0].keys()
+    fresh, _ = run(1)
+    assert fresh[0] == advantages[0]
+    forgotten, _ = run(1, history=[learnt(line) | {"estimator/strata/0/rollouts": 0.0} for line in metrics[:3]])
+    assert forgotten[0] != advantages[3]
+
+
 def test_strata_can_be_capped_and_made_of_several_stratifiers():
     def make(question, name, number):
         return make_episode(name, question, searches=number % 4, reward=0.0)
@@ -180,6 +208,30 @@ def test_strata_can_be_capped_and_made_of_several_stratifiers():
     }
     sample, _, _, _ = sampler(make, size=4, stratum=["searches", "end"])
     assert "strata/3, answered/share" in sample(4).metrics
+
+
+def test_random_strata_come_from_the_seed_and_are_the_same_after_a_resume():
+    def make(question, name, number):
+        # What an episode is depends on its name alone, as it does in a run that samples from a seed.
+        place = int(name.rsplit("/", 1)[1])
+        return make_episode(name, question, searches=place % 4, reward=float(place**2 % 11))
+
+    def batches(count, history=(), stratum="random_like:searches", **settings):
+        options = {"estimator": "stratified", "options": {"alpha": 1.0}, "stratum": stratum}
+        sample, _, _, _ = sampler(make, size=8, history=history, **options, **settings)
+        return [sample(16, step=len(history) + step) for step in range(1, count + 1)]
+
+    whole = batches(3)
+    (resumed,) = batches(1, history=[batch.metrics for batch in whole[:2]])
+    assert resumed.advantages == whole[2].advantages
+    groups = [tuple(batch.advantages[i : i + 8]) for batch in whole for i in (0, 8)]
+    assert len(set(groups)) == 6
+    assert batches(1, seed=1)[0].advantages != whole[0].advantages
+    shares = [
+        {name: value for name, value in batch.metrics.items() if name.startswith("strata/") and name.endswith("/share")}
+        for batch in (whole[0], *batches(1, stratum="searches"))
+    ]
+    assert shares[0] == shares[1]
 
 
 @pytest.mark.parametrize("estimator", list(ESTIMATORS))

@@ -105,7 +105,19 @@ class Events(queue.Queue):
 LORA = {"rank": 4, "alpha": 8.0, "dropout": 0.0}
 
 
-def make_config(model, run_dir, training, lora=LORA):  # noqa: F811
+ADVANTAGES = {
+    "stratum": "test_session_exact:length_class",
+    "options": {"alpha": {"start": 0.9, "end": 0.3, "rule": "progress", "window": 1}},
+}
+# A baseline that is learnt from step to step, and strata that are drawn.
+LEARNT = {
+    "estimator": "value_baseline",
+    "stratum": "random_like:test_session_exact:length_class",
+    "options": {"ridge": {"start": 0.9, "end": 0.3, "rule": "progress", "window": 1}},
+}
+
+
+def make_config(model, run_dir, training, lora=LORA, advantages=ADVANTAGES):  # noqa: F811
     return parse_config(
         {
             "name": "run",
@@ -116,10 +128,7 @@ def make_config(model, run_dir, training, lora=LORA):  # noqa: F811
             "engine": {"kind": "transformers", "threads": 1, "max_concurrent": 1},
             "rollout": {"group_size": 4, "questions_per_step": 2},
             "agent": {"max_turns": 2, "max_turn_tokens": 8, "max_episode_tokens": 256, "instruction": ""},
-            "advantages": {
-                "stratum": "test_session_exact:length_class",
-                "options": {"alpha": {"start": 0.9, "end": 0.3, "rule": "progress", "window": 1}},
-            },
+            "advantages": advantages,
             "training": {
                 "steps": STEPS,
                 "checkpoint_every": 2,
@@ -168,8 +177,17 @@ def run_to_its_end(config, resume=False, events=None):
         ({}, None),
         ({"schedule": "linear", "kl": {"coefficient": 0.1}}, None),
         ({}, LORA | {"dora": True}),
+        ({}, LORA, LEARNT),
     ],
-    ids=["one update", "linear, kl and muon", "four updates", "all weights", "all weights, linear and kl", "dora"],
+    ids=[
+        "one update",
+        "linear, kl and muon",
+        "four updates",
+        "all weights",
+        "all weights, linear and kl",
+        "dora",
+        "learnt baseline",
+    ],
 )
 def unbroken(request, model, tmp_path_factory):  # noqa: F811
     config = make_config(model, tmp_path_factory.mktemp("unbroken"), *request.param)
@@ -199,10 +217,11 @@ def test_a_run_that_is_cut_off_anywhere_and_resumed_leaves_what_an_unbroken_one_
 
 
 def test_the_runs_compared_have_what_a_resume_could_lose(unbroken):
-    """Weights that move, a schedule of the rate, an alpha that was adapted, evaluations, and tokens that differ by step."""
+    """Weights that move, a schedule of the rate, an option that was adapted, evaluations, and tokens that differ by step."""
     _, _, whole = unbroken
     assert len({line["learning_rate"] for line in whole["metrics"]}) > 1
-    assert len({line["advantages/option/alpha"] for line in whole["metrics"]}) > 1
+    (option,) = (name for name in whole["metrics"][0] if name.startswith("advantages/option/"))
+    assert len({line[option] for line in whole["metrics"]}) > 1
     assert all(line["grad_norm"] > 0 for line in whole["metrics"])
     assert [name for name in whole["scores"] if name.startswith("step")] == ["step-00003.json"]
     assert len({str(step) for step in whole["episodes"]}) == STEPS

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from agentrl.advantages.base import AdvantageError, Floats
+from agentrl.advantages.base import AdvantageError, Estimate, Floats
 from agentrl.advantages.estimators.dr_grpo import dr_grpo
 from agentrl.advantages.estimators.gigpo import gigpo
 from agentrl.advantages.estimators.grpo import grpo
@@ -15,11 +15,12 @@ from agentrl.advantages.estimators.opo import opo
 from agentrl.advantages.estimators.reinforce_pp import reinforce_pp
 from agentrl.advantages.estimators.rloo import rloo
 from agentrl.advantages.estimators.stratified import stratified
+from agentrl.advantages.estimators.value_baseline import value_baseline
 from agentrl.registry import look_up
 from retrievers.names import did_you_mean
 
-Estimator = Callable[..., Floats]
-"""estimator(batch: Batch, *, option=default, ...) -> float64 [n], or [n, T] with a value for each turn"""
+Estimator = Callable[..., Floats | Estimate]
+"""estimator(batch: Batch, *, option=default, ...) -> float64 [n], or [n, T] with a value for each turn, or an `Estimate`"""
 
 ESTIMATORS: dict[str, Estimator] = {
     "stratified": stratified,
@@ -30,6 +31,7 @@ ESTIMATORS: dict[str, Estimator] = {
     "opo": opo,
     "gigpo": gigpo,
     "mt_grpo": mt_grpo,
+    "value_baseline": value_baseline,
 }
 
 
