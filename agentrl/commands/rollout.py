@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from agentrl.advantages import get_stratifier
 from agentrl.advantages.episodes import episode_advantages, group_strata
+from agentrl.advantages.outlook import outlook
 from agentrl.advantages.schedule import Options
 from agentrl.commands.policy import prepare, sampling_pool
 from agentrl.config import Config, ConfigError
@@ -97,7 +98,7 @@ def summary(config: Config, groups: Sequence[Sequence[Trajectory]]) -> Group:
     # Advantages compare the episodes of a group.
     if not valid or all(len(group) == 1 for group in groups):
         return Group(rows)
-    return Group(rows, Text(), _strata(config, groups))
+    return Group(rows, Text(), *_strata(config, groups))
 
 
 def _reward(rewards: Sequence[float]) -> str:
@@ -108,15 +109,22 @@ def _reward(rewards: Sequence[float]) -> str:
     return f"{mean}, 95 % interval {low:.3f} to {high:.3f}"
 
 
-def _strata(config: Config, groups: Sequence[Sequence[Trajectory]]) -> Table:
-    """Return the table of the advantages that a training step would give these groups at its start."""
+def _strata(config: Config, groups: Sequence[Sequence[Trajectory]]) -> Iterator[RenderableType]:
+    """Yield the table of the advantages that a training step would give these groups at its start, and their outlook."""
     settings = config.advantages
     everyone = [trajectory for group in groups for trajectory in group]
-    return episode_advantages(
+    numbers = [number for number, group in enumerate(groups) for _ in group]
+    strata = group_strata(groups, get_stratifier(settings.stratum, config.seed), settings.max_strata, settings.scope)
+    yield episode_advantages(
         everyone,
-        [number for number, group in enumerate(groups) for _ in group],
-        group_strata(groups, get_stratifier(settings.stratum, config.seed), settings.max_strata, settings.scope),
+        numbers,
+        strata,
         estimator=settings.estimator,
         scope=settings.scope,
         options=Options(settings.options).at(0.0),
     ).report.table()
+    rewards, valid = [t.reward or 0.0 for t in everyone], [t.valid and t.reward is not None for t in everyone]
+    found = outlook(rewards, numbers, strata, valid)
+    if found is not None:
+        yield Text()
+        yield found.table()
