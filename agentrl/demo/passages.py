@@ -11,6 +11,13 @@ from agentrl.demo.facts import City, Country, Province, World, mentions
 Choose = Callable[[Sequence[str]], str]
 """Picks one of several wordings."""
 
+DOMAIN_WORDINGS = (
+    "On the internet the country has the top-level domain",
+    "Web addresses that belong to the country end in the internet domain",
+    "The country code domain on the internet is",
+)
+"""What comes before a country's domain."""
+
 
 @dataclass(frozen=True, slots=True)
 class Passage:
@@ -179,16 +186,9 @@ def _telephone_passage(country: Country, choose: Choose) -> tuple[str, str] | No
             )
         )
     if country.tld:
-        tld = country.tld[0]
         sentences.append(
-            choose(
-                (
-                    f"On the internet the country has the top-level domain {tld}",
-                    f"Web addresses that belong to the country end in the internet domain {tld}",
-                    f"The country code domain on the internet is {tld}",
-                )
-            )
-            + f", and ISO 3166 gives it the letters {country.code} and {country.alpha3}."
+            f"{choose(DOMAIN_WORDINGS)} {country.tld[0]}"
+            f", and ISO 3166 gives it the letters {country.code} and {country.alpha3}."
         )
     if not sentences:
         return None
