@@ -1,7 +1,6 @@
 """Settings that cannot be meant are refused by name, and what is accepted survives a round trip."""
 
 import os
-import re
 import subprocess
 import sys
 from typing import get_args, get_origin
@@ -230,36 +229,6 @@ def test_relative_paths_are_under_the_root_and_absolute_ones_are_not(small, tmp_
 def test_packaged_configs_are_valid():
     for name in packaged_configs():
         load_config(name)
-
-
-def test_a_config_changes_the_one_that_it_extends_section_by_section(tmp_path):
-    (tmp_path / "base.yaml").write_text(
-        "extends: pocket.yaml\nname: base\nrollout: {group_size: 4}\ndata: {eval: [{path: a.jsonl}, {path: b.jsonl}]}\n"
-    )
-    (tmp_path / "own.yaml").write_text("extends: base.yaml\nname: own\ndata: {eval: [{path: c.jsonl}]}\n")
-    own, pocket = load_config(str(tmp_path / "own.yaml")), load_config("pocket.yaml")
-    assert (own.name, own.rollout.group_size) == ("own", 4)
-    assert own.rollout.questions_per_step == pocket.rollout.questions_per_step
-    assert [given.path for given in own.data.eval] == ["c.jsonl"]
-    assert own.data.train == pocket.data.train
-    assert "extends" not in own.to_yaml()
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("extends: missing.yaml", "extends: no config file 'missing.yaml'"),
-        ("extends: [pocket.yaml]", "extends: must be the path or the name of one config"),
-        ("extends: own.yaml", "extends this config in turn"),
-        ("extends: other.yaml", "extends this config in turn"),
-    ],
-)
-def test_a_config_that_extends_nothing_that_can_be_read_is_refused_by_its_name(tmp_path, text, expected):
-    (tmp_path / "own.yaml").write_text(f"{text}\n")
-    (tmp_path / "other.yaml").write_text("extends: own.yaml\n")
-    with pytest.raises(ConfigError, match=re.escape(expected)) as caught:
-        load_config(str(tmp_path / "own.yaml"))
-    assert str(tmp_path) in str(caught.value)
 
 
 def test_reading_a_config_loads_neither_torch_nor_ray():

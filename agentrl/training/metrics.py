@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from agentrl.advantages import by_stratum, label
 from agentrl.advantages.episodes import length
@@ -70,6 +71,28 @@ def batch_metrics(
     metrics["groups/reward_varies"] = float(np.mean([len({r for r, _ in g}) > 1 for g in groups.values()]))
     metrics["groups/several_strata"] = float(np.mean([len({s for _, s in g}) > 1 for g in groups.values()]))
     return metrics
+
+
+def advantage_variance(
+    advantages: NDArray[np.floating], strata: Sequence[Hashable], group_numbers: Sequence[int], valid: Sequence[bool]
+) -> dict[str, float]:
+    """Split the variance of advantages [N] or [N, turns] within groups into that between their strata and that within them.
+
+    An episode's advantage is the sum over its turns. Between: the mean of (A_k - A)^2 over the valid episodes, with A_k the mean
+    of the episode's stratum in its group and A that of its group; within: the mean of (A_i - A_k)^2.
+    """
+    whole = advantages.sum(axis=1) if advantages.ndim == 2 else advantages
+    groups: dict[int, dict[Hashable, list[float]]] = {}
+    for value, key, number, counts in zip(whole, strata, group_numbers, valid, strict=True):
+        if counts:
+            groups.setdefault(number, {}).setdefault(key, []).append(float(value))
+    between = within = 0.0
+    for by_key in groups.values():
+        mean = np.mean([value for values in by_key.values() for value in values])
+        between += sum(len(values) * float(np.mean(values) - mean) ** 2 for values in by_key.values())
+        within += sum(len(values) * float(np.var(values)) for values in by_key.values())
+    count = max(1, sum(valid))
+    return {"advantages/variance_between_strata": between / count, "advantages/variance_within_strata": within / count}
 
 
 def stratum_rewards(metrics: Mapping[str, float]) -> dict[str, StratumRewards]:

@@ -16,7 +16,7 @@ from agentrl.advantages.episodes import episode_advantages, group_strata
 from agentrl.advantages.schedule import Options
 from agentrl.config import Config
 from agentrl.data.stream import QuestionStream
-from agentrl.training.metrics import batch_metrics, stratum_rewards
+from agentrl.training.metrics import advantage_variance, batch_metrics, stratum_rewards
 from agentrl.training.selection import Selection, SignalShare
 from agentrl.types import (
     AgentRLError,
@@ -241,6 +241,9 @@ class StepSampler:
         trains = [self._trains(trajectory) for trajectory in kept]
 
         metrics |= {f"advantages/{name}": value for name, value in advantages.report.metrics().items()}
+        metrics |= advantage_variance(
+            np.asarray(advantages.values), self._strata(trained), numbers[: len(kept)], [t.valid for t in kept]
+        )
         metrics |= {f"advantages/option/{name}": options[name] for name in self._options.moving}
         if self._config.advantages.selection.enabled:
             metrics |= {

@@ -2,13 +2,14 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 from fakes import make_episode
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agentrl.config import LengthConfig
-from agentrl.training.metrics import batch_metrics
+from agentrl.training.metrics import advantage_variance, batch_metrics
 from agentrl.types import End
 
 
@@ -86,3 +87,20 @@ def test_shares_sum_to_one_and_means_follow_from_the_strata(rows):
     assert metrics["tokens/model"] + metrics["tokens/environment"] == sum(len(e.completion_ids) for e in episodes)
     assert metrics["tokens/model"] == sum(map(sum, (e.action_mask for e in episodes)))
     assert 0 <= metrics["groups/reward_varies"] <= 1
+
+
+@given(
+    st.lists(st.tuples(st.floats(-3, 3), st.integers(0, 2), st.integers(0, 3), st.booleans()), min_size=1, max_size=40)
+)
+def test_the_variance_of_advantages_is_split_into_that_between_strata_and_that_within(rows):
+    advantages, strata, groups, valid = (list(column) for column in zip(*rows, strict=True))
+    split = advantage_variance(np.array(advantages), strata, groups, valid)
+    counted = [(group, value) for value, group, counts in zip(advantages, groups, valid, strict=True) if counts]
+    by_group = [[value for g, value in counted if g == group] for group in {g for g, _ in counted}]
+    whole = sum(len(values) * np.var(values) for values in by_group) / max(1, len(counted))
+    assert sum(split.values()) == pytest.approx(whole, abs=1e-9)
+    apart = advantage_variance(np.array(advantages), list(range(len(rows))), groups, valid)
+    assert apart["advantages/variance_within_strata"] == 0
+    # The turns of an episode add up.
+    halves = np.stack([np.array(advantages) / 2] * 2, axis=1)
+    assert advantage_variance(halves, strata, groups, valid) == pytest.approx(split)
