@@ -72,11 +72,11 @@ def make_mix(mix: Mix, seed: int) -> tuple[list[Passage], dict[str, list[Draft]]
     splits = _split(asked, rng)
     share = UP_TO_DATE if mix == "practise" else 1 - STATED
     # The questions of a split are in random order, so its first ones are as good as any.
-    right = {draft.chain[0] for drafts in splits.values() for draft in drafts[: round(share * len(drafts))]}
+    up_to_date = {draft.chain[0] for drafts in splits.values() for draft in drafts[: round(share * len(drafts))]}
     former = _former(world)
     pages = write_passages(former, seed)
     for city in world.cities:
-        told = (world if city.name in right else former).countries[city.country]
+        told = (world if city.name in up_to_date else former).countries[city.country]
         page = pages.cities[city.name]
         pages.cities[city.name] = replace(page, text=f"{page.text} {_sentence(told, city.name, seed)}")
     for (code, topic), page in pages.countries.items():
@@ -91,7 +91,7 @@ def make_mix(mix: Mix, seed: int) -> tuple[list[Passage], dict[str, list[Draft]]
         page = pages.cities[city]
         if mix == "practise":
             return replace(draft, passages=(page, register[draft.country]))
-        if city in right:
+        if city in up_to_date:
             return replace(draft, passages=(page,))
         told = _sentence(world.countries[draft.country], f"{city}:question", seed)
         return replace(draft, kind="stated_tld", text=f"{told} {draft.text}", passages=())
