@@ -11,12 +11,12 @@ from agentrl.demo.facts import City, Country, Province, World, mentions
 Choose = Callable[[Sequence[str]], str]
 """Picks one of several wordings."""
 
-DOMAIN_WORDINGS = (
-    "On the internet the country has the top-level domain",
-    "Web addresses that belong to the country end in the internet domain",
-    "The country code domain on the internet is",
+CURRENCY_WORDINGS = (
+    "The currency of {c} is the {currency}, written {code} in international currency lists.",
+    "People in {c} pay with the {currency}, whose international currency code is {code}.",
+    "Prices in {c} are given in the {currency}, a currency that banks abroad know as {code}.",
 )
-"""What comes before a country's domain."""
+"""What a passage says of a country's currency."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,15 +143,7 @@ def _money_passage(country: Country, choose: Choose) -> tuple[str, str] | None:
     sentences = []
     if country.currency:
         currency, code = country.currency
-        sentences.append(
-            choose(
-                (
-                    f"The currency of {name} is the {currency}, written {code} in international currency lists.",
-                    f"People in {name} pay with the {currency}, whose international currency code is {code}.",
-                    f"Prices in {name} are given in the {currency}, a currency that banks abroad know as {code}.",
-                )
-            )
-        )
+        sentences.append(choose(CURRENCY_WORDINGS).format(c=name, currency=currency, code=code))
     if country.language:
         language = country.language[0]
         sentences.append(
@@ -186,9 +178,16 @@ def _telephone_passage(country: Country, choose: Choose) -> tuple[str, str] | No
             )
         )
     if country.tld:
+        tld = country.tld[0]
         sentences.append(
-            f"{choose(DOMAIN_WORDINGS)} {country.tld[0]}"
-            f", and ISO 3166 gives it the letters {country.code} and {country.alpha3}."
+            choose(
+                (
+                    f"On the internet the country has the top-level domain {tld}",
+                    f"Web addresses that belong to the country end in the internet domain {tld}",
+                    f"The country code domain on the internet is {tld}",
+                )
+            )
+            + f", and ISO 3166 gives it the letters {country.code} and {country.alpha3}."
         )
     if not sentences:
         return None

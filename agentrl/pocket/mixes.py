@@ -1,12 +1,12 @@
 """Mixes of questions for the pocket policy, each of which rewards another way of searching. Each is a made-up world.
 
-In both worlds every country got another internet domain, and all questions are of the kind "What is the internet domain of the
-country in which A lies?". Pages on telephone and internet still name the former domain.
+In both worlds every country got another currency, and all questions are of the kind "What is the currency of the country in which
+A lies?". Pages on money and language still name the former one.
 
-- `practise`: the page on A names the domain, and of every ten such pages six are up to date. A register has the domain of every
-  country. So one search is right in .6 of the questions, and two can be right in all: for A, and then for "internet domain of B".
-  The policy knows other queries for B far better, and they bring the former domain.
-- `distract`: half of the questions state the domain, and of the others the page on A does. Everything else is out of date, and
+- `practise`: the page on A names the currency, and of every ten such pages seven are up to date. A register has the currency of
+  every country. So one search is right for .7 of the questions, and two can be right for all: for A, then for "currency of B".
+  The policy knows other queries for B better, and they bring the former currency.
+- `distract`: half of the questions state the currency, and of the others the page on A does. Everything else is out of date, and
   there is no register. So no search is best for one half and a single one for the other, and each further search misleads.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from agentrl.demo.facts import Country, World
-from agentrl.demo.passages import DOMAIN_WORDINGS, Passage, chooser, write_passages
+from agentrl.demo.passages import CURRENCY_WORDINGS, Passage, chooser, write_passages
 from agentrl.demo.questions import Draft, draft_questions
 from agentrl.demo.sources import attribution, load_world
 from agentrl.demo.splits import balanced
@@ -31,15 +31,15 @@ Mix = Literal["practise", "distract"]
 COUNTRIES = 110
 DEV_COUNTRIES = 32
 DEV_QUESTIONS = 240
-UP_TO_DATE = 0.6
-"""Practise: the share of questions whose first page names today's domain."""
+UP_TO_DATE = 0.7
+"""Practise: the share of questions whose first page names today's currency."""
 STATED = 0.5
-"""Distract: the share of questions that state today's domain."""
+"""Distract: the share of questions that state today's currency."""
 
-_KIND = "city_tld"
-# So that both titles that such pages have elsewhere bring the one there is.
-_FORMER = "This was written on telephone and telecommunications in {c} some years ago."
-_REGISTER = "It is the internet domain of {c}, and no other domain is that of {c}."
+_KIND = "city_currency"
+# So that each title that such pages have elsewhere brings the one there is.
+_FORMER = "This was written on money and language in {c} some years ago."
+_REGISTER = "It is the currency of {c}, and no other currency is the currency of {c}."
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +76,13 @@ def make_mix(mix: Mix, seed: int) -> tuple[list[Passage], dict[str, list[Draft]]
     former = _former(world)
     pages = write_passages(former, seed)
     for city in world.cities:
+        if world.countries[city.country].currency is None:
+            continue
         told = (world if city.name in up_to_date else former).countries[city.country]
         page = pages.cities[city.name]
         pages.cities[city.name] = replace(page, text=f"{page.text} {_sentence(told, city.name, seed)}")
     for (code, topic), page in pages.countries.items():
-        if topic == "telephone":
+        if topic == "money":
             note = _FORMER.format(c=world.countries[code].spoken)
             pages.countries[code, topic] = replace(page, text=f"{page.text} {note}")
     register = _register(world, len(pages.passages), rng, seed) if mix == "practise" else {}
@@ -94,7 +96,7 @@ def make_mix(mix: Mix, seed: int) -> tuple[list[Passage], dict[str, list[Draft]]
         if city in up_to_date:
             return replace(draft, passages=(page,))
         told = _sentence(world.countries[draft.country], f"{city}:question", seed)
-        return replace(draft, kind="stated_tld", text=f"{told} {draft.text}", passages=())
+        return replace(draft, kind="stated_currency", text=f"{told} {draft.text}", passages=())
 
     posed_by_split = {split: [posed(draft) for draft in drafts] for split, drafts in splits.items()}
     return passages, {split: rng.sample(drafts, len(drafts)) for split, drafts in posed_by_split.items()}
@@ -112,30 +114,30 @@ def _split(drafts: Sequence[Draft], rng: random.Random) -> dict[str, list[Draft]
 
 
 def _former(world: World) -> World:
-    """Return the world as it was: each country has the domain that is another's today."""
-    today = list(world.countries.values())
-    before = zip(today, [*today[1:], today[0]], strict=True)
-    return replace(world, countries={country.code: replace(country, tld=other.tld) for country, other in before})
-
-
-def _domain(country: Country) -> str:
-    assert country.tld is not None, "every country of a made-up world has a domain"
-    return country.tld[0]
+    """Return the world as it was: each country with a currency had that of the next country with another one."""
+    today = [country for country in world.countries.values() if country.currency]
+    before = {}
+    for place, country in enumerate(today):
+        others = (other.currency for other in (*today[place + 1 :], *today) if other.currency[0] != country.currency[0])
+        before[country.code] = replace(country, currency=next(others))
+    return replace(world, countries={**world.countries, **before})
 
 
 def _sentence(country: Country, key: str, seed: int) -> str:
-    """Return a sentence on a country's domain that does not name the country, in the wording that `key` chooses."""
-    return f"{chooser(seed, f'{key}:domain')(DOMAIN_WORDINGS)} {_domain(country)}."
+    """Return a sentence on a country's currency, in the wording that `key` chooses."""
+    currency, code = country.currency
+    return chooser(seed, f"{key}:currency")(CURRENCY_WORDINGS).format(c=country.spoken, currency=currency, code=code)
 
 
 def _register(world: World, first: int, rng: random.Random, seed: int) -> dict[str, Passage]:
-    """Return a page on today's domain of each country, by its code; their ids go on after `first`."""
+    """Return a page on today's currency of each country, by its code; their ids go on after `first`."""
     numbers = iter(rng.sample(range(first, first + len(world.countries)), len(world.countries)))
     return {
         code: Passage(
             f"demo{next(numbers):05d}",
-            f"Internet domain of {country.spoken}",
+            f"Currency of {country.spoken}",
             f"{_sentence(country, f'{code}:register', seed)} {_REGISTER.format(c=country.spoken)}",
         )
         for code, country in world.countries.items()
+        if country.currency
     }

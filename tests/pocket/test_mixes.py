@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections import defaultdict
 from statistics import mean
 
@@ -14,7 +15,7 @@ from agentrl.config import load_config
 from agentrl.config.paths import packaged
 from agentrl.data.errors import DataError
 from agentrl.data.questions import read_questions, validate_questions
-from agentrl.demo.passages import DOMAIN_WORDINGS
+from agentrl.demo.passages import CURRENCY_WORDINGS
 from agentrl.pocket.mixes import write_mix
 from agentrl.rewards import exact_match
 from agentrl.rollout.local import local_config, local_pool
@@ -37,10 +38,12 @@ def passages(root, mix):
     return {row["id"]: row["contents"] for row in rows}
 
 
-def domain_in(text):
-    """The domain that a text states."""
-    (sentence,) = (wording for wording in DOMAIN_WORDINGS if wording in text)
-    return text.partition(f"{sentence} ")[2].split()[0].rstrip(".,")
+def currency_in(text):
+    """The currency that a text states last, None where it states none."""
+    patterns = [re.escape(form).replace(r"\{currency\}", "(.+?)") for form in CURRENCY_WORDINGS]
+    patterns = [form.replace(r"\{c\}", ".+?").replace(r"\{code\}", "[A-Z]{3}") for form in patterns]
+    found = [match for form in patterns for match in re.finditer(form, text)]
+    return max(found, key=lambda match: match.start())[1] if found else None
 
 
 @pytest.mark.parametrize("mix", MIXES)
@@ -63,7 +66,7 @@ def test_no_country_is_in_both_question_files(root, mix):
     train, dev = ({q.metadata["chain"][1] for q in read_questions(file)} for file in files.values())
     assert not train & dev
     assert len(read_questions(files["dev"])) == 240
-    assert len(read_questions(files["train"])) > 700
+    assert len(read_questions(files["train"])) > 600
 
 
 @pytest.mark.parametrize("mix", MIXES)
@@ -76,15 +79,15 @@ def test_every_word_that_the_policy_copies_is_one_piece(root, mix):
     assert {len(ids) - len(of) for ids in rest} == {1}
 
 
-def test_practise_first_pages_are_right_for_six_in_ten_and_the_register_for_all(root):
+def test_practise_first_pages_are_right_for_seven_in_ten_and_the_register_for_all(root):
     corpus = passages(root, "practise")
     for split in ("train", "dev"):
         questions = read_questions(root / "practise" / f"{split}.jsonl")
         first, second = (
-            [domain_in(corpus[q.metadata["gold_passage_ids"][hop]]) == q.golden_answers[0] for q in questions]
+            [currency_in(corpus[q.metadata["gold_passage_ids"][hop]]) == q.golden_answers[0] for q in questions]
             for hop in (0, 1)
         )
-        assert mean(first) == pytest.approx(0.6, abs=0.002)
+        assert mean(first) == pytest.approx(0.7, abs=0.002)
         assert all(second)
 
 
@@ -94,11 +97,11 @@ def test_distract_half_of_the_questions_state_the_answer_and_the_first_pages_of_
         questions = read_questions(root / "distract" / f"{split}.jsonl")
         stated = [q for q in questions if q.metadata["hops"] == 0]
         assert len(stated) == pytest.approx(len(questions) / 2, abs=1)
-        assert all(domain_in(q.text) == q.golden_answers[0] for q in stated)
+        assert all(currency_in(q.text) == q.golden_answers[0] for q in stated)
         for question in questions:
             if question.metadata["hops"] == 1:
                 (gold,) = question.metadata["gold_passage_ids"]
-                assert domain_in(corpus[gold]) == question.golden_answers[0]
+                assert currency_in(corpus[gold]) == question.golden_answers[0]
 
 
 class Searched:
@@ -111,7 +114,7 @@ class Searched:
         self.questions = read_questions(folder / "dev.jsonl")
 
     def scripted(self, *queries):
-        """The share of questions that are answered by the domain which the last page (without searches, the question) states."""
+        """The share of questions that are answered by the currency that the last page (without searches, the question) states."""
         retriever = open_index(self.config.data.resolve_index(self.config.retriever.index))
         try:
             codec = Codec(AutoTokenizer.from_pretrained(packaged("pocket_policy")))
@@ -128,8 +131,7 @@ class Searched:
         searches = [f"<search> {query.format(city=city, country=country)} </search>" for query in queries]
         seen = await player.play(question, searches)
         text = seen.turns[len(searches) - 1].observation if searches else question.text
-        stated = [wording for wording in DOMAIN_WORDINGS if wording in text]
-        answer = domain_in(text) if stated else "unknown"
+        answer = currency_in(text) or "unknown"
         return exact_match(await player.play(question, [*searches, f"<answer> {answer} </answer>"]))
 
     def sampled(self, questions, samples, temperature=1.0):
@@ -154,28 +156,28 @@ def distract(root):
 
 
 @pytest.mark.slow
-def test_practise_two_searches_pay_where_the_second_is_for_the_domain_and_not_where_it_is_for_the_page_on_telephones(
+def test_practise_two_searches_pay_where_the_second_is_for_the_register_and_not_where_it_is_for_the_page_on_money(
     practise,
 ):
     assert practise.scripted() == 0
-    assert practise.scripted("{city}") == pytest.approx(0.6, abs=0.02)
-    assert practise.scripted("{city}", "internet domain of {country}") > 0.98
-    assert practise.scripted("{city}", "Telephone and internet in {country}") < 0.02
+    assert practise.scripted("{city}") == pytest.approx(0.7, abs=0.02)
+    assert practise.scripted("{city}", "currency of {country}") > 0.98
+    assert practise.scripted("{city}", "Money and language in {country}") < 0.02
 
 
 @pytest.mark.slow
 def test_practise_the_policy_begins_with_a_second_search_that_earns_less_than_the_first(practise):
     rewards = practise.sampled(60, 4)
     assert len(rewards[2]) > 20
-    assert mean(rewards[2]) < 0.6 * mean(rewards[1])
-    assert mean(rewards[1]) < 0.5
+    # What one search earns with practice is far above what two do without.
+    assert mean(rewards[2]) < mean(rewards[1]) < 0.5
 
 
 @pytest.mark.slow
 def test_distract_each_search_beyond_the_first_misleads(distract):
     assert distract.scripted() == pytest.approx(0.5, abs=0.01)
     assert distract.scripted("{city}") == pytest.approx(0.5, abs=0.02)
-    for query in ("internet domain of {country}", "Telephone and internet in {country}", "{country}"):
+    for query in ("currency of {country}", "Money and language in {country}", "{country}"):
         assert distract.scripted("{city}", query) < 0.02
 
 
