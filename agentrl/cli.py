@@ -56,6 +56,11 @@ RetrieverOptions = Annotated[
 RerankOption = Annotated[str | None, typer.Option(help="Folder or hub name of a cross-encoder that ranks hits anew.")]
 
 
+class Mix(StrEnum):
+    practise = "practise"
+    distract = "distract"
+
+
 class IndexKind(StrEnum):
     lucene = "lucene"
     flat = "flat"
@@ -248,6 +253,28 @@ def data_demo(
     console.print(
         f"wrote {summary.passages} passages and "
         f"{', '.join(f'{n} {split}' for split, n in summary.questions.items())} questions to {out}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+@data.command("mix")
+def data_mix(
+    mix: Annotated[
+        Mix, typer.Argument(help="What it rewards: a second search once practised, or not being distracted.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="The folder to write; by default data/MIX.")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Write a mix of questions for the pocket policy, and the made-up world that they are about."""
+    from agentrl.pocket.mixes import write_mix
+
+    folder = out or Path("data", mix.value)
+    summary = write_mix(mix.value, folder, seed)
+    console.print(
+        f"wrote {summary.passages} passages and "
+        f"{', '.join(f'{n} {split}' for split, n in summary.questions.items())} questions to {folder}",
         highlight=False,
         markup=False,
         soft_wrap=True,

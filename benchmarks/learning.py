@@ -4,14 +4,17 @@
     python benchmarks/learning.py sweep --vary training.learning_rate=5e-4,1e-3 [--vary KEY=A,B]... [--config pocket.yaml]
     python benchmarks/learning.py sweep --variant grpo advantages.estimator=grpo advantages.options={} [--variant NAME ...]...
     python benchmarks/learning.py sweep STUDY.yaml
+    python benchmarks/learning.py report RESULTS.json [--against VARIANT]
 
 `pocket` trains configs/pocket.yaml with each seed. `sweep` compares variants of a config: all combinations of what varies,
-named variants, or those of a file (`config`, `seeds`, `set`, and `vary` or `variants`). Both train one run after another
-with `agentrl train`, each in a folder of its own under --out, and may be stopped and called again: finished runs are read,
-a started one goes on, and a run of other settings, questions or weights is refused. Data is looked up under $AGENTRL_DATA.
+named variants, or those of a file (`config` or `mixes`, `seeds`, `set`, `first`, and `vary` or `variants`), which may do so on
+several mixes of questions. Both train one run after another with `agentrl train`, each in a folder of its own under --out, and
+may be stopped and called again: finished runs are read, a started one goes on, and a run of other settings, questions or
+weights is refused. Data is looked up under $AGENTRL_DATA. `report` shows tables and pictures of results and runs nothing.
 
 Exact match is over `data.eval`, greedy, with Wilson's 95 % interval; "apart" says that the intervals before and after do not
-meet. Means are over seeds with Student's 95 % interval: they hold for other seeds of training, not for other questions.
+meet. Means are over seeds with Student's 95 % interval: they hold for other seeds of training, not for other questions. Variants
+are compared with the first one (or --against) over pairs of seed and question: `learning_pairs.py` says how.
 Times are of this machine with whatever else it did.
 """
 
@@ -22,19 +25,24 @@ import json
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from learning_cells import Cell, Study, config_hash, make_cells, model_hash, read_study, run_cell, vary, was_finished
+from learning_curves import draw
 from learning_tables import (
     THRESHOLD,
     WINDOW,
     Record,
     by_variant,
     cost_table,
-    draw,
+    dynamics_table,
+    paired_table,
     read_record,
     run_table,
+    speed_table,
+    strata_table,
     summarize,
     variant_table,
 )
@@ -68,7 +76,10 @@ def run_study(study: Study, out: Path, results: Path) -> bool:
         AgentRLError, RetrieverError: if a config or its data is unsound; nothing is started then.
     """
     cells = make_cells(study, out)
-    titles = [f"[{place}/{len(cells)}] {cell.variant}, seed {cell.seed}" for place, cell in enumerate(cells, 1)]
+    titles = [
+        f"[{place}/{len(cells)}] {', '.join(filter(None, (cell.mix, cell.variant, f'seed {cell.seed}')))}"
+        for place, cell in enumerate(cells, 1)
+    ]
     records: dict[int, Record] = {}
     failures: dict[int, str] = {}
     for do in (_find, _run):
@@ -86,7 +97,7 @@ def run_study(study: Study, out: Path, results: Path) -> bool:
                 records[number] = record
                 _write(study, cells, [records[number] for number in sorted(records)], results)
     if records:
-        _show(study, [records[number] for number in sorted(records)], results)
+        _show([records[number] for number in sorted(records)], results)
     for number in sorted(failures):
         console.print(f"not finished: {failures[number]}", style="red", markup=False)
     return not failures
@@ -127,15 +138,30 @@ def _record(cell: Cell, title: str, fresh: bool) -> Record:
 
 def _write(study: Study, cells: Sequence[Cell], records: Sequence[Record], path: Path) -> None:
     """Write what is known so far. What runs have in common of `date`, `cpu` and `versions` stands once, the rest with each."""
-    configs = {cell.variant: cell.config for cell in cells}
     first, *others = records
     common = {key: first[key] for key in _ORIGIN if all(other[key] == first[key] for other in others)}
+    by_mix = {mix: _describe(study, mix, cells, _of_mix(records, mix)) for mix in study.mixes}
     report = {
         "study": study.name,
-        "config": study.config,
         # Where the data lies says nothing about a result.
         "overrides": [override for override in study.overrides if not override.startswith("data.root=")],
         "seeds": list(study.seeds),
+        "runs_finished": f"{len(records)} of {len(cells)}",
+        **common,
+        "window": WINDOW,
+        "threshold": THRESHOLD,
+        **by_mix.get("", {"mixes": by_mix}),
+        "runs": [{key: value for key, value in record.items() if key not in common} for record in records],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_text(path, json.dumps(report, indent=1) + "\n")
+
+
+def _describe(study: Study, mix: str, cells: Sequence[Cell], records: Sequence[Record]) -> dict[str, Any]:
+    """Return the config of a mix, what its variants are, and means over their seeds."""
+    configs = {cell.variant: cell.config for cell in cells if cell.mix == mix}
+    return {
+        "config": study.mixes[mix],
         "variants": {
             name: {
                 "overrides": list(study.variants[name]),
@@ -144,32 +170,68 @@ def _write(study: Study, cells: Sequence[Cell], records: Sequence[Record], path:
             }
             for name, config in configs.items()
         },
-        "runs_finished": f"{len(records)} of {len(cells)}",
-        **common,
-        "window": WINDOW,
-        "threshold": THRESHOLD,
         "summary": {variant: summarize(own) for variant, own in by_variant(records).items()},
-        "runs": [{key: value for key, value in record.items() if key not in common} for record in records],
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(path, json.dumps(report, indent=1) + "\n")
 
 
-def _show(study: Study, records: Sequence[Record], results: Path) -> None:
-    console.print(run_table(records), cost_table(records))
-    if len(records) > 1:
-        console.print(variant_table(records))
-    picture = results.with_suffix(".png")
+def _of_mix(records: Sequence[Record], mix: str) -> list[Record]:
+    return [record for record in records if record.get("mix", "") == mix]
+
+
+def show_results(results: Path, against: str | None) -> None:
+    """Show the tables and draw the pictures of the runs in a file that a study wrote.
+
+    Raises:
+        ConfigError: if the file holds no runs, or none of the variant `against`.
+        OSError: if it cannot be read.
+    """
     try:
-        draw(records, picture)
-    except ModuleNotFoundError as error:
-        console.print(f"no picture: {error}", markup=False)
-        picture = None
-    console.print(f"written to {results}" + (f" and {picture}" if picture else ""), markup=False, soft_wrap=True)
+        report = json.loads(results.read_text(encoding="utf-8"))
+        records, origin = report["runs"], {key: report[key] for key in _ORIGIN if key in report}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{results}: no results of a study ({error!r}); give a file that `sweep` or `pocket` wrote"
+        ) from error
+    variants = list(by_variant(records))
+    if not variants or against not in (None, *variants):
+        raise ConfigError(
+            f"{results}: no run of {against or 'any variant'} (there are: {', '.join(variants) or 'none'})"
+        )
+    console.print(
+        ", ".join([f"{report['study']}: {report['runs_finished']} runs", *map(str, origin.values())]), markup=False
+    )
+    _show(records, results, against)
 
 
-def read_arguments(arguments: Sequence[str] | None = None) -> tuple[Study, Path, Path]:
-    """Return the study that the command line asks for, the folder of its runs and the file of its results.
+def _show(records: Sequence[Record], results: Path, against: str | None = None) -> None:
+    for mix in dict.fromkeys(record.get("mix", "") for record in records):
+        own = _of_mix(records, mix)
+        if mix:
+            console.rule(mix)
+        console.print(run_table(own), cost_table(own))
+        if len(own) > 1:
+            console.print(variant_table(own), speed_table(own), dynamics_table(own), strata_table(own))
+        if len(by_variant(own)) > 1:
+            console.print(paired_table(own, against or own[0]["variant"]))
+        picture = results.with_name(f"{results.stem}_{mix}.png") if mix else results.with_suffix(".png")
+        try:
+            draw(own, picture)
+            console.print(f"drawn: {picture}", markup=False, soft_wrap=True)
+        except ModuleNotFoundError as error:
+            console.print(f"no picture: {error}", markup=False)
+    console.print(f"results: {results}", markup=False, soft_wrap=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What to show again: the results of a study, and the variant with which the others are compared, by default the first."""
+
+    results: Path
+    against: str | None
+
+
+def read_arguments(arguments: Sequence[str] | None = None) -> tuple[Study, Path, Path] | Report:
+    """Return the study that the command line asks for, the folder of its runs and the file of its results; or what to report.
 
     Raises:
         ConfigError: if what varies is not said, or said in several ways.
@@ -190,7 +252,12 @@ def read_arguments(arguments: Sequence[str] | None = None) -> tuple[Study, Path,
     sweep.add_argument("--name", help="of the study (default: sweep, or the file's name)")
     sweep.add_argument("--vary", action="append", default=[], metavar="KEY=A,B")
     sweep.add_argument("--variant", action="append", nargs="+", default=[], metavar="NAME KEY=VALUE")
+    report = commands.add_parser("report", help="tables and pictures of results, without running anything")
+    report.add_argument("results", type=Path, metavar="RESULTS.json")
+    report.add_argument("--against", metavar="VARIANT", help="what the others are compared with (default: the first)")
     options = parser.parse_args(arguments)
+    if options.command == "report":
+        return Report(options.results, options.against)
     study = _pocket(options) if options.command == "pocket" else _sweep(options)
     out = options.out or Path("runs") / f"learning-{study.name}"
     return study, out, options.json or RESULTS / f"learning_{study.name}.json"
@@ -198,7 +265,7 @@ def read_arguments(arguments: Sequence[str] | None = None) -> tuple[Study, Path,
 
 def _pocket(options: argparse.Namespace) -> Study:
     return Study(
-        "pocket", options.config or "pocket.yaml", range(_seeds(options.seeds, 5)), options.set, {"pocket": []}
+        "pocket", {"": options.config or "pocket.yaml"}, range(_seeds(options.seeds, 5)), options.set, {"pocket": []}
     )
 
 
@@ -213,10 +280,11 @@ def _sweep(options: argparse.Namespace) -> Study:
     seeds = read.get("seeds") if options.seeds is None else options.seeds
     return Study(
         name=options.name or (options.study.stem if options.study else "sweep"),
-        config=options.config or read.get("config", "pocket.yaml"),
+        mixes={"": options.config} if options.config else read.get("mixes", {"": "pocket.yaml"}),
         seeds=range(_seeds(seeds, 3)),
         overrides=[*read.get("overrides", []), *options.set],
         variants=read.get("variants", {ITSELF: []}),
+        first=read.get("first", []),
     )
 
 
@@ -252,7 +320,11 @@ def main() -> None:
         if signal.getsignal(ending) != signal.SIG_IGN:
             signal.signal(ending, lambda number, frame: sys.exit(128 + number))
     try:
-        finished = run_study(*read_arguments())
+        asked = read_arguments()
+        if isinstance(asked, Report):
+            show_results(asked.results, asked.against)
+            return
+        finished = run_study(*asked)
     except (AgentRLError, RetrieverError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

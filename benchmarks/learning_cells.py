@@ -1,8 +1,8 @@
 """The cells of a study of learning: a config, overrides and a seed, trained in a run folder of their own, once.
 
-A cell's run stands in OUT/VARIANT/seed-N. Beside it, `seed-N.log` holds what `agentrl train` prints, and `seed-N.times.jsonl`
-when it was started and on what machine, when its steps were done, and when it ended, so that a run in several parts has its
-hours of work too.
+A cell's run stands in OUT/VARIANT/seed-N, in a study of several mixes of questions in OUT/MIX/VARIANT/seed-N. Beside it,
+`seed-N.log` holds what `agentrl train` prints, and `seed-N.times.jsonl` when it was started and on what machine, when its steps
+were done, and when it ended, so that a run in several parts has its hours of work too.
 """
 
 from __future__ import annotations
@@ -40,30 +40,35 @@ _OF_THE_STUDY = {
 _POLL_SECONDS = 0.5
 # What trains a cell, before `--config` and the overrides.
 TRAIN = [sys.executable, "-m", "agentrl.cli", "train"]
+# Runs find the estimators of `learning_rules` beside this file.
+_PYTHONPATH = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(Path(__file__).parent))))
 _NOT_IN_A_NAME = str.maketrans(dict.fromkeys('/\\:*?"<>| ', "_"))
 
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """What is compared: `variants` of a config, each by its overrides, with the same `seeds`.
+    """What is compared: `variants`, each by its overrides, on each mix of questions with the same `seeds`.
 
     Attributes:
-        config: a path or the name of a packaged config.
+        mixes: a path or the name of a packaged config by the name of the mix, which is "" where there is only one.
         overrides: `key=value`, of all variants.
         variants: overrides by the variant's name; one without any is the config itself.
+        first: the variants that are trained with all seeds before the others are.
     """
 
     name: str
-    config: str
+    mixes: Mapping[str, str]
     seeds: Sequence[int]
     overrides: Sequence[str]
     variants: Mapping[str, Sequence[str]]
+    first: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
     """One run: `config` is what `source` is with `overrides`."""
 
+    mix: str
     variant: str
     seed: int
     source: str
@@ -87,26 +92,45 @@ class Cell:
 
 
 def make_cells(study: Study, out: Path) -> list[Cell]:
-    """Return the cells of a study seed by seed, so that a study that is cut off has compared something.
+    """Return the cells of a study: first its `first` variants, and each part seed by seed, so that one that is cut off has
+    compared something.
 
     Raises:
-        ConfigError: if a variant's config is unsound, two variants would share a folder, or an override is of what the study
-            sets in each run.
+        ConfigError: if a variant's config is unsound, two runs would share a folder, an override is of what the study sets in
+            each run, or there is no variant of a name in `first`.
     """
     for override in chain(study.overrides, *study.variants.values()):
         if hint := _OF_THE_STUDY.get(key := override.partition("=")[0]):
             raise ConfigError(f"study {study.name}: override {override!r}: the study sets {key} in each run; {hint}")
-    folders = {name: name.translate(_NOT_IN_A_NAME) for name in study.variants}
-    if len(set(folders.values())) < len(folders):
-        raise ConfigError(f"study {study.name}: two variants would share a folder: {', '.join(folders)}; rename one")
-    cells = []
-    for seed, (variant, own) in product(study.seeds, study.variants.items()):
-        place = [f"seed={seed}", f"run_dir={(out / folders[variant]).absolute()}", f"name=seed-{seed}"]
-        overrides = (*study.overrides, *own, *place)
-        config = load_config(study.config, overrides)
-        config.require("training", "retriever")
-        cells.append(Cell(variant, seed, study.config, overrides, config))
-    return cells
+    for what, names in (("variants", study.variants), ("mixes", study.mixes)):
+        if len({name.translate(_NOT_IN_A_NAME) for name in names}) < len(names):
+            raise ConfigError(f"study {study.name}: two {what} would share a folder: {', '.join(names)}; rename one")
+    for name in study.first:
+        if name not in study.variants:
+            raise ConfigError(
+                f"study {study.name}: first: no variant {name!r} (there are: {', '.join(study.variants)})"
+            )
+    parts = study.first, [name for name in study.variants if name not in study.first]
+    return [
+        _make_cell(study, out, mix, variant, seed)
+        for part in parts
+        for seed, mix, variant in product(study.seeds, study.mixes, part)
+    ]
+
+
+def _make_cell(study: Study, out: Path, mix: str, variant: str, seed: int) -> Cell:
+    folder = out.joinpath(*(name.translate(_NOT_IN_A_NAME) for name in (mix, variant) if name)).absolute()
+    source = study.mixes[mix]
+    overrides = (
+        *study.overrides,
+        *study.variants[variant],
+        f"seed={seed}",
+        f"run_dir={folder}",
+        f"name=seed-{seed}",
+    )
+    config = load_config(source, overrides)
+    config.require("training", "retriever")
+    return Cell(mix, variant, seed, source, overrides, config)
 
 
 def vary(axes: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
@@ -124,10 +148,11 @@ def vary(axes: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
 
 
 def read_study(path: Path) -> dict[str, Any]:
-    """Read a study from a YAML file: `config`, `seeds`, `set` (key: value), and `vary` (key: [values]) or `variants`.
+    """Read a study from a YAML file: `config` or `mixes`, `seeds`, `set` (key: value), `first`, and `vary` (key: [values]) or
+    `variants`.
 
-    `variants` has key: value by the variant's name. Returns what the command line would give: `config`, `seeds`,
-    `overrides` and `variants`, those that the file has.
+    `mixes` has a config by the mix's name, `variants` key: value by the variant's name, and `first` is a list of such names.
+    Returns `mixes`, `seeds`, `overrides`, `variants` and `first`, those that the file has.
 
     Raises:
         ConfigError: if the file is not YAML in UTF-8, or has another key, or a section that is empty or of another kind.
@@ -139,7 +164,15 @@ def read_study(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not UTF-8 ({error}); save the file as UTF-8") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
-    known = {"config": str, "seeds": int, "set": dict, "vary": dict, "variants": dict}
+    known = {
+        "config": str,
+        "mixes": dict,
+        "seeds": int,
+        "set": dict,
+        "vary": dict,
+        "variants": dict,
+        "first": list,
+    }
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected a mapping of {', '.join(known)}")
     for key, value in tree.items():
@@ -147,21 +180,29 @@ def read_study(path: Path) -> dict[str, Any]:
             raise ConfigError(f"{path}: unknown key {key!r} (there are: {', '.join(known)})")
         # To Python, true is a whole number.
         if not isinstance(value, known[key]) or isinstance(value, bool):
-            kind = {str: "text", int: "a whole number", dict: "a mapping"}[known[key]]
+            kind = {str: "text", int: "a whole number", dict: "a mapping", list: "a list"}[known[key]]
             raise ConfigError(f"{path}: {key} must be {kind}, got {value!r}")
-        if key in ("vary", "variants") and not value:
+        if key in ("mixes", "vary", "variants") and not value:
             raise ConfigError(f"{path}: {key} is empty; name what to compare, or leave {key} out")
     if tree.get("seeds", 1) < 1:
         raise ConfigError(f"{path}: seeds must be at least 1, got {tree['seeds']}")
-    if {"vary", "variants"} <= tree.keys():
-        raise ConfigError(f"{path}: give `vary` or `variants`, not both")
+    for one, other in (("vary", "variants"), ("config", "mixes")):
+        if {one, other} <= tree.keys():
+            raise ConfigError(f"{path}: give `{one}` or `{other}`, not both")
+    for name, config in tree.get("mixes", {}).items():
+        if not isinstance(name, str) or not name or not isinstance(config, str):
+            raise ConfigError(f"{path}: mixes must hold a config by the name of each mix, got {name!r}: {config!r}")
     for key, values in tree.get("vary", {}).items():
         if not isinstance(values, list) or not values:
             raise ConfigError(f"{path}: vary.{key} must be a list of values, got {values!r}")
     for name, settings in tree.get("variants", {}).items():
         if not isinstance(settings, dict):
             raise ConfigError(f"{path}: variants.{name} must hold settings, each as `key: value`, got {settings!r}")
-    study = {key: tree[key] for key in ("config", "seeds") if key in tree}
+    study = {key: tree[key] for key in ("mixes", "seeds") if key in tree}
+    if "config" in tree:
+        study["mixes"] = {"": tree["config"]}
+    if "first" in tree:
+        study["first"] = [str(name) for name in tree["first"]]
     study["overrides"] = _overrides(tree.get("set", {}))
     if "vary" in tree:
         axes = {key: [_value(value) for value in values] for key, values in tree["vary"].items()}
@@ -201,7 +242,9 @@ def run_cell(cell: Cell, on_step: Callable[[Mapping[str, Any]], None]) -> bool:
     _note(cell, "start", model=model_hash(cell.config), cpu=describe_cpu())
     with cell.log.open("ab") as log:
         # In a session of its own, because Ctrl-C goes to all of a terminal's, and a second signal ends a run at once.
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, start_new_session=True, env=os.environ | {"PYTHONPATH": _PYTHONPATH}
+        )
         try:
             for metrics in _follow(cell.folder, process):
                 _note(cell, "step", step=metrics["step"])

@@ -1,28 +1,41 @@
-"""What the runs of a study of learning say: one record a run, tables over runs and variants, and curves."""
+"""What the runs of a study of learning say: one record a run, and tables over runs and variants."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from learning_cells import Cell, read_origin, read_times
+from learning_pairs import compare_pairs
 from rich.table import Table
 from scipy import stats
 
 from agentrl.advantages import by_stratum
+from agentrl.rewards import exact_match
+from agentrl.runs import read_trajectories
 from agentrl.scores import wilson
+from agentrl.training.watch import Watch
 from agentrl.types import End
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 WINDOW, THRESHOLD = 5, 0.75
 
 Record = dict[str, Any]
 """What `read_record` returns."""
+
+STEP_METRICS: Mapping[str, Callable[[Mapping[str, Any]], float | None]] = {
+    "reward": lambda line: line["reward/mean"],
+    "searches": lambda line: line["searches/mean"],
+    "entropy": lambda line: line.get("entropy"),
+    "gradient norm": lambda line: line.get("grad_norm"),
+    "length": lambda line: line["tokens/model"] / line["episodes"] if "tokens/model" in line else None,
+    "variance between": lambda line: line.get("advantages/variance_between_strata"),
+    "variance within": lambda line: line.get("advantages/variance_within_strata"),
+}
+"""What records keep of each step: length in the model's own tokens an episode, and the variance of advantages between and within
+strata."""
 
 
 def read_record(cell: Cell) -> Record:
@@ -32,7 +45,8 @@ def read_record(cell: Cell) -> Record:
     are of work from the start, evaluations among it, as are `seconds_to_first_step` and `minutes_to_threshold`: until the
     mean reward of WINDOW steps first passes THRESHOLD, None if it never does. `failed` counts environment failures,
     `excluded` prompts that were too long, both in training and evaluations. `date`, `cpu` and `versions` are as `read_origin`
-    says. `steps` has reward, searches, the share of each stratum, and minutes.
+    says. `collapses` is what `training.watch` had to say. `right` has a sign for each question of the last evaluation, ordered
+    by id: 1 or 0, or - without a score. `steps` has STEP_METRICS, the share of each stratum, and minutes.
     """
     folder, metrics = cell.folder, cell.folder.read_metrics()
     seconds, spent = read_times(cell)
@@ -42,8 +56,7 @@ def read_record(cell: Cell) -> Record:
     steps = [
         {
             "step": line["step"],
-            "reward": line["reward/mean"],
-            "searches": line["searches/mean"],
+            **{name: read(line) for name, read in STEP_METRICS.items()},
             "strata": {name: values["share"] for name, values in by_stratum(line).items()},
             "minutes": seconds[line["step"]] / 60 if line["step"] in seconds else None,
         }
@@ -51,6 +64,7 @@ def read_record(cell: Cell) -> Record:
     ]
     passed = passing_step([math.nan if step["reward"] is None else step["reward"] for step in steps])
     return {
+        **({"mix": cell.mix} if cell.mix else {}),
         "variant": cell.variant,
         "seed": cell.seed,
         **{when: _pooled(scores) for when, scores in found.items()},
@@ -61,6 +75,8 @@ def read_record(cell: Cell) -> Record:
         + sum(number for cause in causes for name, number in cause.items() if name != prompts),
         "excluded": round(sum(line["episodes"] * line.get(f"ends/{prompts}", 0.0) for line in metrics))
         + sum(cause.get(prompts, 0) for cause in causes),
+        "collapses": _collapses(cell, metrics),
+        "right": _outcomes(cell.folder.evaluated_file(cell.config.training.steps)),
         **read_origin(cell),
         "steps": steps,
     }
@@ -103,6 +119,8 @@ def summarize(records: Sequence[Record]) -> dict[str, Any]:
         "passed": sum(record["minutes_to_threshold"] is not None for record in records),
         "failed": sum(record["failed"] for record in records),
         "excluded": sum(record["excluded"] for record in records),
+        "collapsed": sum(bool(record.get("collapses")) for record in records),
+        "dynamics": {name: _ends(records, name) for name in STEP_METRICS},
     }
 
 
@@ -159,17 +177,82 @@ def _by_run(
 
 
 def variant_table(records: Sequence[Record]) -> Table:
-    """Lay out one line a variant: means over its seeds with their intervals."""
+    """Lay out one line a variant: exact match, a mean over its seeds with its interval, and what was lost on the way."""
     table = Table(title="Means over seeds [95 %]", title_justify="left")
-    headings = ("variant", "seeds", "EM before", "EM after", "gain", f"reward, last {WINDOW}", f"min to {THRESHOLD:g}")
-    for heading in (*headings, "passed"):
+    for heading in ("variant", "seeds", "EM before", "EM after", "gain", "collapsed", "failed", "excluded"):
         # Where a console is narrow, words are broken rather than cut.
         table.add_column(heading, overflow="fold")
     for variant, own in by_variant(records).items():
         whole = summarize(own)
-        cells = [_mean(whole[name]) for name in ("before", "after", "gain", "last_rewards")]
-        passed = f"{whole['passed']} of {len(own)}"
-        table.add_row(variant, str(len(own)), *cells, _mean(whole["minutes_to_threshold"], 1), passed)
+        cells = [_mean(whole[name]) for name in ("before", "after", "gain")]
+        lost = [f"{whole['collapsed']} of {len(own)}", str(whole["failed"]), str(whole["excluded"])]
+        table.add_row(variant, str(len(own)), *cells, *lost)
+    return table
+
+
+def speed_table(records: Sequence[Record]) -> Table:
+    """Lay out one line a variant: how far and how fast rewards rose, means over its seeds with their intervals."""
+    table = Table(title="Rewards in training [95 %]", title_justify="left")
+    for heading in ("variant", f"reward, last {WINDOW}", f"min to {THRESHOLD:g}", "passed"):
+        table.add_column(heading, overflow="fold")
+    for variant, own in by_variant(records).items():
+        whole = summarize(own)
+        speed = _mean(whole["minutes_to_threshold"], 1)
+        table.add_row(variant, _mean(whole["last_rewards"]), speed, f"{whole['passed']} of {len(own)}")
+    return table
+
+
+def dynamics_table(records: Sequence[Record]) -> Table:
+    """Lay out one line a variant: the mean over seeds of each metric of STEP_METRICS in the first and the last WINDOW steps.
+
+    The variance between strata is given as a share of that of the advantages.
+    """
+    table = Table(title=f"Means of the first and the last {WINDOW} steps", title_justify="left")
+    shown = [name for name in STEP_METRICS if not name.startswith("variance")]
+    for heading in ("variant", *shown, "variance between strata"):
+        table.add_column(heading, overflow="fold")
+    for variant, own in by_variant(records).items():
+        ends = {name: _ends(own, name) for name in STEP_METRICS}
+        cells = [_from_to(*ends[name]) for name in shown]
+        shares = [
+            None if between is None or within is None or between + within == 0 else between / (between + within)
+            for between, within in zip(ends["variance between"], ends["variance within"], strict=True)
+        ]
+        table.add_row(variant, *cells, _from_to(*shares))
+    return table
+
+
+def strata_table(records: Sequence[Record]) -> Table:
+    """Lay out one line a variant: the share of each stratum in the first and the last WINDOW steps, a mean over seeds."""
+    labels = sorted({label for record in records for step in record["steps"] for label in step["strata"]})
+    table = Table(title=f"Shares of the strata in the first and the last {WINDOW} steps", title_justify="left")
+    for heading in ("variant", *labels):
+        table.add_column(heading, overflow="fold")
+    for variant, own in by_variant(records).items():
+        cells = [_from_to(*(_share(steps, label) for steps in _first_and_last(own))) for label in labels]
+        table.add_row(variant, *cells)
+    return table
+
+
+def paired_table(records: Sequence[Record], reference: str) -> Table:
+    """Lay out how each variant compares with `reference`, see `compare_pairs`."""
+    table = Table(title=f"Exact match after training, against {reference}", title_justify="left")
+    for heading in (
+        "variant",
+        "seeds",
+        "pairs",
+        "difference [95 %]",
+        "only it right",
+        f"only {reference} right",
+        "p",
+        "p (Holm)",
+    ):
+        table.add_column(heading, overflow="fold")
+    for variant, found in compare_pairs(records, reference).items():
+        difference = f"{found['difference']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
+        counts = [str(found[name]) for name in ("seeds", "pairs")]
+        alone = [str(found[name]) for name in ("gained", "lost")]
+        table.add_row(variant, *counts, difference, *alone, *(f"{found[name]:.2g}" for name in ("p", "p_holm")))
     return table
 
 
@@ -178,53 +261,6 @@ def by_variant(records: Sequence[Record]) -> dict[str, list[Record]]:
     for record in records:
         found.setdefault(record["variant"], []).append(record)
     return found
-
-
-def draw(records: Sequence[Record], path: Path) -> None:
-    """Draw reward and searches by step, a mean and a 95 % band over seeds for each variant; of a single one its strata too.
-
-    Raises:
-        ModuleNotFoundError: without matplotlib.
-    """
-    from matplotlib.figure import Figure
-
-    variants = by_variant(records)
-    alone = len(variants) == 1
-    figure = Figure(figsize=(13 if alone else 10, 4), layout="constrained")
-    axes = figure.subplots(1, 3 if alone else 2)
-    for axis, name in zip(axes[:2], ("reward", "searches"), strict=True):
-        for variant, own in variants.items():
-            _band(axis, [_curve(record, name) for record in own], variant)
-        axis.set(xlabel="step", ylabel=name)
-    axes[0].set_ylim(0, 1)
-    if alone:
-        (own,) = variants.values()
-        _draw_strata(axes[2], own)
-    else:
-        axes[0].legend()
-    figure.savefig(path, dpi=120)
-
-
-def _band(axis: Axes, curves: Sequence[Sequence[float]], label: str) -> None:
-    length = min(map(len, curves))
-    values, steps = np.array([curve[:length] for curve in curves]), np.arange(1, length + 1)
-    (line,) = axis.plot(steps, values.mean(0), label=label)
-    if len(values) > 1:
-        half = stats.t.ppf(0.975, len(values) - 1) * values.std(0, ddof=1) / math.sqrt(len(values))
-        axis.fill_between(steps, values.mean(0) - half, values.mean(0) + half, color=line.get_color(), alpha=0.2)
-        axis.plot(steps, values.T, color=line.get_color(), alpha=0.35, linewidth=0.7)
-
-
-def _draw_strata(axis: Axes, records: Sequence[Record]) -> None:
-    length = min(len(record["steps"]) for record in records)
-    names = sorted({name for record in records for step in record["steps"] for name in step["strata"]})
-    shares = [
-        [np.mean([record["steps"][i]["strata"].get(name, 0.0) for record in records]) for i in range(length)]
-        for name in names
-    ]
-    axis.stackplot(np.arange(1, length + 1), shares, labels=names, alpha=0.8)
-    axis.set(xlabel="step", ylabel="share of the stratum", ylim=(0, 1))
-    axis.legend(loc="lower right")
 
 
 def _pooled(scores: Mapping[str, Any] | None) -> dict[str, float] | None:
@@ -237,17 +273,55 @@ def _pooled(scores: Mapping[str, Any] | None) -> dict[str, float] | None:
     return {"n": n, "em": right / n, "low": low, "high": high}
 
 
+def _collapses(cell: Cell, metrics: Sequence[Mapping[str, Any]]) -> list[str]:
+    watch = Watch(cell.config.training.watch)
+    return [reason for line in metrics for reason in watch.see(line)]
+
+
+def _outcomes(path: Path) -> str | None:
+    """Return the outcomes of an evaluation, see `read_record`; None without its episodes."""
+    if not path.exists():
+        return None
+    episodes = sorted(read_trajectories(path), key=lambda episode: episode.question.id)
+    return "".join(f"{exact_match(episode):.0f}" if episode.valid else "-" for episode in episodes)
+
+
+def _ends(records: Sequence[Record], name: str) -> list[float | None]:
+    """Return the means of a metric over the first and the last WINDOW steps of all records, None where no step has it."""
+    found = []
+    for steps in _first_and_last(records):
+        known = [step[name] for step in steps if step.get(name) is not None]
+        found.append(float(np.mean(known)) if known else None)
+    return found
+
+
+def _first_and_last(records: Sequence[Record]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the first and the last WINDOW steps of all records."""
+    return (
+        [step for record in records for step in record["steps"][:WINDOW]],
+        [step for record in records for step in record["steps"][-WINDOW:]],
+    )
+
+
+def _share(steps: Sequence[Mapping[str, Any]], label: str) -> float:
+    return float(np.mean([step["strata"].get(label, 0.0) for step in steps]))
+
+
+def _from_to(first: float | None, last: float | None) -> str:
+    return f"{_shown(first, 3)} to {_shown(last, 3)}"
+
+
 def _failures(metrics: Mapping[str, float]) -> float:
     return sum(value for name, value in metrics.items() if name.startswith("failures/"))
 
 
-def _curve(record: Record, name: str) -> list[float]:
-    # A step without a valid episode has none.
-    return [math.nan if step[name] is None else step[name] for step in record["steps"]]
+def curve(record: Record, name: str) -> list[float]:
+    """Return a metric of STEP_METRICS by step, NaN where a step has none."""
+    return [math.nan if step.get(name) is None else step[name] for step in record["steps"]]
 
 
 def _last_reward(record: Record) -> float | None:
-    mean = float(np.mean(_curve(record, "reward")[-WINDOW:]))
+    mean = float(np.mean(curve(record, "reward")[-WINDOW:]))
     return None if math.isnan(mean) else mean
 
 

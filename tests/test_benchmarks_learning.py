@@ -11,13 +11,14 @@ import learning_cells
 import pytest
 from learning import read_arguments, run_study
 from learning_cells import Study, make_cells, model_hash, read_study, read_times, run_cell, vary
+from learning_curves import draw
 from learning_tables import (
     cost_table,
-    draw,
     over_seeds,
     passing_step,
     read_record,
     run_table,
+    speed_table,
     summarize,
     variant_table,
 )
@@ -84,7 +85,7 @@ def place(tmp_path, monkeypatch):
 
 
 def study(**changes):
-    settings = {"name": "s", "config": "small.yaml", "seeds": [0], "overrides": [], "variants": {"plain": []}}
+    settings = {"name": "s", "mixes": {"": "small.yaml"}, "seeds": [0], "overrides": [], "variants": {"plain": []}}
     return Study(**settings | changes)
 
 
@@ -152,7 +153,7 @@ def test_a_study_is_read_from_a_file_and_the_command_line_goes_before_it(tmp_pat
         "config: x.yaml\nseeds: 2\nset: {training.steps: 3}\nvary: {training.learning_rate: [1.0e-3, 2.0e-3]}\n"
     )
     read, out, results = read_arguments(["sweep", str(file), "--seeds", "4", "--set", "training.threads=1"])
-    assert (read.name, read.config, list(read.seeds)) == ("rates", "x.yaml", [0, 1, 2, 3])
+    assert (read.name, read.mixes, list(read.seeds)) == ("rates", {"": "x.yaml"}, [0, 1, 2, 3])
     assert read.overrides == ["training.steps=3", "training.threads=1"]
     assert list(read.variants.values()) == [["training.learning_rate=0.001"], ["training.learning_rate=0.002"]]
     assert (out.name, results.name) == ("learning-rates", "learning_rates.json")
@@ -188,7 +189,7 @@ def test_an_unsound_study_file_is_refused_by_its_name_and_key(tmp_path, text, ex
 
 def test_the_command_line_says_in_one_way_what_varies():
     pocket, _, _ = read_arguments(["pocket", "--set", "training.steps=2"])
-    assert (pocket.config, list(pocket.seeds), pocket.variants) == ("pocket.yaml", [0, 1, 2, 3, 4], {"pocket": []})
+    assert (pocket.mixes, list(pocket.seeds), pocket.variants) == ({"": "pocket.yaml"}, [0, 1, 2, 3, 4], {"pocket": []})
     named, _, _ = read_arguments(["sweep", "--variant", "a", "seed=1", "--variant", "b", "seed=2", "seed=3"])
     assert named.variants == {"a": ["seed=1"], "b": ["seed=2", "seed=3"]}
     for wrong in (
@@ -297,7 +298,7 @@ def test_tables_of_runs_read_whole_on_80_columns(place):
     console = Console(width=80, record=True)
     records = [read_record(finished(place, [0.9] * 6, variant=v)) for v in ("a", "rate=1e-3,estimator=grpo")]
     for some in (records[:1], records):
-        console.print(run_table(some), cost_table(some), variant_table(some))
+        console.print(run_table(some), cost_table(some), variant_table(some), speed_table(some))
         text = console.export_text()
         assert "…" not in text
         for whole in ("EM before [95 %]", "EM after [95 %]", "apart", "0.750 [0.598, 0.858]"):
@@ -310,7 +311,7 @@ def test_tables_and_curves_are_made_of_runs_of_one_variant_and_of_several(place)
     records = [read_record(finished(place, [0.1, 0.9] * 3, seed=seed, variant=v)) for v in "ab" for seed in (0, 1)]
     console = Console(width=200, record=True)
     for some in (records[:2], records):
-        console.print(run_table(some), cost_table(some), variant_table(some))
+        console.print(run_table(some), cost_table(some), variant_table(some), speed_table(some))
         draw(some, place / "curves.png")
         assert (place / "curves.png").stat().st_size > 1000
     text = console.export_text()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from agentrl.advantages.base import Batch, Bools, Floats, standardise
+from agentrl.advantages.base import Batch, Bools, Floats, moments, standardise
 from agentrl.advantages.strata import label
 
 if TYPE_CHECKING:
@@ -57,6 +57,8 @@ class Report:
         effective_rollouts: (sum |A|)^2 / sum A^2, the number of equally weighted rollouts (or turns, where each has
             its own value) that would carry as much (Kish, Survey Sampling, 1965).
         sign_flip_share: the share of rollouts whose advantage (summed over turns) has the opposite sign of GRPO's.
+        variance_between_strata, variance_within_strata: of the advantages (summed over turns) in their groups: the mean of
+            (A_k - A)^2 and of (A_i - A_k)^2, with A_k the mean of a rollout's stratum and A that of its group.
         per_stratum: the rollouts by stratum key, in the order of the keys' labels.
     """
 
@@ -71,6 +73,8 @@ class Report:
     no_signal_share: float
     effective_rollouts: float
     sign_flip_share: float
+    variance_between_strata: float
+    variance_within_strata: float
     per_stratum: tuple[StratumReport, ...]
 
     def metrics(self) -> dict[str, float]:
@@ -134,6 +138,7 @@ def summarise(batch: Batch, advantages: Floats, excluded: int) -> Report:
     signal = magnitude.max(axis=1, initial=0.0) if advantages.ndim == 2 else magnitude
     rollout = advantages.sum(axis=1) if advantages.ndim == 2 else advantages
     square = float((magnitude**2).sum())
+    of_group, of_stratum = (moments(rollout, parts, batch.tolerance) for parts in (batch.groups, batch.strata))
     return Report(
         rollouts=len(batch.rewards),
         excluded=excluded,
@@ -146,6 +151,8 @@ def summarise(batch: Batch, advantages: Floats, excluded: int) -> Report:
         no_signal_share=_share(np.bincount(batch.groups, signal) == 0),
         effective_rollouts=float(magnitude.sum()) ** 2 / square if square else 0.0,
         sign_flip_share=_share(rollout * gn < 0),
+        variance_between_strata=_mean((of_group.centred - of_stratum.centred) ** 2),
+        variance_within_strata=_mean(of_stratum.centred**2),
         per_stratum=_per_stratum(batch, san, gn, rollout),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +46,15 @@ def find_config(name: str) -> Path:
 def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
     """Read a config by path or packaged name and apply overrides, see `agentrl.config.overrides`.
 
+    A file with the key `extends` changes the config that it names, a path as seen from that file or a packaged config:
+    sections are joined key by key, and any other value, a list among them, replaces the one there.
+
     Raises:
         ConfigError: if the file is missing or not YAML, a key is unknown or set twice, a value has the wrong type, the
-            settings contradict one another, or the folder of a model or adapter is not there.
+            settings contradict one another, a config extends itself, or the folder of a model or adapter is not there.
     """
     path = find_config(name)
-    tree = _read(path)
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: expected a mapping of settings at the top, found {type(tree).__name__}")
+    tree = _read_extended(path, ())
     for override in overrides:
         apply_override(tree, override)
     config = parse_config(tree, source=str(path))
@@ -85,6 +86,36 @@ def with_setting(config: Config, key: str, value: Any, source: str) -> Config:
     changed = parse_config(tree, source)
     _check_folders(changed, source)
     return changed
+
+
+def _read_extended(path: Path, extending: Sequence[Path]) -> dict[str, Any]:
+    """Read a file and what it extends; `extending` are the files that led here."""
+    tree = _read(path)
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected a mapping of settings at the top, found {type(tree).__name__}")
+    if "extends" not in tree:
+        return tree
+    named = tree.pop("extends")
+    if not isinstance(named, str):
+        raise ConfigError(f"{path}: extends: must be the path or the name of one config (got {named!r})")
+    beside = path.parent / Path(named).expanduser()
+    try:
+        base = beside if beside.is_file() else find_config(named)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: extends: {error}") from error
+    led = [*extending, path.resolve()]
+    if base.resolve() in led:
+        raise ConfigError(f"{path}: extends: {named!r} extends this config in turn; remove `extends` from one of them")
+    return _joined(_read_extended(base, led), tree)
+
+
+def _joined(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with `changes`, mappings joined key by key."""
+    joined = dict(base)
+    for key, value in changes.items():
+        below = joined.get(key)
+        joined[key] = _joined(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return joined
 
 
 def _read(path: Path) -> Any:

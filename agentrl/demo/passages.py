@@ -11,6 +11,13 @@ from agentrl.demo.facts import City, Country, Province, World, mentions
 Choose = Callable[[Sequence[str]], str]
 """Picks one of several wordings."""
 
+CURRENCY_WORDINGS = (
+    "The currency of {c} is the {currency}, written {code} in international currency lists.",
+    "People in {c} pay with the {currency}, whose international currency code is {code}.",
+    "Prices in {c} are given in the {currency}, a currency that banks abroad know as {code}.",
+)
+"""What a passage says of a country's currency."""
+
 
 @dataclass(frozen=True, slots=True)
 class Passage:
@@ -136,15 +143,7 @@ def _money_passage(country: Country, choose: Choose) -> tuple[str, str] | None:
     sentences = []
     if country.currency:
         currency, code = country.currency
-        sentences.append(
-            choose(
-                (
-                    f"The currency of {name} is the {currency}, written {code} in international currency lists.",
-                    f"People in {name} pay with the {currency}, whose international currency code is {code}.",
-                    f"Prices in {name} are given in the {currency}, a currency that banks abroad know as {code}.",
-                )
-            )
-        )
+        sentences.append(choose(CURRENCY_WORDINGS).format(c=name, currency=currency, code=code))
     if country.language:
         language = country.language[0]
         sentences.append(

@@ -43,29 +43,15 @@ def write_demo(out: Path, seed: int = 0) -> DemoSummary:
     The same seed and packages give the same bytes. The folder appears whole or not at all.
 
     Raises:
-        DataError: if `out` is a file or a folder that is not empty, or cannot be written.
+        DataError: as `write_folder`.
     """
-    out = out.absolute()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out}: already there and not an empty folder; give another folder or remove it first")
     world = load_world()
     library = write_passages(world, seed)
     splits = split_questions(world, draft_questions(world, library, seed), seed)
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    try:
-        partial.mkdir(parents=True)
-        _write_lines(partial / "corpus.jsonl", map(passage_row, library.passages))
-        for split, drafts in splits.items():
-            _write_lines(partial / f"{split}.jsonl", question_rows(f"demo_{split}", drafts))
-        (partial / "SOURCES.md").write_text(attribution(), encoding="utf-8")
-        os.replace(partial, out)
-    except OSError as error:
-        raise DataError(f"{out}: cannot be written: {error}; choose a folder that you may write to") from error
-    finally:
-        if partial.exists():
-            shutil.rmtree(partial)
+    questions = {split: question_rows(f"demo_{split}", drafts) for split, drafts in splits.items()}
+    write_folder(out, library.passages, questions, attribution())
     return DemoSummary(
-        folder=out,
+        folder=out.absolute(),
         passages=len(library.passages),
         countries=len(world.countries),
         provinces=len(world.provinces),
@@ -73,6 +59,34 @@ def write_demo(out: Path, seed: int = 0) -> DemoSummary:
         questions={split: len(drafts) for split, drafts in splits.items()},
         kinds={split: dict(sorted(Counter(d.kind for d in drafts).items())) for split, drafts in splits.items()},
     )
+
+
+def write_folder(
+    out: Path, passages: Iterable[Passage], questions: Mapping[str, Iterable[Mapping[str, Any]]], sources: str
+) -> None:
+    """Write corpus.jsonl, a question file for each split, and SOURCES.md to the folder `out`, which appears whole or not at all.
+
+    `questions` are rows by split, see `question_rows`.
+
+    Raises:
+        DataError: if `out` is a file or a folder that is not empty, or cannot be written.
+    """
+    out = out.absolute()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"{out}: already there and not an empty folder; give another folder or remove it first")
+    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    try:
+        partial.mkdir(parents=True)
+        _write_lines(partial / "corpus.jsonl", map(passage_row, passages))
+        for split, rows in questions.items():
+            _write_lines(partial / f"{split}.jsonl", rows)
+        (partial / "SOURCES.md").write_text(sources, encoding="utf-8")
+        os.replace(partial, out)
+    except OSError as error:
+        raise DataError(f"{out}: cannot be written: {error}; choose a folder that you may write to") from error
+    finally:
+        if partial.exists():
+            shutil.rmtree(partial)
 
 
 def passage_row(passage: Passage) -> dict[str, Any]:

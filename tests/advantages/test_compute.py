@@ -210,6 +210,9 @@ def test_report():
         "no_signal_share": pytest.approx(2 / 3),
         "effective_rollouts": pytest.approx(4.0),
         "sign_flip_share": 0.0,
+        # SAN has mean 0 in each stratum, and variance 1 in the one with variance, which holds four of ten rollouts.
+        "variance_between_strata": 0.0,
+        "variance_within_strata": pytest.approx(0.4, abs=1e-5),
     }
     assert [(s.key, s.rollouts, s.reward) for s in report.per_stratum] == [(0, 7, 3 / 7), (1, 3, 1.0)]
     none, one = report.per_stratum
@@ -371,3 +374,27 @@ def test_an_estimator_that_fails_is_named_with_its_line(tmp_path, monkeypatch):
         AdvantageError, match=r"'failing_estimator:mine' fails: IndexError: .*failing_estimator\.py:2\)"
     ):
         compute([0.0, 1.0], ["q"] * 2, [0, 0], "failing_estimator:mine")
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([0.0, 0.5, 1.0]), st.integers(0, 2), st.integers(0, 3), st.booleans()),
+        min_size=1,
+        max_size=40,
+    ),
+    st.sampled_from([0.0, 0.8, 1.0]),
+)
+@settings(deadline=None)
+def test_the_report_splits_the_variance_of_advantages_into_that_between_strata_and_that_within(rows, alpha):
+    rewards, strata, groups, valid = (list(column) for column in zip(*rows, strict=True))
+    result = compute(rewards, groups, strata, valid=valid, alpha=alpha)
+    report, counted = result.report, np.array(valid)
+    values, numbers = np.asarray(result.values)[counted], np.array(groups)[counted]
+    whole = sum(np.var(values[numbers == group]) * (numbers == group).sum() for group in set(numbers.tolist()))
+    found = report.variance_between_strata + report.variance_within_strata
+    assert found == pytest.approx(whole / max(1, counted.sum()), abs=1e-9)
+    if alpha == 1.0:
+        assert report.variance_between_strata == pytest.approx(0.0, abs=1e-9)
+    # Where each rollout is a stratum of its own, nothing is within.
+    apart = compute(rewards, groups, list(range(len(rows))), "grpo", valid=valid).report
+    assert apart.variance_within_strata == 0.0

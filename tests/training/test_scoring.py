@@ -425,3 +425,13 @@ def test_scores_that_go_backward_after_the_next_pack_was_taken_are_refused():
     scores = [scorer.score(found).logps.sum() for found in scorer.packs(made)]
     with pytest.raises(RuntimeError, match="one after another"):
         sum(scores).backward()
+
+
+def test_a_model_that_is_prepared_twice_gives_the_same():
+    made = branching(np.random.default_rng(4))
+    policy = with_adapter(make_model())
+    expected, wanted = scores_and_gradients(policy, made, tokens=300)
+    policy.zero_grad()
+    logps, gradients = scores_and_gradients(policy, made, tokens=300)
+    torch.testing.assert_close(logps, expected)
+    torch.testing.assert_close(gradients, wanted)

@@ -11,6 +11,9 @@ from typing import Any
 import torch
 from peft.tuners.lora import LoraLayer
 
+# A model may be prepared twice.
+_MARK = "_only_where_asked"
+
 
 def only_where_asked(decoder: Any) -> bool:
     """Have the last layer leave out its MLP where `tree.asked` does not ask for it, and tell whether it now does so.
@@ -25,6 +28,8 @@ def only_where_asked(decoder: Any) -> bool:
     mlp = getattr(layers[-1], "mlp", None) if layers else None
     if mlp is None or not _is_plain(mlp):
         return False
+    if hasattr(mlp.forward, _MARK):
+        return True
     compute, asked = mlp.forward, None
 
     def before(layer: torch.nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -40,6 +45,7 @@ def only_where_asked(decoder: Any) -> bool:
         found = compute(hidden[:, rows])
         return found.new_zeros(hidden.shape).index_copy(1, rows, found)
 
+    setattr(forward, _MARK, True)
     layers[-1].register_forward_pre_hook(before, with_kwargs=True)
     mlp.forward = forward
     return True
