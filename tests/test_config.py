@@ -113,7 +113,7 @@ def test_every_problem_is_reported_at_once(small):
         (["reward.length={limit: 64, cache: 65}"], "reward.length: cache 65 must be at most limit 64"),
         (
             ["reward.length={limit: 2048, cache: 64}"],
-            "takes nothing off up to limit - cache = 1984 tokens.*1024; lower",
+            "takes nothing off up to limit - cache = 1984 tokens.*at most 480; lower",
         ),
         (["model.dtype=bfloat16"], "must be float32 on device cpu"),
         (["agent.max_turn_tokens=1024"], "max_turn_tokens 1024 must be below max_episode_tokens"),

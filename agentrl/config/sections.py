@@ -69,6 +69,12 @@ class AgentConfig(Section):
     max_episode_tokens: int = Field(1024, ge=64)
     temperature: float = Field(1.0, ge=0.01)
 
+    @property
+    def most_own_tokens(self) -> int:
+        """The most tokens of an episode that the model itself can write."""
+        # After the last turn that acts comes one that answers.
+        return min((self.max_turns + self.max_invalid + 1) * self.max_turn_tokens, self.max_episode_tokens)
+
     @model_validator(mode="before")
     @classmethod
     def _reads_its_instruction(cls, tree: Any) -> Any:
@@ -272,10 +278,10 @@ class Config(Section):
                 "leave one of them out"
             )
         length = self.reward.length
-        if length is not None and length.limit - length.cache >= self.agent.max_episode_tokens:
+        if length is not None and length.limit - length.cache >= self.agent.most_own_tokens:
             raise ValueError(
-                f"reward.length takes nothing off up to limit - cache = {length.limit - length.cache} tokens, and an episode "
-                f"has at most agent.max_episode_tokens {self.agent.max_episode_tokens}; lower limit"
+                f"reward.length takes nothing off up to limit - cache = {length.limit - length.cache} tokens, and agent.max_turns, "
+                f"max_turn_tokens and max_episode_tokens leave the model at most {self.agent.most_own_tokens}; lower limit"
             )
         problem = device_problem(
             self.device,
