@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from tiny import tiny_llama
-from transformers import StableLmConfig, StableLmForCausalLM
+from transformers import DiffLlamaConfig, DiffLlamaForCausalLM, StableLmConfig, StableLmForCausalLM
 
 from agentrl.training.scoring import Scorer, ScoringError, TokenSequence, head, pack
 from agentrl.training.scoring.attention import Tree, tree_attention
@@ -435,3 +435,39 @@ def test_a_model_that_is_prepared_twice_gives_the_same():
     logps, gradients = scores_and_gradients(policy, made, tokens=300)
     torch.testing.assert_close(logps, expected)
     torch.testing.assert_close(gradients, wanted)
+
+
+def test_models_whose_layers_run_twice_are_refused_for_packs():
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    twice = DiffLlamaForCausalLM(DiffLlamaConfig(vocab_size=VOCABULARY, num_key_value_heads=2, **sizes)).float()
+    with pytest.raises(ScoringError, match="does not compute in packs what it computes of each episode alone"):
+        Scorer(twice, tokens=64).check()
+    looped = make_model()
+    looped.model.layers[-1] = looped.model.layers[0]
+    with pytest.raises(ScoringError, match="in packs"):
+        Scorer(looped, tokens=64).check()
+
+
+def test_the_check_at_the_start_meets_trunks_and_tokens_that_predict_nothing(monkeypatch):
+    scorer, packs = Scorer(make_model(), tokens=64), []
+    score = scorer.score
+    monkeypatch.setattr(scorer, "score", lambda pack, **how: packs.append(pack) or score(pack, **how))
+    scorer.check()
+    assert {found.shared > 0 for found in packs} == {True, False}
+    assert any(len(found.sources) < len(found) - found.shared for found in packs)
+
+
+@pytest.mark.parametrize("instruction", [0, 64, 100])
+def test_packs_are_cut_between_questions_behind_an_instruction_too(instruction):
+    made = [
+        TokenSequence(
+            np.concatenate([np.full(instruction, 5), np.full(150, 6 + group), np.full(101, 10 + member)]),
+            np.array([instruction + 250]),
+        )
+        for group in range(2)
+        for member in range(4)
+    ]
+    behind = list(pack_behind_trunks(made, 500 + instruction))
+    # Each question has two packs behind a trunk of its own, in which the instruction is.
+    assert [found.shared for found in behind] == [150 + instruction] * 4

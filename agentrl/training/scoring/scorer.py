@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from agentrl.training.scoring.attention import IMPLEMENTATION, Tree
@@ -165,11 +166,12 @@ class Scorer:
         if self._packing == "none":
             return
         vocabulary = self._head.weight.shape[0]
-        # Behind a common beginning, and behind none: as one tree, and as packs that share a trunk.
-        beginning = list(range(100, 124))
+        # Behind a common beginning, and behind none: as one tree, and as packs that share a trunk, which is worth its pass.
+        beginning = list(range(100, 196))
         shapes = ([*beginning, 3, 4, 5], [*beginning, 3, 6, 7, 8], [*beginning, 9], [10, 11, 12, 13])
         rows = [torch.tensor(shape).mul(7919).remainder(vocabulary).numpy() for shape in shapes]
-        sequences = [TokenSequence(row, torch.arange(1, len(row)).numpy()) for row in rows]
+        # Not all of their tokens predict, as in a run.
+        sequences = [TokenSequence(row, np.unique([min(8, len(row) - 2), len(row) - 1])) for row in rows]
         training = self.model.training
         self.model.eval()
         try:

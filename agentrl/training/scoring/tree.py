@@ -106,21 +106,14 @@ def pack_behind_trunks(sequences: Sequence[TokenSequence], tokens: int) -> Itera
     find room in the memory that these leave.
     """
     order = _sorted(sequences)
-    inputs = [sequences[i].inputs for i in order]
-    # A pack of sequences that have little in common has no trunk with its neighbours either.
-    plans = dict.fromkeys(tuple(_cuts(inputs, tokens, True, apart)) for apart in (0, _PASS))
-    found = [
-        _behind_trunks([_laid_out(sequences, order[start:stop], True) for start, stop in cuts], sequences)
-        for cuts in plans
-    ]
-    runs = min(found, key=lambda runs: sum(run.cost for run in runs))
-    for run in sorted(runs, key=lambda run: max(map(len, run.packs)), reverse=True):
-        packs = sorted(run.packs, key=len, reverse=True)
-        if not run.shared:
+    for run in _cheapest_runs([sequences[i].inputs for i in order], tokens):
+        packs = [_laid_out(sequences, order[start:stop], True) for start, stop in run.cuts]
+        packs.sort(key=len, reverse=True)
+        if not run.trunk:
             yield from packs
             continue
         sources = torch.cat([some.sources for some in packs]).unique()
-        trunk = Trunk(packs[0].ids[:, : run.shared], sources[sources < run.shared])
+        trunk = Trunk(packs[0].ids[:, : run.trunk], sources[sources < run.trunk])
         for some in packs:
             yield replace(some, trunk=trunk)
         trunk.close()
@@ -137,10 +130,10 @@ def _laid_out(sequences: Sequence[TokenSequence], members: Sequence[int], share:
     return layout.pack()
 
 
-def _cuts(inputs: Sequence[np.ndarray], tokens: int, share: bool, apart: int = 0) -> list[tuple[int, int]]:
+def _cuts(inputs: Sequence[np.ndarray], tokens: int, share: bool, least_common: int = 0) -> list[tuple[int, int]]:
     """Return where each pack of sorted sequences starts and stops, so that packs and their tokens cost the least.
 
-    Neighbours with fewer than `apart` tokens in common are in different packs.
+    Neighbours with fewer than `least_common` tokens in common are in different packs.
     """
     shared = [_common(one, other) if share else 0 for one, other in pairwise(inputs)]
     # Of a pack, each sequence but the first adds what it does not share with the one before.
@@ -151,16 +144,16 @@ def _cuts(inputs: Sequence[np.ndarray], tokens: int, share: bool, apart: int = 0
         options, added = [], 0
         for start in range(stop - 1, -1, -1):
             size = len(inputs[start]) + added
-            if options and (size > tokens or shared[start] < apart):
+            if options and (size > tokens or shared[start] < least_common):
                 break
             options.append((best[start][0] + size + _PASS, start))
             added += fresh[start]
         best.append(min(options))
-    return _runs([start for _, start in best])
+    return _ranges([start for _, start in best])
 
 
-def _runs(starts: Sequence[int]) -> list[tuple[int, int]]:
-    """Return from where to where each run goes, given where the last run of the first n things starts, for each n from 0."""
+def _ranges(starts: Sequence[int]) -> list[tuple[int, int]]:
+    """Return from where to where each range goes, given where the last range of the first n things starts, for each n from 0."""
     found, stop = [], len(starts) - 1
     while stop:
         found.append((starts[stop], stop))
@@ -170,35 +163,58 @@ def _runs(starts: Sequence[int]) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """Packs in a row, and how many tokens their trunk has, or 0."""
+    """Packs in a row.
 
-    packs: Sequence[Pack]
-    shared: int
+    Attributes:
+        cuts: where each starts and stops.
+        sizes: their tokens.
+        trunk: how many of these a trunk computes for all of them, or 0.
+    """
+
+    cuts: Sequence[tuple[int, int]]
+    sizes: Sequence[int]
+    trunk: int
 
     @property
     def cost(self) -> int:
-        trunk = self.shared + _PASS if self.shared else 0
-        return trunk + sum(len(some) - self.shared + _PASS for some in self.packs)
+        of_trunk = self.trunk + _PASS if self.trunk else 0
+        return of_trunk + sum(size - self.trunk + _PASS for size in self.sizes)
 
 
-def _behind_trunks(packs: Sequence[Pack], sequences: Sequence[TokenSequence]) -> list[_Run]:
-    """Return the packs of sorted sequences in runs that cost the least."""
-    firsts = [sequences[some.members[0]].inputs for some in packs]
-    lasts = [sequences[some.members[-1]].inputs for some in packs]
+def _cheapest_runs(inputs: Sequence[np.ndarray], tokens: int) -> list[_Run]:
+    """Return the packs of sorted sequences in runs that cost the least of some plans, those with the largest packs first."""
+    shared = [_common(one, other) for one, other in pairwise(inputs)]
+    # Where neighbours share hardly more than everyone does, a question ends, and what follows has another trunk.
+    of_all = min(shared, default=0)
+    limits = (0, *(of_all + _PASS // part for part in (8, 4, 2, 1)))
+    plans = dict.fromkeys(tuple(_cuts(inputs, tokens, True, limit)) for limit in limits)
+    lengths = [len(own) for own in inputs]
+    runs = min(
+        (_behind_trunks(cuts, lengths, shared) for cuts in plans), key=lambda runs: sum(run.cost for run in runs)
+    )
+    return sorted(runs, key=lambda run: max(run.sizes), reverse=True)
+
+
+def _behind_trunks(cuts: Sequence[tuple[int, int]], lengths: Sequence[int], shared: Sequence[int]) -> list[_Run]:
+    """Return packs of sorted sequences in runs that cost the least; `shared` is what each has in common with the next."""
+    sizes = [sum(lengths[start:stop]) - sum(shared[start : stop - 1]) for start, stop in cuts]
+    # What all of a pack have in common, and what they have with the first of the next one too.
+    within = [min(shared[start : stop - 1], default=lengths[start]) for start, stop in cuts]
+    onwards = [min(shared[start:stop], default=0) for start, stop in cuts]
     # For the first n packs: what trunks save in tokens, where the last run of packs starts, and its trunk.
     best: list[tuple[int, int, int]] = [(0, 0, 0)]
-    for stop in range(1, len(packs) + 1):
+    for stop in range(1, len(cuts) + 1):
         options = [(best[stop - 1][0], stop - 1, 0)]
-        shortest = len(packs[stop - 1])
+        # A pack has a token of its own.
+        common = min(within[stop - 1], sizes[stop - 1] - 1)
         for start in range(stop - 2, -1, -1):
-            shortest = min(shortest, len(packs[start]))
-            # Sorted as they are, what the first and the last share all have in common.
-            shared = min(_common(firsts[start], lasts[stop - 1]), shortest - 1)
-            if not shared:
+            common = min(common, onwards[start], sizes[start] - 1)
+            if not common:
                 break
-            options.append((best[start][0] + (stop - start - 1) * shared - _PASS, start, shared))
+            options.append((best[start][0] + (stop - start - 1) * common - _PASS, start, common))
         best.append(max(options, key=lambda option: option[0]))
-    return [_Run(packs[start:stop], best[stop][2]) for start, stop in _runs([start for _, start, _ in best])]
+    ranges = _ranges([start for _, start, _ in best])
+    return [_Run(cuts[start:stop], sizes[start:stop], best[stop][2]) for start, stop in ranges]
 
 
 class _Layout:
