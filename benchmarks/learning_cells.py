@@ -105,6 +105,8 @@ def make_cells(study: Study, out: Path) -> list[Cell]:
     for what, names in (("variants", study.variants), ("mixes", study.mixes)):
         if len({name.translate(_NOT_IN_A_NAME) for name in names}) < len(names):
             raise ConfigError(f"study {study.name}: two {what} would share a folder: {', '.join(names)}; rename one")
+    if len(set(study.first)) < len(study.first):
+        raise ConfigError(f"study {study.name}: first: names a variant twice: {', '.join(study.first)}")
     for name in study.first:
         if name not in study.variants:
             raise ConfigError(

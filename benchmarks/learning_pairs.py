@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from agentrl.config import ConfigError
+
 RESAMPLES = 10_000
 
 
@@ -24,11 +26,11 @@ def compare_pairs(records: Sequence[Mapping[str, Any]], reference: str) -> dict[
     Variants without such questions are left out.
 
     Raises:
-        ValueError: if runs were scored on different numbers of questions.
+        ConfigError: if runs were scored on different numbers of questions.
     """
     right = {(record["variant"], record["seed"]): record["right"] for record in records if record.get("right")}
     if len(counts := {len(outcomes) for outcomes in right.values()}) > 1:
-        raise ValueError(
+        raise ConfigError(
             f"runs were scored on {' and '.join(map(str, sorted(counts)))} questions; they cannot be paired"
         )
     found: dict[str, dict[str, float]] = {}
@@ -56,7 +58,7 @@ def holm(values: Sequence[float]) -> list[float]:
 def _differences(one: str, other: str) -> list[float]:
     """Return 1 for each question that only `one` has right, -1 that only `other` has, else 0; NaN where one has no score."""
     if len(one) != len(other):
-        raise ValueError(
+        raise ConfigError(
             f"runs of one seed were scored on {len(one)} and {len(other)} questions; they cannot be paired"
         )
     return [np.nan if "-" in (a, b) else int(a) - int(b) for a, b in zip(one, other, strict=True)]

@@ -122,7 +122,7 @@ def test_what_is_to_come_first_must_be_a_variant(study, tmp_path):
 def test_the_shipped_study_has_sound_configs(tmp_path):
     study, _, results = read_arguments(["sweep", str(CLAIM)])
     cells = make_cells(study, tmp_path)
-    assert len(cells) == len(study.mixes) * len(study.seeds) * len(study.variants) == 150
+    assert len(cells) == len(study.mixes) * len(study.seeds) * len(study.variants) == 195
     assert {cell.variant for cell in cells[:45]} == {"grpo", "san", "alpha 0.8"}
     assert results.name == "learning_claim.json"
     assert {cell.mix: cell.config.name for cell in cells}.keys() == {"plain", "practise", "distract"}
@@ -143,7 +143,7 @@ def test_pairs_count_what_one_alone_has_right_and_leave_out_what_one_has_no_scor
     assert (b["pairs"], b["gained"], b["lost"]) == (8, 3, 1)
     assert b["difference"] == pytest.approx(2 / 8)
     assert b["p"] == pytest.approx(stats.binomtest(3, 4).pvalue)
-    with pytest.raises(ValueError, match="cannot be paired"):
+    with pytest.raises(ConfigError, match="cannot be paired"):
         compare_pairs(records(a=["11"], b=["1"]), "a")
 
 

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from agentrl.advantages import compute
-from agentrl.advantages.arrays import Keys
 from agentrl.advantages.base import Floats
+from agentrl.advantages.diagnostics import StratumReport
 from agentrl.advantages.strata import label
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class StratumOutlook:
         share: of the rollouts.
         reward: their mean reward.
         now: mean reward less that of the leading stratum, over questions with rollouts in both.
-        practised: the expected best of as many rollouts less that of the leading stratum, over the same questions.
+        best: the expected best of as many rollouts less that of the leading stratum, over the same questions.
         pushes: by rule, what it does to the stratum's share.
     """
 
@@ -80,13 +80,13 @@ class StratumOutlook:
     share: float
     reward: float
     now: Difference
-    practised: Difference
+    best: Difference
     pushes: Mapping[str, float]
 
     @property
     def overtakes(self) -> bool:
         """Whether it earns less than the leading stratum now, and can earn more."""
-        return self.now.mean < 0 < self.practised.low
+        return self.now.mean < 0 < self.best.low
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class Outlook:
 
     Attributes:
         between_share: the share of reward variance between strata, of groups that have variance; a mean over groups.
-        leader: the key of the stratum that earns most now, beside the other rollouts of the same questions.
+        leader: the key of the stratum that earns most now: it beats the most others on the questions that they share.
         strata: in the order of their keys.
     """
 
@@ -111,6 +111,8 @@ class Outlook:
     def verdict(self) -> str:
         """One sentence: which rule this speaks for."""
         leader = label(self.leader)
+        if all(np.isnan(stratum.now.low) for stratum in self.strata if stratum.key != self.leader):
+            return f"fewer than {LEAST_QUESTIONS} questions have rollouts in two strata: too few to speak for a rule"
         if self.overtaking:
             names = " and ".join(label(key) for key in self.overtaking)
             return (
@@ -133,7 +135,7 @@ class Outlook:
             shown.add_column(heading, justify="right")
         for stratum in self.strata:
             is_leader = stratum.key == self.leader
-            differences = ("", "") if is_leader else (_written(stratum.now), _written(stratum.practised))
+            differences = ("", "") if is_leader else (_written(stratum.now), _written(stratum.best))
             pushes = (f"{push:+.3f}" for push in stratum.pushes.values())
             name = escape(label(stratum.key))
             shown.add_row(name, f"{stratum.share:.0%}", f"{stratum.reward:.3f}", *differences, *pushes)
@@ -143,13 +145,18 @@ class Outlook:
         return shown
 
 
-def outlook(rewards: Any, groups: Keys, strata: Keys, valid: Any = None) -> Outlook | None:
+def outlook(
+    rewards: Sequence[float],
+    groups: Sequence[Hashable],
+    strata: Sequence[Hashable],
+    valid: Sequence[bool] | None = None,
+) -> Outlook | None:
     """Compare strata and rules on rollouts of one policy; None where fewer than two strata have two rollouts in a hundred.
 
     Args:
-        rewards: [N].
-        groups: [N], the question of each rollout.
-        strata: [N], the stratum of each.
+        rewards: numbers [N].
+        groups: [N] hashable keys, the question of each rollout.
+        strata: [N] hashable keys, the stratum of each.
         valid: booleans [N], false for rollouts that do not count.
 
     Raises:
@@ -164,7 +171,7 @@ def outlook(rewards: Any, groups: Keys, strata: Keys, valid: Any = None) -> Outl
     cells: _Cells = {}
     for i in np.flatnonzero(counted):
         cells.setdefault(groups[i], {}).setdefault(strata[i], []).append(int(i))
-    leader = max(frequent, key=lambda row: row.gn_mean).key
+    leader = _leader(frequent, values, cells)
     pushes = {
         rule: _pushes(compute(values, groups, strata, name, valid=counted, **options).values, cells)
         for rule, (name, options) in RULES.items()
@@ -197,6 +204,14 @@ _Cells = dict[Hashable, dict[Hashable, list[int]]]
 """The rollouts of each stratum of each group."""
 
 
+def _leader(rows: Sequence[StratumReport], rewards: Floats, cells: _Cells) -> Hashable:
+    def victories(row: StratumReport) -> tuple[int, float]:
+        beaten = (_compare(row.key, other.key, rewards, cells, most=1).mean > 0 for other in rows)
+        return sum(beaten), row.gn_mean
+
+    return max(rows, key=victories).key
+
+
 def _compare(key: Hashable, leader: Hashable, rewards: Floats, cells: _Cells, most: int) -> Difference:
     found = []
     for strata in cells.values():
@@ -222,4 +237,4 @@ def _pushes(advantages: Floats, cells: _Cells) -> dict[Hashable, float]:
 def _written(difference: Difference) -> str:
     if np.isnan(difference.low):
         return "-"
-    return f"{difference.mean:+.2f} ({difference.low:+.2f} to {difference.high:+.2f}, {difference.questions})"
+    return f"{difference.mean:+.2f} ± {difference.high - difference.mean:.2f}"

@@ -120,7 +120,7 @@ def get_stratifier(name: str | Sequence[str] = "searches", seed: int = 0) -> Gro
 def _find(name: str, seed: int) -> GroupStratifier:
     prefix, _, real = name.partition(":")
     is_random = prefix == RANDOM_LIKE
-    if is_random and not real:
+    if is_random and (not real or real.startswith(f"{RANDOM_LIKE}:")):
         raise AdvantageError(f"{RANDOM_LIKE} needs a stratifier to take sizes from; write it as {RANDOM_LIKE}:searches")
     of_one = look_up(real if is_random else name, STRATIFIERS, "stratifier", AdvantageError)
 

@@ -47,18 +47,19 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
     """Read a config by path or packaged name and apply overrides, see `agentrl.config.overrides`.
 
     A file with the key `extends` changes the config that it names, a path as seen from that file or a packaged config:
-    sections are joined key by key, and any other value, a list among them, replaces the one there.
+    sections are joined key by key, and any other value, such as a list or the options of an estimator, replaces the one there.
 
     Raises:
         ConfigError: if the file is missing or not YAML, a key is unknown or set twice, a value has the wrong type, the
             settings contradict one another, a config extends itself, or the folder of a model or adapter is not there.
     """
-    path = find_config(name)
-    tree = _read_extended(path, ())
+    path, read = find_config(name), list[Path]()
+    tree = _read_extended(path, read)
     for override in overrides:
         apply_override(tree, override)
-    config = parse_config(tree, source=str(path))
-    _check_folders(config, source=str(path))
+    source = str(path) + (f", which extends {' and '.join(map(str, read[1:]))}" if len(read) > 1 else "")
+    config = parse_config(tree, source)
+    _check_folders(config, source)
     return config
 
 
@@ -88,33 +89,40 @@ def with_setting(config: Config, key: str, value: Any, source: str) -> Config:
     return changed
 
 
-def _read_extended(path: Path, extending: Sequence[Path]) -> dict[str, Any]:
-    """Read a file and what it extends; `extending` are the files that led here."""
+def _read_extended(path: Path, read: list[Path]) -> dict[str, Any]:
+    """Read a file and what it extends, and add the files to `read`."""
     tree = _read(path)
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected a mapping of settings at the top, found {type(tree).__name__}")
+    read.append(path.resolve())
     if "extends" not in tree:
         return tree
     named = tree.pop("extends")
     if not isinstance(named, str):
         raise ConfigError(f"{path}: extends: must be the path or the name of one config (got {named!r})")
-    beside = path.parent / Path(named).expanduser()
-    try:
-        base = beside if beside.is_file() else find_config(named)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: extends: {error}") from error
-    led = [*extending, path.resolve()]
-    if base.resolve() in led:
+    base = path.parent / Path(named).expanduser()
+    if not base.is_file() or base.resolve() == read[-1]:
+        # A config may have the name of the packaged one that it extends.
+        known = packaged_configs()
+        if named not in known:
+            raise ConfigError(
+                f"{path}: extends: no other config {named!r} beside it, and no packaged one of that name (there are: "
+                f"{', '.join(known)}){did_you_mean(named, known)}"
+            )
+        base = known[named]
+    if base.resolve() in read:
         raise ConfigError(f"{path}: extends: {named!r} extends this config in turn; remove `extends` from one of them")
-    return _joined(_read_extended(base, led), tree)
+    return _joined(_read_extended(base, read), tree)
 
 
-def _joined(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `base` with `changes`, mappings joined key by key."""
+def _joined(base: dict[str, Any], changes: Mapping[str, Any], location: Sequence[str] = ()) -> dict[str, Any]:
+    """Return `base` with `changes`, both what stands at `location`: sections are joined, any other value is replaced."""
     joined = dict(base)
     for key, value in changes.items():
-        below = joined.get(key)
-        joined[key] = _joined(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+        below, place = joined.get(key), (*location, key)
+        # Options are a mapping too, but belong together.
+        is_section = isinstance(below, dict) and isinstance(value, dict) and known_keys(place)
+        joined[key] = _joined(below, value, place) if is_section else value
     return joined
 
 

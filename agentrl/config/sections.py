@@ -280,8 +280,8 @@ class Config(Section):
         length = self.reward.length
         if length is not None and length.limit - length.cache >= self.agent.most_own_tokens:
             raise ValueError(
-                f"reward.length takes nothing off up to limit - cache = {length.limit - length.cache} tokens, and agent's "
-                f"max_turns, max_turn_tokens and max_episode_tokens leave the model at most {self.agent.most_own_tokens}; lower limit"
+                f"reward.length takes nothing off up to limit - cache = {length.limit - length.cache} tokens, and max_turns, "
+                f"max_turn_tokens and max_episode_tokens leave the model at most {self.agent.most_own_tokens}; lower limit"
             )
         problem = device_problem(
             self.device,

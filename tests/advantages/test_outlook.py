@@ -40,7 +40,7 @@ def test_a_stratum_that_fails_now_and_can_answer_more_questions_speaks_for_pract
     assert found.overtaking == (2,)
     assert "1, then 0" in found.verdict
     second = found.strata[1]
-    assert second.now.high < 0 < second.practised.low
+    assert second.now.high < 0 < second.best.low
     assert second.pushes["grpo"] < second.pushes["α 0.8"] < 0
 
 
@@ -93,3 +93,26 @@ def test_the_table_shows_strata_pushes_and_the_verdict():
     text = console.file.getvalue()
     assert "this speaks for" in text
     assert "best of m" in text
+
+
+def test_the_leader_is_the_stratum_that_beats_others_on_the_same_questions():
+    # A answers the easy questions, in which C fails. Where both occur, B beats A; C is nowhere else.
+    rewards, groups, strata = [], [], []
+    for question in range(60):
+        rewards += [1.0, 0.0, 0.0, 0.0]
+        groups += [question] * 4
+        strata += ["A", "C", "C", "C"]
+    for question in range(60, 80):
+        rewards += [0.0, 1.0, 1.0, 1.0]
+        groups += [question] * 4
+        strata += ["A", "B", "B", "B"]
+    for question in range(80, 92):
+        rewards += [1.0, 1.0, 0.0, 0.0]
+        groups += [question] * 4
+        strata += ["B", "B", "C", "C"]
+    assert outlook(rewards, groups, strata).leader == "B"
+
+
+def test_a_few_questions_speak_for_no_rule():
+    found = outlook(*sampled(3, lambda rng, q: 0.0, lambda rng, q: rng.random() < 0.5))
+    assert "too few" in found.verdict

@@ -1,173 +1,18 @@
-"""The scoring pass against plain PyTorch: who sees whom, values, gradients, and what a pack costs."""
+"""The scoring pass against plain PyTorch: values and gradients."""
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from tiny import tiny_llama
+from token_sequences import VOCABULARY, branching, in_trunk
 from transformers import DiffLlamaConfig, DiffLlamaForCausalLM, StableLmConfig, StableLmForCausalLM
 
 from agentrl.training.scoring import Scorer, ScoringError, TokenSequence, head, pack
 from agentrl.training.scoring.attention import Tree, tree_attention
-from agentrl.training.scoring.blocks import tree_blocks
 from agentrl.training.scoring.head import head_scores
 from agentrl.training.scoring.lora import merge_lora
-from agentrl.training.scoring.tree import pack_behind_trunks
 from agentrl.training.scoring.trunk import Trunk
-
-VOCABULARY = 300
-
-
-@st.composite
-def sequences(draw):
-    """Sequences of few different tokens, so that many begin alike, some are equal and some begin another."""
-    made = []
-    for _ in range(draw(st.integers(1, 7))):
-        ids = draw(st.lists(st.integers(0, 2), min_size=2, max_size=9))
-        scored = draw(st.sets(st.integers(1, len(ids) - 1)))
-        made.append(TokenSequence(np.array(ids), np.array(sorted(scored), dtype=int)))
-    return made
-
-
-def different_tokens(made):
-    """How many tokens there are if every common beginning counts once."""
-    return len({tuple(s.inputs[: n + 1]) for s in made for n in range(len(s.inputs))})
-
-
-def ancestors(ends, token):
-    return [other for other in range(token + 1) if token < ends[other]]
-
-
-@given(sequences(), st.integers(1, 30), st.booleans())
-@settings(max_examples=300, deadline=None)
-def test_every_scored_token_is_predicted_by_what_stands_before_it(made, tokens, share):
-    seen = []
-    for found in pack(made, tokens, share=share):
-        assert len(found) <= tokens or len(found.members) == 1
-        seen += found.members
-        place = 0
-        for member in found.members:
-            sequence = made[member]
-            for position in sequence.scored:
-                prediction = found.places[place]
-                place += 1
-                source = int(found.sources[prediction])
-                path = ancestors(found.ends.tolist(), source)
-                assert found.ids[0, path].tolist() == sequence.ids[:position].tolist()
-                assert found.position_ids[0, path].tolist() == list(range(position))
-                assert found.targets[prediction] == sequence.ids[position]
-        assert place == len(found.places)
-    assert sorted(seen) == [i for i, sequence in enumerate(made) if len(sequence.scored)]
-
-
-@given(sequences())
-@settings(max_examples=200, deadline=None)
-def test_in_one_pack_each_beginning_is_computed_once(made):
-    packs = list(pack(made, 1000))
-    assert sum(len(found) for found in packs) == different_tokens(made)
-    predictions = {tuple(s.ids[: p + 1]) for s in made for p in s.scored}
-    assert sum(len(found.sources) for found in packs) == len(predictions)
-
-
-def in_trunk(made, size=20):
-    """The same sequences behind a beginning of `size` tokens that they share."""
-    return [TokenSequence(np.concatenate([np.arange(90, 90 + size), s.ids]), s.scored + size) for s in made]
-
-
-@given(sequences(), st.integers(1, 200), st.integers(0, 90))
-@settings(max_examples=300, deadline=None)
-def test_a_trunk_is_what_its_packs_begin_with_and_saves_more_than_it_costs(made, tokens, size):
-    made = in_trunk(made, size)
-    behind, trunks = list(pack_behind_trunks(made, tokens)), {}
-    packs = list(pack(made, tokens))
-    assert sorted(i for found in behind for i in found.members) == sorted(i for found in packs for i in found.members)
-    for found in behind:
-        assert len(found) <= tokens or len(found.members) == 1
-        if found.trunk is not None:
-            trunks.setdefault(id(found.trunk), (found.trunk, []))[1].append(found)
-            assert found.ids[0, : found.shared].tolist() == found.trunk.ids[0].tolist()
-            assert (found.ends[: found.shared] == len(found)).all()
-            assert found.shared < len(found)
-    for trunk, users in trunks.values():
-        assert trunk.asked.tolist() == sorted({s for u in users for s in u.sources.tolist() if s < len(trunk)})
-    computed = sum(len(found) - found.shared for found in behind) + sum(len(trunk) for trunk, _ in trunks.values())
-    cost = computed + 64 * (len(behind) + len(trunks))
-    assert different_tokens(made) <= computed
-    assert cost <= sum(len(found) + 64 for found in packs)
-    if size > 64 and len(behind) > 1:
-        assert sum(len(users) for _, users in trunks.values()) == len(behind)
-
-
-def test_packs_are_cut_for_what_they_cost_behind_their_trunks():
-    # Two groups of four, of 100 tokens each behind 150 that they share. In packs of 500 the fewest tokens without trunks are
-    # those of three packs, of which one holds both groups; behind trunks each group has two packs.
-    made = [
-        TokenSequence(np.concatenate([np.full(150, group), np.full(101, 10 + member)]), np.array([250]))
-        for group in range(2)
-        for member in range(4)
-    ]
-    assert [len(found) for found in pack(made, 500)] == [450, 500, 450]
-    behind = list(pack_behind_trunks(made, 500))
-    assert [found.shared for found in behind] == [150] * 4
-    assert sum(len(found) - found.shared for found in behind) == 800
-
-
-@given(sequences(), st.integers(1, 40))
-@settings(max_examples=200, deadline=None)
-def test_no_other_cuts_make_packs_that_cost_less(made, tokens):
-    cost = sum(len(found) + 64 for found in pack(made, tokens))
-    inputs = sorted((s for s in made if len(s.scored)), key=lambda s: s.inputs.tolist())
-
-    def least(start):
-        costs = []
-        for stop in range(start + 1, len(inputs) + 1):
-            size = different_tokens(inputs[start:stop])
-            if size <= tokens or stop == start + 1:
-                costs.append(size + 64 + least(stop))
-        return min(costs, default=0)
-
-    assert cost == least(0)
-
-
-@given(sequences(), st.sampled_from([None, 1, 3]), st.integers(0, 6))
-@settings(max_examples=300, deadline=None)
-def test_blocks_hold_each_pair_of_tokens_that_see_one_another_once(made, window, shared):
-    for found in pack(made, 1000):
-        depths, ends = found.position_ids[0], found.ends
-        # Only what all later tokens see can be in a trunk.
-        chain = int((ends == len(found)).long().cumprod(0).sum())
-        shared = min(shared, chain, len(found) - 1)
-        wanted = {
-            (query, key)
-            for query in range(shared, len(found))
-            for key in ancestors(ends.tolist(), query)
-            if window is None or depths[query] - depths[key] < window
-        }
-        pairs = []
-        for block in tree_blocks(depths, ends, window, shared):
-            before = block.ancestors
-            before = list(range(before, block.start)) if isinstance(before, int) else before.tolist()
-            keys = [*before, *range(block.start, block.stop)]
-            visible = torch.ones(len(keys), len(keys)).tril() if block.mask is None else (block.mask[0, 0] == 0).float()
-            pairs += [(block.start + query, keys[key]) for query, key in visible.nonzero().tolist()]
-        assert len(pairs) == len(set(pairs))
-        assert set(pairs) == wanted
-
-
-def branching(rng, groups=2, members=4, shared=30, own=200):
-    """Sequences as search episodes make them: a prompt for each group, and members that part from one another later."""
-    made = []
-    for _ in range(groups):
-        prompt = rng.integers(0, VOCABULARY, shared)
-        first = rng.integers(0, VOCABULARY, own // 2)
-        for member in range(members):
-            tail = rng.integers(0, VOCABULARY, int(rng.integers(1, own)))
-            ids = np.concatenate([prompt, first[: member % 3 * own // 4], tail])
-            scored = np.flatnonzero(rng.random(len(ids)) < 0.3)
-            made.append(TokenSequence(ids, scored[scored >= shared]))
-    return [sequence for sequence in made if len(sequence.scored)]
 
 
 @pytest.mark.parametrize("window", [None, 40])
@@ -456,18 +301,3 @@ def test_the_check_at_the_start_meets_trunks_and_tokens_that_predict_nothing(mon
     scorer.check()
     assert {found.shared > 0 for found in packs} == {True, False}
     assert any(len(found.sources) < len(found) - found.shared for found in packs)
-
-
-@pytest.mark.parametrize("instruction", [0, 64, 100])
-def test_packs_are_cut_between_questions_behind_an_instruction_too(instruction):
-    made = [
-        TokenSequence(
-            np.concatenate([np.full(instruction, 5), np.full(150, 6 + group), np.full(101, 10 + member)]),
-            np.array([instruction + 250]),
-        )
-        for group in range(2)
-        for member in range(4)
-    ]
-    behind = list(pack_behind_trunks(made, 500 + instruction))
-    # Each question has two packs behind a trunk of its own, in which the instruction is.
-    assert [found.shared for found in behind] == [150 + instruction] * 4

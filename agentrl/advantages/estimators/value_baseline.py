@@ -49,10 +49,12 @@ def value_baseline(
     Raises:
         AdvantageError: if an argument is out of range.
     """
-    if not (isinstance(window, int) and window >= 1):
+    if isinstance(window, bool) or not (isinstance(window, int) and window >= 1):
         raise AdvantageError(f"window must be a whole number of at least 1, got {window!r}")
-    if not 0 < ridge < float("inf"):
+    if isinstance(ridge, bool) or not (isinstance(ridge, int | float) and 0 < ridge < float("inf")):
         raise AdvantageError(f"ridge must be a finite number above 0, got {ridge!r}")
+    if not isinstance(per_stratum, bool):
+        raise AdvantageError(f"per_stratum must be true or false, got {per_stratum!r}")
     if scale not in ("none", "batch"):
         raise AdvantageError(f"scale must be none or batch, got {scale!r}")
     compared = (batch.by_group.count > 1)[batch.groups]
