@@ -10,7 +10,9 @@
 named variants, or those of a file (`config` or `mixes`, `seeds`, `set`, `first`, and `vary` or `variants`), which may do so on
 several mixes of questions. Both train one run after another with `agentrl train`, each in a folder of its own under --out, and
 may be stopped and called again: finished runs are read, a started one goes on, and a run of other settings, questions or
-weights is refused. Data is looked up under $AGENTRL_DATA. `report` shows tables and pictures of results and runs nothing.
+weights is refused. With `--known RESULTS.json` the runs in that file are done too, wherever their folders are, if settings and
+weights are the same; whether the questions are, it does not know. Data is looked up under $AGENTRL_DATA. `report` shows tables
+and pictures of results and runs nothing.
 
 Exact match is over `data.eval`, greedy, with Wilson's 95 % interval; "apart" says that the intervals before and after do not
 meet. Means are over seeds with Student's 95 % interval: they hold for other seeds of training, not for other questions. Variants
@@ -67,20 +69,27 @@ if not console.is_terminal:
     console.width = 140
 
 
-def run_study(study: Study, out: Path, results: Path) -> bool:
+def run_study(study: Study, out: Path, results: Path, known: Path | None = None) -> bool:
     """Run the cells of a study that are not finished, write the report after each, and tell whether all are finished.
 
-    What was finished before is read first, so that the report has it whatever ends the study.
+    What was finished before is read first, so that the report has it whatever ends the study. Runs that are in the results
+    file `known`, with the same settings and weights, are taken from there, wherever their folders are.
 
     Raises:
-        AgentRLError, RetrieverError: if a config or its data is unsound; nothing is started then.
+        AgentRLError, RetrieverError: if a config or its data is unsound, or `known` is no file of results; nothing is
+            started then.
+        OSError: if `known` cannot be read.
     """
     cells = make_cells(study, out)
     titles = [
         f"[{place}/{len(cells)}] {', '.join(filter(None, (cell.mix, cell.variant, f'seed {cell.seed}')))}"
         for place, cell in enumerate(cells, 1)
     ]
-    records: dict[int, Record] = {}
+    records = {} if known is None else _known(known, cells)
+    for number in records:
+        console.print(f"{titles[number]}: taken from {known}", markup=False)
+    if records:
+        _write(study, cells, list(records.values()), results)
     failures: dict[int, str] = {}
     for do in (_find, _run):
         for number, (cell, title) in enumerate(zip(cells, titles, strict=True)):
@@ -101,6 +110,33 @@ def run_study(study: Study, out: Path, results: Path) -> bool:
     for number in sorted(failures):
         console.print(f"not finished: {failures[number]}", style="red", markup=False)
     return not failures
+
+
+def _known(path: Path, cells: Sequence[Cell]) -> dict[int, Record]:
+    """Return the records of a results file by the number of the cell, of those cells that are what was run."""
+    report, runs = _read(path)
+    found = {(run.get("mix", ""), run["variant"], run["seed"]): run for run in runs}
+    records = {}
+    for number, cell in enumerate(cells):
+        described = report.get("mixes", {}).get(cell.mix, report)
+        before = described.get("variants", {}).get(cell.variant, {})
+        same = before.get("config_sha256") == config_hash(cell.config)
+        if same and before["model_sha256"] == model_hash(cell.config):
+            run = found.get((cell.mix, cell.variant, cell.seed))
+            records |= {} if run is None else {number: run}
+    return records
+
+
+def _read(path: Path) -> tuple[dict[str, Any], list[Record]]:
+    """Return a file of results and its runs, each with all that is known of it."""
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        common = {key: report[key] for key in _ORIGIN if key in report}
+        return report, [{**common, **run} for run in report["runs"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{path}: no results of a study ({error!r}); give a file that `sweep` or `pocket` wrote"
+        ) from error
 
 
 def _find(cell: Cell, title: str) -> Record | None:
@@ -185,13 +221,8 @@ def show_results(results: Path, against: str | None) -> None:
         ConfigError: if the file holds no runs, or none of the variant `against`.
         OSError: if it cannot be read.
     """
-    try:
-        report = json.loads(results.read_text(encoding="utf-8"))
-        records, origin = report["runs"], {key: report[key] for key in _ORIGIN if key in report}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"{results}: no results of a study ({error!r}); give a file that `sweep` or `pocket` wrote"
-        ) from error
+    report, records = _read(results)
+    origin = {key: report[key] for key in _ORIGIN if key in report}
     variants = list(by_variant(records))
     if not variants or against not in (None, *variants):
         raise ConfigError(
@@ -230,8 +261,9 @@ class Report:
     against: str | None
 
 
-def read_arguments(arguments: Sequence[str] | None = None) -> tuple[Study, Path, Path] | Report:
-    """Return the study that the command line asks for, the folder of its runs and the file of its results; or what to report.
+def read_arguments(arguments: Sequence[str] | None = None) -> tuple[Study, Path, Path, Path | None] | Report:
+    """Return the study that the command line asks for, the folder of its runs, the file of its results, and the one that is
+    known; or what to report.
 
     Raises:
         ConfigError: if what varies is not said, or said in several ways.
@@ -243,6 +275,7 @@ def read_arguments(arguments: Sequence[str] | None = None) -> tuple[Study, Path,
     shared.add_argument(
         "--json", type=Path, help="where the results go (default: benchmarks/results/learning_NAME.json)"
     )
+    shared.add_argument("--known", type=Path, metavar="JSON", help="results whose runs, of the same settings, are done")
     shared.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of all runs")
     shared.add_argument("--config", default=None, help="a path or a packaged config (default: pocket.yaml)")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -260,7 +293,7 @@ def read_arguments(arguments: Sequence[str] | None = None) -> tuple[Study, Path,
         return Report(options.results, options.against)
     study = _pocket(options) if options.command == "pocket" else _sweep(options)
     out = options.out or Path("runs") / f"learning-{study.name}"
-    return study, out, options.json or RESULTS / f"learning_{study.name}.json"
+    return study, out, options.json or RESULTS / f"learning_{study.name}.json", options.known
 
 
 def _pocket(options: argparse.Namespace) -> Study:

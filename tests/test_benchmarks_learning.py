@@ -152,7 +152,7 @@ def test_a_study_is_read_from_a_file_and_the_command_line_goes_before_it(tmp_pat
     file.write_text(
         "config: x.yaml\nseeds: 2\nset: {training.steps: 3}\nvary: {training.learning_rate: [1.0e-3, 2.0e-3]}\n"
     )
-    read, out, results = read_arguments(["sweep", str(file), "--seeds", "4", "--set", "training.threads=1"])
+    read, out, results, _ = read_arguments(["sweep", str(file), "--seeds", "4", "--set", "training.threads=1"])
     assert (read.name, read.mixes, list(read.seeds)) == ("rates", {"": "x.yaml"}, [0, 1, 2, 3])
     assert read.overrides == ["training.steps=3", "training.threads=1"]
     assert list(read.variants.values()) == [["training.learning_rate=0.001"], ["training.learning_rate=0.002"]]
@@ -188,9 +188,9 @@ def test_an_unsound_study_file_is_refused_by_its_name_and_key(tmp_path, text, ex
 
 
 def test_the_command_line_says_in_one_way_what_varies():
-    pocket, _, _ = read_arguments(["pocket", "--set", "training.steps=2"])
+    pocket, *_ = read_arguments(["pocket", "--set", "training.steps=2"])
     assert (pocket.mixes, list(pocket.seeds), pocket.variants) == ({"": "pocket.yaml"}, [0, 1, 2, 3, 4], {"pocket": []})
-    named, _, _ = read_arguments(["sweep", "--variant", "a", "seed=1", "--variant", "b", "seed=2", "seed=3"])
+    named, *_ = read_arguments(["sweep", "--variant", "a", "seed=1", "--variant", "b", "seed=2", "seed=3"])
     assert named.variants == {"a": ["seed=1"], "b": ["seed=2", "seed=3"]}
     for wrong in (
         ["sweep"],

@@ -1,10 +1,12 @@
 """A study of several mixes of questions: the order of its runs, its report, and how variants are compared."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
 
 import learning
+import learning_cells
 import numpy as np
 import pytest
 from hypothesis import given
@@ -71,6 +73,20 @@ def test_first_variants_come_first_on_every_mix_and_each_part_seed_by_seed(study
     assert len({cell.config.folder for cell in cells}) == len(cells) == 12
 
 
+def test_runs_in_known_results_are_not_trained_again_if_they_are_the_same(study, tmp_path, monkeypatch, capsys):
+    for cell in make_cells(study, tmp_path / "out"):
+        finish(cell)
+    results, again = tmp_path / "results.json", tmp_path / "again.json"
+    assert run_study(study, tmp_path / "out", results)
+    monkeypatch.setattr(learning_cells, "TRAIN", [str(tmp_path / "missing")])
+    assert run_study(study, tmp_path / "elsewhere", again, results)
+    assert json.loads(again.read_text()) == json.loads(results.read_text())
+    assert "taken from" in capsys.readouterr().out
+    other = dataclasses.replace(study, overrides=[*study.overrides, "training.llds.tolerance=0.5"])
+    with pytest.raises(FileNotFoundError):
+        run_study(other, tmp_path / "other", again, results)
+
+
 def test_a_report_keeps_mixes_apart_and_is_shown_again_without_a_run(study, tmp_path, capsys):
     cells = make_cells(study, tmp_path / "out")
     for cell in cells:
@@ -120,7 +136,7 @@ def test_what_is_to_come_first_must_be_a_variant(study, tmp_path):
 
 
 def test_the_shipped_study_has_sound_configs(tmp_path):
-    study, _, results = read_arguments(["sweep", str(CLAIM)])
+    study, _, results, _ = read_arguments(["sweep", str(CLAIM)])
     cells = make_cells(study, tmp_path)
     assert len(cells) == len(study.mixes) * len(study.seeds) * len(study.variants) == 195
     assert {cell.variant for cell in cells[:45]} == {"grpo", "san", "alpha 0.8"}
