@@ -3,7 +3,8 @@
 **Pushes.** Of a policy that ends in stratum k of a question with probability P(k), an update along sum_i A_i grad log pi(i)
 moves log P(k) by sum_i A_i (1[k(i) = k] - P(k)), if each choice has a parameter of its own. The push of a rule is that sum
 with the shares n_k / K of the group in place of P, over all groups, divided by the number of rollouts. Above 0 the stratum
-grows, below it shrinks. What a rule teaches inside a stratum is not in it.
+grows, below it shrinks. What a rule teaches inside a stratum is not in it, so pure SAN has none (T11 in docs/algorithm.md),
+and a blend has 1 - alpha times GRPO's.
 
 **Overtaking.** A stratum that earns less than another now may earn more when it is practised. What it can earn is seen in
 the best of several rollouts: of a question with n_a and n_b rollouts in both strata, the expected best of
@@ -30,11 +31,9 @@ if TYPE_CHECKING:
 
 RULES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "grpo": ("grpo", {}),
-    "α 0.8": ("stratified", {"alpha": 0.8}),
-    "α 1": ("stratified", {"alpha": 1.0}),
-    "α 1, balance 0.5": ("stratified", {"alpha": 1.0, "balance": 0.5}),
+    "balance 0.5": ("stratified", {"alpha": 1.0, "balance": 0.5}),
 }
-"""The rules whose pushes are shown, by name: estimator and options. The last is how "α 1, then 0; balance 0.5" begins."""
+"""The rules whose pushes are shown, by name: estimator and options. The last is how "α 1, then 0, with balance 0.5" begins."""
 
 MOST_DRAWS = 4
 LEAST_QUESTIONS = 10
@@ -131,7 +130,7 @@ class Outlook:
         shown = Table(title="outlook", title_justify="left", caption_justify="left", box=None)
         shown.add_column("stratum")
         leader = escape(label(self.leader))
-        for heading in ("share", "reward", f"less {leader}'s", f"best of m less {leader}'s", *RULES):
+        for heading in ("share", "reward", f"less {leader}'s", f"best less {leader}'s", *RULES):
             shown.add_column(heading, justify="right")
         for stratum in self.strata:
             is_leader = stratum.key == self.leader
@@ -140,7 +139,8 @@ class Outlook:
             name = escape(label(stratum.key))
             shown.add_row(name, f"{stratum.share:.0%}", f"{stratum.reward:.3f}", *differences, *pushes)
         shown.caption = (
-            f"columns of rules: how each pushes the share of a stratum (docs/algorithm.md)\n{escape(self.verdict)}"
+            "last columns: how rules push the share of a stratum; a blend 1 - α times as much as grpo\n"
+            f"{escape(self.verdict)}"
         )
         return shown
 

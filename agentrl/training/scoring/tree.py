@@ -95,7 +95,8 @@ def pack(sequences: Sequence[TokenSequence], tokens: int, *, share: bool = True)
         share: whether the common beginning of neighbours is laid out once. Else each sequence is a tree of its own.
     """
     order = _sorted(sequences)
-    for start, stop in _cuts([sequences[i].inputs for i in order], tokens, share):
+    lengths, shared = _lengths([sequences[i].inputs for i in order], share)
+    for start, stop in _cuts(lengths, shared, tokens):
         yield _laid_out(sequences, order[start:stop], share)
 
 
@@ -106,7 +107,8 @@ def pack_behind_trunks(sequences: Sequence[TokenSequence], tokens: int) -> Itera
     find room in the memory that these leave.
     """
     order = _sorted(sequences)
-    for run in _cheapest_runs([sequences[i].inputs for i in order], tokens):
+    lengths, shared = _lengths([sequences[i].inputs for i in order], True)
+    for run in _cheapest_runs(lengths, shared, tokens):
         packs = [_laid_out(sequences, order[start:stop], True) for start, stop in run.cuts]
         packs.sort(key=len, reverse=True)
         if not run.trunk:
@@ -130,20 +132,25 @@ def _laid_out(sequences: Sequence[TokenSequence], members: Sequence[int], share:
     return layout.pack()
 
 
-def _cuts(inputs: Sequence[np.ndarray], tokens: int, share: bool, least_common: int = 0) -> list[tuple[int, int]]:
+def _lengths(inputs: Sequence[np.ndarray], share: bool) -> tuple[list[int], list[int]]:
+    """Return how long each sequence is, and what each but the last shares with the next one, nothing without `share`."""
+    shared = [_common(one, other) if share else 0 for one, other in pairwise(inputs)]
+    return [len(own) for own in inputs], shared
+
+
+def _cuts(lengths: Sequence[int], shared: Sequence[int], tokens: int, least_common: int = 0) -> list[tuple[int, int]]:
     """Return where each pack of sorted sequences starts and stops, so that packs and their tokens cost the least.
 
     Neighbours with fewer than `least_common` tokens in common are in different packs.
     """
-    shared = [_common(one, other) if share else 0 for one, other in pairwise(inputs)]
     # Of a pack, each sequence but the first adds what it does not share with the one before.
-    fresh = [0, *(len(own) - common for own, common in zip(inputs[1:], shared, strict=True))]
+    fresh = [0, *(own - common for own, common in zip(lengths[1:], shared, strict=True))]
     # For the first n sequences: what their packs cost, and where the last one starts.
     best = [(0, 0)]
-    for stop in range(1, len(inputs) + 1):
+    for stop in range(1, len(lengths) + 1):
         options, added = [], 0
         for start in range(stop - 1, -1, -1):
-            size = len(inputs[start]) + added
+            size = lengths[start] + added
             if options and (size > tokens or shared[start] < least_common):
                 break
             options.append((best[start][0] + size + _PASS, start))
@@ -181,14 +188,12 @@ class _Run:
         return of_trunk + sum(size - self.trunk + _PASS for size in self.sizes)
 
 
-def _cheapest_runs(inputs: Sequence[np.ndarray], tokens: int) -> list[_Run]:
+def _cheapest_runs(lengths: Sequence[int], shared: Sequence[int], tokens: int) -> list[_Run]:
     """Return the packs of sorted sequences in runs that cost the least of some plans, those with the largest packs first."""
-    shared = [_common(one, other) for one, other in pairwise(inputs)]
     # Where neighbours share hardly more than everyone does, a question ends, and what follows has another trunk.
     of_all = min(shared, default=0)
     limits = (0, *(of_all + _PASS // part for part in (8, 4, 2, 1)))
-    plans = dict.fromkeys(tuple(_cuts(inputs, tokens, True, limit)) for limit in limits)
-    lengths = [len(own) for own in inputs]
+    plans = dict.fromkeys(tuple(_cuts(lengths, shared, tokens, limit)) for limit in limits)
     runs = min(
         (_behind_trunks(cuts, lengths, shared) for cuts in plans), key=lambda runs: sum(run.cost for run in runs)
     )
