@@ -64,6 +64,7 @@ class Mix(StrEnum):
 class IndexKind(StrEnum):
     lucene = "lucene"
     flat = "flat"
+    fp16 = "fp16"
     hnsw = "hnsw"
     ivfpq = "ivfpq"
 
@@ -308,7 +309,7 @@ def index_build(
     passage_prefix: Annotated[str, typer.Option(help="vectors: put before passages, such as E5's 'passage: '.")] = "",
     batch: Annotated[int, typer.Option(min=1, help="vectors: passages encoded at once.")] = 32,
 ) -> None:
-    """Build an index of a corpus: Lucene for words, or FAISS (flat, hnsw, ivfpq) for vectors."""
+    """Build an index of a corpus: Lucene for words, or FAISS (flat, fp16, hnsw, ivfpq) for vectors."""
     from agentrl.commands.retrieval import build
 
     if kind is IndexKind.lucene:

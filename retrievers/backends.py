@@ -39,7 +39,7 @@ def build_index(
     """Check a corpus and build its index into the new folder `out`; see `retrievers.index.build.build`.
 
     Args:
-        kind: "lucene" for words; "flat", "hnsw" or "ivfpq" for vectors.
+        kind: "lucene" for words; "flat", "fp16", "hnsw" or "ivfpq" for vectors.
         options: of `LuceneBuilder`, or of `DenseBuilder` and `FaissOptions`.
 
     Raises:

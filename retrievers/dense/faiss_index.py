@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from retrievers.base import RetrieverError
 
 INDEX_NAME = "index.faiss"
-KINDS = ("flat", "hnsw", "ivfpq")
+KINDS = ("flat", "fp16", "hnsw", "ivfpq")
 
 _ROWS_AT_ONCE = 65536
 _WRITE_BYTES = 1 << 20
@@ -31,8 +31,9 @@ class FaissOptions:
     """Which FAISS index; all rank by inner product.
 
     Attributes:
-        kind: "flat" compares with every vector; "hnsw" (Malkov and Yashunin 2016, arXiv 1603.09320) walks a graph of
-            neighbours; "ivfpq" (Jégou et al. 2011, doi:10.1109/TPAMI.2010.57) looks at compressed vectors near the query.
+        kind: "flat" compares with every vector; "fp16" does so too, with numbers of two bytes in place of four; "hnsw"
+            (Malkov and Yashunin 2016, arXiv 1603.09320) walks a graph of neighbours; "ivfpq" (Jégou et al. 2011,
+            doi:10.1109/TPAMI.2010.57) looks at compressed vectors near the query.
         hnsw_links: neighbours of a vector in the graph.
         hnsw_effort: candidates while the graph is built.
         ivf_lists: cells of vectors; None makes 4 √documents of them, with at least 39 vectors each on average.
@@ -70,7 +71,7 @@ class FaissOptions:
 
     def description(self) -> dict[str, object]:
         """What matters to this kind, for a manifest."""
-        prefix = {"flat": ("-",), "hnsw": ("hnsw_",), "ivfpq": ("ivf_", "pq_")}[self.kind]
+        prefix = {"flat": ("-",), "fp16": ("-",), "hnsw": ("hnsw_",), "ivfpq": ("ivf_", "pq_")}[self.kind]
         return {name: value for name, value in asdict(self).items() if name == "kind" or name.startswith(prefix)}
 
 
@@ -103,6 +104,8 @@ def write_faiss(library: Any, vectors: NDArray[np.float32], options: FaissOption
     metric = library.METRIC_INNER_PRODUCT
     if options.kind == "flat":
         index = library.IndexFlatIP(dimension)
+    elif options.kind == "fp16":
+        index = library.IndexScalarQuantizer(dimension, library.ScalarQuantizer.QT_fp16, metric)
     elif options.kind == "hnsw":
         index = library.IndexHNSWFlat(dimension, options.hnsw_links, metric)
         index.hnsw.efConstruction = options.hnsw_effort

@@ -91,7 +91,7 @@ def test_a_build_with_an_option_that_its_kind_has_not_is_refused(tmp_path):
         build_index(tmp_path / "corpus.jsonl", tmp_path / "out", head="1g")
     with pytest.raises(RetrieverError, match="an index of kind flat has no option 'heap'"):
         build_index(tmp_path / "corpus.jsonl", tmp_path / "out", "flat", heap="1g")
-    with pytest.raises(RetrieverError, match="kind is 'annoy' and must be one of flat, hnsw, ivfpq"):
+    with pytest.raises(RetrieverError, match="kind is 'annoy' and must be one of flat, fp16, hnsw, ivfpq"):
         build_index(tmp_path / "corpus.jsonl", tmp_path / "out", "annoy")
 
 
