@@ -9,7 +9,8 @@ from typing import Any
 from agentrl.advantages import AdvantageError, check_options, compute, get_estimator, get_stratifier
 from agentrl.advantages.schedule import Options
 from agentrl.agent.protocols import find_protocol
-from agentrl.config import AdvantagesConfig, Config, ConfigError, RetrieverConfig
+from agentrl.agent.tools import TOOLS, find_tool, spec_of
+from agentrl.config import AdvantagesConfig, AgentConfig, Config, ConfigError, RetrieverConfig
 from agentrl.registry import look_up
 from agentrl.rewards import REWARDS
 from agentrl.types import End, FailureCause, Question, Trajectory
@@ -19,7 +20,7 @@ from retrievers.secrets import check_no_literal_key
 
 
 def check_plug_ins(config: Config) -> None:
-    """Import the estimator, stratifiers, protocol, reward and retriever that a config names, and try their options.
+    """Import the estimator, stratifiers, protocol, tools, reward and retriever that a config names, and try their options.
 
     Nothing is loaded or connected to: a retriever and a protocol are only asked whether they can be called so.
 
@@ -28,11 +29,25 @@ def check_plug_ins(config: Config) -> None:
             message begins with the key.
     """
     _check_advantages(config.advantages)
-    _check_call("agent.protocol", config.agent.protocol, find_protocol(config.agent.protocol), config.agent, None)
+    _check_tools(config.agent)
+    _check_call("agent.protocol", config.agent.protocol, find_protocol(config.agent.protocol), config.agent, None, [])
     look_up(config.reward.kind, REWARDS, "reward", _at("reward.kind"))
     _check_keys(config)
     if config.retriever is not None:
         _check_retriever(config.retriever)
+
+
+def _check_tools(settings: AgentConfig) -> None:
+    """Try what can be known of a tool without making it: its options and, where its class says it, its description."""
+    for tool in settings.tools:
+        if tool.kind in TOOLS:
+            if tool.options:
+                raise ConfigError(f"agent.tools: {tool.kind} takes no options; its settings stand in `retriever`")
+            continue
+        kind = find_tool(tool.kind)
+        _check_call("agent.tools", tool.kind, kind, **tool.options)
+        if all(hasattr(kind, part) for part in ("name", "description", "parameters")):
+            spec_of(kind, tool.kind)
 
 
 def _check_keys(config: Config) -> None:

@@ -45,33 +45,61 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class SearchCall:
-    """A search that was executed: the query, what came back (best first) and how long it took."""
+class ToolCall:
+    """A call of a tool that was executed.
 
-    query: str
-    passage_ids: tuple[str, ...]
-    scores: tuple[float, ...]
+    Attributes:
+        tool: the tool's name.
+        arguments: what it was called with, by name.
+        seconds: how long it took.
+        passage_ids: of the passages that came back, best first; none of a tool that answers with text.
+        scores: of these passages.
+        error: what the model was told in place of a result, where the tool refused the call or its time ran out.
+    """
+
+    tool: str
+    arguments: Mapping[str, Any]
     seconds: float
+    passage_ids: tuple[str, ...] = ()
+    scores: tuple[float, ...] = ()
+    error: str = ""
+
+    @property
+    def query(self) -> str:
+        """What a search looked for."""
+        return self.arguments.get("query", "")
 
 
-class ActionKind(StrEnum):
-    SEARCH = "search"
-    OPEN = "open"
-    ANSWER = "answer"
-    INVALID = "invalid"
+SEARCH, OPEN = "search", "open"
+"""The names of the packaged tools."""
+
+ANSWER, INVALID = "answer", "invalid"
+"""What an action is that calls no tool. No tool can have these names."""
 
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """What the model asked for in one turn. `argument` is the query, the id of the document to open, the answer, or for
-    INVALID what was wrong."""
+    """What the model asked for in one turn.
 
-    kind: ActionKind
+    Attributes:
+        kind: the name of the tool that it calls, ANSWER or INVALID.
+        argument: the one text that the tool takes, such as a query; the answer; or what was wrong. Of other calls, their
+            arguments as JSON.
+        arguments: what the tool is called with, by name; empty where `argument` says it all.
+    """
+
+    kind: str
     argument: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def calls(self) -> bool:
+        """Whether it calls a tool."""
+        return self.kind not in (ANSWER, INVALID)
 
 
 TOO_LONG = "the turn was too long"
-"""The argument of an INVALID action whose turn was cut off at its limit of tokens."""
+"""The argument of an invalid action whose turn was cut off at its limit of tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +107,8 @@ class Turn:
     """One generation of the model and the observation that answered it.
 
     `token_ids` and `logprobs` have the same length: the sampled ids and the sampler's log-probability of each (natural
-    logarithm, at the sampling temperature). `observation_ids` is empty where the turn ended the episode.
+    logarithm, at the sampling temperature). `calls` are those that were executed. `observation_ids` is empty where the turn
+    ended the episode.
     """
 
     token_ids: tuple[int, ...]
@@ -87,7 +116,7 @@ class Turn:
     text: str
     action: Action
     adapter_version: int
-    search: SearchCall | None = None
+    calls: tuple[ToolCall, ...] = ()
     observation_ids: tuple[int, ...] = ()
     observation: str = ""
 
@@ -204,9 +233,14 @@ class Trajectory:
         return sum(len(turn.observation_ids) for turn in self.turns)
 
     @property
-    def searches(self) -> tuple[SearchCall, ...]:
-        """The searches that were executed, in order; a search tag that was only written does not count."""
-        return tuple(turn.search for turn in self.turns if turn.search is not None)
+    def calls(self) -> tuple[ToolCall, ...]:
+        """The calls that were executed, in order; a tag that was only written does not count."""
+        return tuple(call for turn in self.turns for call in turn.calls)
+
+    @property
+    def searches(self) -> tuple[ToolCall, ...]:
+        """The calls of the tool `search`."""
+        return tuple(call for call in self.calls if call.tool == SEARCH)
 
     @property
     def adapter_versions(self) -> tuple[int, ...]:
@@ -222,7 +256,7 @@ class Trajectory:
     def overlong(self) -> bool:
         """True if turns, tokens or time ran out: the episode ended at a limit, and not where the policy would have ended it."""
         if self.end is End.INVALID:
-            return any(turn.action == Action(ActionKind.INVALID, TOO_LONG) for turn in self.turns[-1:])
+            return any(turn.action == Action(INVALID, TOO_LONG) for turn in self.turns[-1:])
         return self.end in (End.TURN_LIMIT, End.TRUNCATED, End.TIMED_OUT)
 
     def with_reward(self, reward: float) -> Trajectory:

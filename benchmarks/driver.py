@@ -35,7 +35,7 @@ from agentrl.config import Config, parse_config
 from agentrl.data.stream import QuestionStream
 from agentrl.runs import append_trajectories, read_trajectories
 from agentrl.training.sampling import ScoredBatch, StepSampler
-from agentrl.types import Action, ActionKind, End, Question, SearchCall, Trajectory, Turn
+from agentrl.types import ANSWER, SEARCH, Action, End, Question, ToolCall, Trajectory, Turn
 
 METHODS = ("agentrl", "asdict and json")
 CLOCKS = ("wall", "processor")
@@ -55,9 +55,11 @@ def make_trajectory(rng: random.Random, question: Question, name: str, tokens: i
             ids(own),
             tuple(float(np.float32(-rng.expovariate(2))) for _ in range(own)),
             "thought " * (own // 2),
-            Action(ActionKind.SEARCH if searches else ActionKind.ANSWER, f"query {number}"),
+            Action(SEARCH if searches else ANSWER, f"query {number}"),
             0,
-            SearchCall(f"query {number}", ("17", "4", "99"), (9.5, 8.25, 7.0), 0.01) if searches else None,
+            (ToolCall(SEARCH, {"query": f"query {number}"}, 0.01, ("17", "4", "99"), (9.5, 8.25, 7.0)),)
+            if searches
+            else (),
             ids(observed) if searches else (),
             "passage " * (observed // 2) if searches else "",
         )

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from agentrl.runs import read_trajectories
-from agentrl.types import Action, ActionKind, End, Question, Trajectory, Turn
+from agentrl.types import ANSWER, Action, End, Question, Trajectory, Turn
 
 RECORDED = Path(__file__).parent / "data" / "training_episodes.json"
 MADE_BY = [line.strip() for line in (__doc__ or "").splitlines() if line.startswith("    ")]
@@ -139,7 +139,7 @@ def _trajectory(name: str, prompt: Sequence[int], turns: Sequence[Sequence[Seque
 
 def _turn(own: Sequence[int], observed: Sequence[int]) -> Turn:
     # Neither side's loss reads the sampler's log-probabilities.
-    return Turn(tuple(own), (0.0,) * len(own), "", Action(ActionKind.ANSWER, ""), 0, None, tuple(observed))
+    return Turn(tuple(own), (0.0,) * len(own), "", Action(ANSWER, ""), 0, (), tuple(observed))
 
 
 def _drawn_turns(rng: random.Random) -> list[tuple[list[int], list[int]]]:

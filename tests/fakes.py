@@ -1,7 +1,7 @@
 """Stand-ins for what an episode talks to, and makers of what it leaves behind."""
 
 from agentrl.engines.base import Generation
-from agentrl.types import Action, ActionKind, End, FailureCause, Question, SearchCall, Trajectory, Turn
+from agentrl.types import ANSWER, SEARCH, Action, End, FailureCause, Question, ToolCall, Trajectory, Turn
 from retrievers.base import Hit, RetrieverError
 
 
@@ -105,17 +105,17 @@ def make_episode(
     """Make an episode with `searches` executed searches and, unless its environment failed, a last turn without one."""
     if end is End.ENVIRONMENT_FAILURE and cause is None:
         cause = FailureCause.RETRIEVER
-    search = SearchCall("query", ("p0",), (1.0,), 0.5)
+    search = ToolCall(SEARCH, {"query": "query"}, 0.5, ("p0",), (1.0,))
     looking = Turn(
         tuple(range(sampled)),
         (-0.5,) * sampled,
         "",
-        Action(ActionKind.SEARCH, "query"),
+        Action(SEARCH, "query"),
         0,
-        search,
+        (search,),
         tuple(range(observed)),
     )
-    last = Turn(tuple(range(sampled)), (-0.5,) * sampled, "", Action(ActionKind.ANSWER, answer or "x"), 0)
+    last = Turn(tuple(range(sampled)), (-0.5,) * sampled, "", Action(ANSWER, answer or "x"), 0)
     turns = (looking,) * searches + (() if end is End.ENVIRONMENT_FAILURE else (last,))
     question = question or Question("q", "?", ("gold",))
     return Trajectory(name, question, (1, 2), turns, end, answer=answer, reward=reward, cause=cause, failure=failure)

@@ -43,8 +43,23 @@ def unhashable(trajectory):
 
 
 class Protocol:
-    def __init__(self, config, codec):
+    def __init__(self, config, codec, tools):
         raise AssertionError("made, where it should only be looked at")
+
+
+class Tool:
+    name, description = "look", "Look up."
+    parameters = {"type": "object", "properties": {"key": {"type": "string"}}}
+
+    def __init__(self, place):
+        raise AssertionError("made, where it should only be looked at")
+
+    async def call(self, key=""):
+        return key
+
+
+class NamelessTool(Tool):
+    name = "Look up"
 
 
 class ProtocolOfOldTimes:
@@ -88,6 +103,7 @@ def of_server(wire):
         {"advantages": {"estimator": "plug_ins_of_mine:estimator", "options": {"weight": {"start": 1.0, "end": 0.0}}}},
         {"advantages": {"stratum": "random_like:plug_ins_of_mine:answer"}},
         {"agent": {"protocol": "plug_ins_of_mine:Protocol"}},
+        {"agent": {"tools": ["search", {"kind": "plug_ins_of_mine:Tool", "options": {"place": "here"}}]}},
         of_object("plug_ins_of_mine:Retriever", url="http://here", limit=5),
         of_server("plug_ins_of_mine:Wire"),
     ],
@@ -129,6 +145,16 @@ def test_every_estimator_is_accepted_with_every_stratifier(estimator):
             {"advantages": {"estimator": "value_baseline", "options": {"ridge": 0}}},
             "ridge must be a finite number above",
         ),
+        (
+            {"agent": {"tools": ["plug_ins_of_mine:Tool"]}},
+            r"agent\.tools: .*:Tool .* missing .*'place'; it takes \(place\)",
+        ),
+        (
+            {"agent": {"tools": [{"kind": "plug_ins_of_mine:NamelessTool", "options": {"place": ""}}]}},
+            r"agent\.tools: the name of plug_ins_of_mine:NamelessTool is 'Look up'",
+        ),
+        ({"agent": {"tools": ["nowhere:T"]}}, r"agent\.tools: tool 'nowhere:T' cannot be imported"),
+        ({"agent": {"tools": [{"kind": "search", "options": {"k": 3}}]}}, r"agent\.tools: search takes no options"),
         ({"advantages": {"options": {"alfa": 1.0}}}, r"advantages\.options: .* no option 'alfa' .*did you mean alpha"),
         (
             {"advantages": {"options": {"alpha": {"start": 1.0}}}},

@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 
 from agentrl.config import LengthConfig, RewardConfig
 from agentrl.rewards import REWARDS, length_penalty, make_reward
-from agentrl.types import Action, ActionKind, End, Question, Trajectory, Turn
+from agentrl.types import ANSWER, SEARCH, Action, End, Question, Trajectory, Turn
 
 QUESTION = Question("q", "What is the capital of Japan?", ("Tokyo", "Tōkyō"))
 
 
 def episode(answer, observation="", end=End.ANSWERED):
-    turn = Turn((1,), (0.0,), "", Action(ActionKind.SEARCH, "Japan"), 0, None, (2,), observation)
+    turn = Turn((1,), (0.0,), "", Action(SEARCH, "Japan"), 0, None, (2,), observation)
     return Trajectory("t", QUESTION, (0,), (turn,), end, answer)
 
 
@@ -41,7 +41,7 @@ def test_every_reward_that_a_config_can_name_exists():
 
 
 def of_length(tokens, observed=0, answer="Tokyo"):
-    turn = Turn((1,) * tokens, (0.0,) * tokens, "", Action(ActionKind.ANSWER, answer), 0, None, (2,) * observed)
+    turn = Turn((1,) * tokens, (0.0,) * tokens, "", Action(ANSWER, answer), 0, None, (2,) * observed)
     return dataclasses.replace(episode(answer), turns=(turn,))
 
 

@@ -7,15 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentrl.types import (
+    ANSWER,
+    INVALID,
+    SEARCH,
     TOO_LONG,
     Action,
-    ActionKind,
     End,
     EnvironmentFailure,
     FailureCause,
     GroupError,
     Question,
-    SearchCall,
+    ToolCall,
     Trajectory,
     TrajectoryGroup,
     Turn,
@@ -27,9 +29,9 @@ QUESTION = Question("q", "?", ("!",))
 OTHER = Question("other", "?", ("!",))
 
 
-def turn(sampled=(1,), observed=(), search=None, version=0):
-    action = Action(ActionKind.SEARCH if search else ActionKind.ANSWER, "x")
-    return Turn(tuple(sampled), tuple(-0.5 for _ in sampled), "", action, version, search, tuple(observed))
+def turn(sampled=(1,), observed=(), calls=(), version=0):
+    action = Action(SEARCH if calls else ANSWER, "x")
+    return Turn(tuple(sampled), tuple(-0.5 for _ in sampled), "", action, version, calls, tuple(observed))
 
 
 def episode(name, *turns, question=QUESTION, end=End.ANSWERED):
@@ -66,12 +68,12 @@ def test_the_turn_index_gives_each_token_back_to_its_turn(parts):
 
 def test_a_turn_needs_a_logprob_for_each_token():
     with pytest.raises(ValueError, match="2 token ids but 1 log-prob"):
-        Turn((1, 2), (0.0,), "", Action(ActionKind.ANSWER, "x"), 0)
+        Turn((1, 2), (0.0,), "", Action(ANSWER, "x"), 0)
 
 
 def test_only_executed_searches_count():
-    call = SearchCall("x", ("p1",), (1.0,), 0.01)
-    whole = episode("t", turn(search=call, version=3), turn(version=4))
+    call = ToolCall(SEARCH, {"query": "x"}, 0.01, ("p1",), (1.0,))
+    whole = episode("t", turn(calls=(call,), version=3), turn(version=4))
     assert whole.searches == (call,)
     assert whole.adapter_versions == (3, 4)
 
@@ -93,9 +95,7 @@ def test_only_what_is_not_the_policys_doing_makes_an_episode_invalid():
 
 
 def test_an_episode_is_overlong_where_turns_tokens_or_time_ran_out():
-    cut, wrong = (
-        Turn((1,), (0.0,), "", Action(ActionKind.INVALID, reason), 0) for reason in (TOO_LONG, "no tag was closed")
-    )
+    cut, wrong = (Turn((1,), (0.0,), "", Action(INVALID, reason), 0) for reason in (TOO_LONG, "no tag was closed"))
     found = {end for end in set(End) - {End.ENVIRONMENT_FAILURE} if episode("t", cut, wrong, end=end).overlong}
     assert found == {End.TURN_LIMIT, End.TRUNCATED, End.TIMED_OUT}
     assert episode("t", wrong, cut, end=End.INVALID).overlong

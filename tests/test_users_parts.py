@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 # It stands in the folder where the command is run, as a user's own module does.
 MINE = '''
 from agentrl.agent.protocols import SearchTags
-from agentrl.types import Action, ActionKind
+from agentrl.types import Action, SEARCH
 from retrievers.base import Hit
 
 
@@ -21,7 +21,7 @@ class EverySearch(SearchTags):
     """Takes whatever the model says for a search."""
 
     def parse(self, text):
-        return Action(ActionKind.SEARCH, "my query")
+        return Action(SEARCH, "my query")
 
 
 class MyLibrary:

@@ -9,7 +9,7 @@ from numbers import Integral
 
 from agentrl.advantages.base import AdvantageError
 from agentrl.registry import look_up
-from agentrl.types import ActionKind, Trajectory
+from agentrl.types import Trajectory
 from retrievers.names import describe_exception
 
 Stratifier = Callable[[Trajectory], Hashable]
@@ -44,13 +44,24 @@ def effective_searches(trajectory: Trajectory) -> int:
     return sum(outcome in ("hit", "gold") for outcome in outcomes(trajectory))
 
 
+def calls(trajectory: Trajectory) -> int:
+    """The number of calls of any tool that were executed."""
+    return len(trajectory.calls)
+
+
+def tools(trajectory: Trajectory) -> tuple[str, ...]:
+    """The tools of the calls that were executed, in order."""
+    return tuple(call.tool for call in trajectory.calls)
+
+
+def tool_set(trajectory: Trajectory) -> tuple[str, ...]:
+    """The tools that were called at all, in the order of the alphabet."""
+    return tuple(sorted(set(tools(trajectory))))
+
+
 def placement(trajectory: Trajectory) -> tuple[str, ...]:
-    """The sequence of actions; a search or an open that was written but not executed is left out."""
-    return tuple(
-        turn.action.kind.value
-        for turn in trajectory.turns
-        if turn.action.kind not in (ActionKind.SEARCH, ActionKind.OPEN) or turn.search is not None or turn.observation
-    )
+    """The sequence of actions; a call that was written but not executed is left out."""
+    return tuple(turn.action.kind for turn in trajectory.turns if turn.calls or not turn.action.calls)
 
 
 def outcomes(trajectory: Trajectory) -> tuple[str, ...]:
@@ -89,6 +100,9 @@ def dataset(trajectory: Trajectory) -> str:
 STRATIFIERS: dict[str, Stratifier] = {
     "searches": searches,
     "effective_searches": effective_searches,
+    "calls": calls,
+    "tools": tools,
+    "tool_set": tool_set,
     "placement": placement,
     "outcomes": outcomes,
     "end": end,

@@ -14,17 +14,19 @@ from dataclasses import dataclass, field
 
 from agentrl.agent.codec import Codec, as_string
 from agentrl.agent.protocols import get_protocol
-from agentrl.agent.tools import Toolbox
+from agentrl.agent.tools import EpisodeTools, Toolbox
 from agentrl.config import AgentConfig, ConfigError
 from agentrl.engines.base import Engine, Sampling
 from agentrl.types import (
+    ANSWER,
+    INVALID,
     TOO_LONG,
     Action,
-    ActionKind,
     End,
     EnvironmentFailure,
     FailureCause,
     Question,
+    ToolCall,
     Trajectory,
     Turn,
 )
@@ -71,7 +73,7 @@ class Agent:
         """
         self.config, self.codec, self.engine = config, codec, engine
         self.tools = Toolbox(config.tools, retriever, k)
-        self.protocol = get_protocol(config, codec)
+        self.protocol = get_protocol(config, codec, self.tools.specs)
         # What no question could mend is refused here, where it ends the run, and not in each episode.
         shortest = len(codec.encode(self.protocol.prompt("?")))
         if shortest + config.max_turn_tokens > config.max_episode_tokens:
@@ -119,7 +121,7 @@ class Agent:
                 )
             else:
                 course.prompt = prompt
-                end = await self._play_in_time(course, timeout)
+                end = await self._play_in_time(course, question, timeout)
                 answer = self.protocol.answer(self.codec.decode(course.prompt), course.turns)
         except RetrieverError as error:
             cause, failure = FailureCause.RETRIEVER, str(error)
@@ -147,16 +149,16 @@ class Agent:
             seconds=now() - started,
         )
 
-    async def _play_in_time(self, course: _Course, timeout: float) -> End:
-        """Play an episode to its end, or until `timeout` seconds are over.
+    async def _play_in_time(self, course: _Course, question: Question, timeout: float) -> End:
+        """Play an episode to its end, or until `timeout` seconds are over. What tools set up for it counts.
 
         Raises:
             _OutOfTimeError: if they are over and the policy's generations did not take more than half of them.
         """
         deadline = asyncio.timeout(timeout)
         try:
-            async with deadline:
-                return await self._play(course)
+            async with deadline, self.tools.episode(question) as tools:
+                return await self._play(course, tools)
         # Code that is cancelled may turn that into an exception of its own, and users raise TimeoutError too.
         except Exception:
             if not deadline.expired():
@@ -169,7 +171,7 @@ class Agent:
             )
         return End.TIMED_OUT
 
-    async def _play(self, course: _Course) -> End:
+    async def _play(self, course: _Course, tools: EpisodeTools) -> End:
         """Play turn after turn until the episode ends; return how it did."""
         config, protocol, codec, turns = self.config, self.protocol, self.codec, course.turns
         ids = list(course.prompt)
@@ -180,12 +182,12 @@ class Agent:
             action = turn.action
             room -= len(turn.token_ids)
 
-            if action.kind is ActionKind.ANSWER:
+            if action.kind == ANSWER:
                 return End.ANSWERED
             # Without room for an answer after it, an observation would only be read.
             limit = min(config.max_observation_tokens, room - _ANSWER_TOKENS)
             end = None
-            if action.kind is ActionKind.INVALID and not config.mistakes_are_turns:
+            if action.kind == INVALID and not config.mistakes_are_turns:
                 end = End.INVALID if mistakes == config.max_invalid else None
             elif calls + mistakes * config.mistakes_are_turns == config.max_turns:
                 end = End.TURN_LIMIT
@@ -195,22 +197,23 @@ class Agent:
             if end is not None:
                 return end
 
-            search = None
+            made: tuple[ToolCall, ...] = ()
             ended = codec.ended(turn.token_ids)
-            if action.kind is ActionKind.INVALID:
+            if action.kind == INVALID:
                 mistakes += 1
                 observation = protocol.correction(action.argument, ended)
             else:
                 calls += 1
-                hits, search = await self.tools.call(action.kind, action.argument)
-                observation = protocol.observation(hits, limit, ended)
+                result, call = await tools.call(action)
+                made = (call,)
+                observation = protocol.observation(result, tools.most_tokens(action, limit), ended)
             observation_ids = codec.encode(observation)
             # An observation of hits fits, but a correction has a length of its own.
             if len(observation_ids) > room - _ANSWER_TOKENS:
-                turns[-1] = dataclasses.replace(turn, search=search)
+                turns[-1] = dataclasses.replace(turn, calls=made)
                 return End.TRUNCATED
             turns[-1] = dataclasses.replace(
-                turn, search=search, observation_ids=tuple(observation_ids), observation=as_string(observation)
+                turn, calls=made, observation_ids=tuple(observation_ids), observation=as_string(observation)
             )
             ids += [*turn.token_ids, *observation_ids]
 
@@ -231,9 +234,9 @@ class Agent:
             course.generating += now() - started
         # The action is read from what was said; the turn keeps all that was sampled, which is what gets trained.
         action = self.protocol.parse(self.codec.said(generation.token_ids, self.protocol.stop))
-        if action.kind is ActionKind.INVALID and generation.finish == "length":
+        if action.kind == INVALID and generation.finish == "length":
             # "No tag was closed" would be true and of no help: the turn was cut off before it could close one.
-            action = Action(ActionKind.INVALID, TOO_LONG)
+            action = Action(INVALID, TOO_LONG)
         text = self.codec.decode(generation.token_ids)
         turn = Turn(generation.token_ids, generation.logprobs, text, action, generation.adapter_version)
         # Kept at once: where the tool fails or the time runs out, the record shows what the model had asked for.

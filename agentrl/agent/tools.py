@@ -1,88 +1,336 @@
-"""Tools: what the model can call. Each has one text argument, and answers with hits that the protocol writes down."""
+"""Tools: what the model can call. A run has `search`, `open` and those of its user, each described by a JSON schema."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import inspect
+import json
+import re
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
+from typing import Protocol as TypingProtocol
 
-from agentrl.config import ConfigError
-from agentrl.types import ActionKind, SearchCall
+from agentrl.config import ConfigError, ToolConfig
+from agentrl.registry import look_up
+from agentrl.types import ANSWER, INVALID, OPEN, SEARCH, Action, AgentRLError, Question, ToolCall
 from retrievers.base import Hit, Reader, Retriever, unwrap
+from retrievers.names import describe_exception
+
+# A name stands in tags and in JSON.
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_KINDS = {
+    "string": "a text",
+    "integer": "a whole number",
+    "number": "a number",
+    "boolean": "true or false",
+    "array": "a list",
+    "object": "an object",
+}
+# The tags of protocols, and what an action is that calls no tool.
+_TAKEN = (ANSWER, INVALID, "think", "information", "tool_call", "tool_response", "tools")
 
 
-@dataclass(frozen=True, slots=True)
-class Tool:
-    """How a tool is shown to the model. `kind` is the action that calls it; `argument` the name of its one parameter."""
+class ToolError(AgentRLError):
+    """A tool refuses a call; the model is told the message, and the episode goes on."""
 
-    kind: ActionKind
-    argument: str
+
+class Tool(TypingProtocol):
+    """What a tool is: a class that is made once in each rollout worker, with the options that `agent.tools` gives it.
+
+    An own tool stands in `agent.tools` as `package.module:Class`. Any number of episodes call it at once. What belongs to one
+    episode alone is made by an optional method `episode(question)`: an asynchronous context manager whose value, another
+    tool of the same description, is called in that episode. Entering sets it up; leaving, however the episode ends, cleans up.
+    """
+
+    name: str
+    """How the model calls it: lower case letters, digits and underscores."""
+
     description: str
-    argument_description: str
+    """What it does, for the model."""
+
+    parameters: Mapping[str, Any]
+    """Its arguments as a JSON schema of type object (json-schema.org, draft 2020-12)."""
+
+    async def call(self, **arguments: Any) -> str | Sequence[Hit]:
+        """Return text, or passages; `arguments` fit the schema.
+
+        Raises:
+            ToolError: to tell the model why there is no result. Any other exception fails the episode.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class ToolSpec:
+    """A tool as protocols write it for the model."""
+
+    name: str
+    description: str
+    parameters: Mapping[str, Any]
 
     @property
-    def name(self) -> str:
-        return self.kind.value
+    def argument(self) -> str | None:
+        """The name of the one text that the tool takes, or None if it takes anything else."""
+        properties = self.parameters.get("properties", {})
+        texts = [name for name, schema in properties.items() if schema.get("type") == "string"]
+        return texts[0] if len(texts) == len(properties) == 1 else None
 
     @property
     def schema(self) -> dict[str, Any]:
         """The tool in the JSON form that chat templates take."""
-        parameters = {
-            "type": "object",
-            "properties": {self.argument: {"type": "string", "description": self.argument_description}},
-            "required": [self.argument],
-        }
-        return {
-            "type": "function",
-            "function": {"name": self.name, "description": self.description, "parameters": parameters},
-        }
+        described = {"name": self.name, "description": self.description, "parameters": dict(self.parameters)}
+        return {"type": "function", "function": described}
+
+    @property
+    def form(self) -> str:
+        """What stands between the tags of a call, as the model is reminded of it."""
+        return self.argument or json.dumps(
+            dict.fromkeys(self.parameters.get("properties", {}), "…"), ensure_ascii=False
+        )
+
+    def problem(self, arguments: Any) -> str | None:
+        """Return what is wrong with the arguments of a call, in words that hold nothing that the model wrote, or None."""
+        known, needed = self.parameters.get("properties", {}), set(self.parameters.get("required", ()))
+        if not isinstance(arguments, dict) or not needed <= arguments.keys() <= known.keys():
+            if self.argument is not None:
+                return f"{self.name} takes one argument, {self.argument}"
+            named = (name if name in needed else f"{name} (not needed)" for name in known)
+            return f"{self.name} takes {', '.join(named) or 'no argument'}"
+        error = next(self._validator.iter_errors(arguments), None)
+        if error is None:
+            return None
+        path = list(error.absolute_path)
+        what = f"the {path[0]} of {self.name}" if path else f"what {self.name} is called with"
+        if error.validator == "type" and len(path) == 1:
+            kind = error.validator_value
+            return f"{what} is not {_KINDS.get(kind, kind) if isinstance(kind, str) else ' or '.join(kind)}"
+        return f"{what} does not fit its schema, {json.dumps({error.validator: error.validator_value}, ensure_ascii=False)}"
+
+    @cached_property
+    def _validator(self) -> Any:
+        from jsonschema import Draft202012Validator
+
+        return Draft202012Validator(self.parameters)
 
 
-TOOLS: dict[str, Tool] = {
-    "search": Tool(
-        ActionKind.SEARCH, "query", "Search an encyclopedia and get the best passages.", "What you want to find."
-    ),
-    "open": Tool(ActionKind.OPEN, "id", "Read a whole document.", "The id of a document that a search has shown."),
-}
+def _one_text(argument: str, description: str) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": {argument: {"type": "string", "description": description}},
+        "required": [argument],
+    }
 
 
-@dataclass(frozen=True, slots=True)
-class Toolbox:
-    """The tools of a run, at work. `k` passages come back for a search.
+class Search:
+    """Finds passages."""
 
-    Raises:
-        ConfigError: if `open` is among them and the retriever cannot read whole documents.
-    """
+    name = SEARCH
+    description = "Search an encyclopedia and get the best passages."
+    parameters = _one_text("query", "What you want to find.")
 
-    names: Sequence[str]
-    retriever: Retriever
-    k: int
+    def __init__(self, retriever: Retriever, k: int) -> None:
+        self._retriever, self._k = retriever, k
 
-    def __post_init__(self) -> None:
-        source = unwrap(self.retriever)
-        if "open" in self.names and not isinstance(source, Reader):
+    async def call(self, query: str) -> Sequence[Hit]:
+        """Return the `k` best passages. Raises RetrieverError if the retriever fails."""
+        return (await self._retriever.search([query], self._k))[0]
+
+
+class Open:
+    """Reads a whole document."""
+
+    name = OPEN
+    description = "Read a whole document."
+    parameters = _one_text("id", "The id of a document that a search has shown.")
+
+    def __init__(self, retriever: Retriever, k: int) -> None:
+        """Raises ConfigError if the retriever cannot read whole documents."""
+        source = unwrap(retriever)
+        if not isinstance(source, Reader):
             raise ConfigError(
                 f"agent.tools: `open` needs a retriever that reads whole documents, and {type(source).__name__} "
                 "has no `async def read(document_id)`; leave `open` out or use another retriever"
             )
+        self._retriever: Any = retriever
 
-    async def call(self, kind: ActionKind, argument: str) -> tuple[Sequence[Hit], SearchCall | None]:
-        """Call a tool; return what it found and, if it was a search, its record.
+    async def call(self, id: str) -> Sequence[Hit]:
+        """Return the document alone, or nothing. Raises RetrieverError if the retriever fails."""
+        document = await self._retriever.read(id)
+        return [] if document is None else [document]
+
+
+TOOLS: Mapping[str, Callable[..., Tool]] = {SEARCH: Search, OPEN: Open}
+
+
+def find_tool(name: str) -> Callable[..., Tool]:
+    """Return the class of a packaged tool, or of an import path such as `package.module:Class`.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    return look_up(name, TOOLS, "tool", lambda message: ConfigError(f"agent.tools: {message}"))
+
+
+def spec_of(tool: Any, where: str) -> ToolSpec:
+    """Read how a tool, or its class, describes itself; `where` names it in messages.
+
+    Raises:
+        ConfigError: if it does not say what `Tool` demands, or its `call` does not take what its schema says.
+    """
+    missing = [part for part in ("name", "description", "parameters", "call") if not hasattr(tool, part)]
+    if missing:
+        raise ConfigError(f"agent.tools: {where} has no `{missing[0]}`; see agentrl.agent.tools.Tool")
+    if not (isinstance(tool.name, str) and _NAME.fullmatch(tool.name)) or tool.name in _TAKEN:
+        raise ConfigError(
+            f"agent.tools: the name of {where} is {tool.name!r}; it must be lower case letters, digits and underscores, and "
+            f"none of {', '.join(_TAKEN)}"
+        )
+    if not isinstance(tool.description, str) or not tool.description.strip():
+        raise ConfigError(f"agent.tools: {where} has an empty `description`, by which the model knows the tool")
+    _check_schema(tool.parameters, where)
+    _check_call(tool.call, tool.parameters, where, of_class=isinstance(tool, type))
+    return ToolSpec(tool.name, tool.description, tool.parameters)
+
+
+def describe_tools(settings: Sequence[ToolConfig]) -> list[ToolSpec]:
+    """Return how the tools of a run describe themselves, by their classes where these say it; else one is made for that.
+
+    Raises:
+        ConfigError: if there is no such tool, or it does not describe itself.
+    """
+    found = []
+    for setting in settings:
+        tool: Any = find_tool(setting.kind)
+        if not all(hasattr(tool, part) for part in ("name", "description", "parameters")):
+            tool = _made(tool, setting)
+        found.append(spec_of(tool, setting.kind))
+    return found
+
+
+def _check_schema(parameters: Any, where: str) -> None:
+    # It takes a moment to import, and only a user's tools need it.
+    from jsonschema import Draft202012Validator, SchemaError
+
+    if not isinstance(parameters, Mapping) or parameters.get("type") != "object":
+        raise ConfigError(f'agent.tools: the `parameters` of {where} must be a JSON schema of "type": "object"')
+    try:
+        Draft202012Validator.check_schema(parameters)
+    except SchemaError as error:
+        raise ConfigError(f"agent.tools: the `parameters` of {where} are no JSON schema: {error.message}") from error
+
+
+def _check_call(call: Any, parameters: Mapping[str, Any], where: str, *, of_class: bool) -> None:
+    if not inspect.iscoroutinefunction(call):
+        raise ConfigError(f"agent.tools: `call` of {where} must be `async def`")
+    signature = inspect.signature(call)
+    itself = (None,) if of_class else ()
+    names, required = parameters.get("properties", {}), parameters.get("required", ())
+    try:
+        for arguments in (names, required):
+            signature.bind(*itself, **dict.fromkeys(arguments))
+    except TypeError as error:
+        raise ConfigError(
+            f"agent.tools: `call` of {where} does not take what its `parameters` say: {error}; it takes {signature}"
+        ) from error
+
+
+class Toolbox:
+    """The tools of a run, as one rollout worker has them."""
+
+    def __init__(self, settings: Sequence[ToolConfig], retriever: Retriever, k: int) -> None:
+        """Make the tools. `k` passages come back for a search.
 
         Raises:
-            RetrieverError: if the retriever failed.
+            ConfigError: if one cannot be made, or two have one name, or `open` is among them and the retriever cannot read
+                whole documents.
         """
-        if kind is ActionKind.OPEN:
-            assert isinstance(self.retriever, Reader)
-            document = await self.retriever.read(argument)
-            return ([] if document is None else [document]), None
+        self._settings = list(settings)
+        self._tools = [_make(setting, retriever, k) for setting in settings]
+        self.specs = [spec_of(tool, setting.kind) for tool, setting in zip(self._tools, settings, strict=True)]
+        names = [spec.name for spec in self.specs]
+        repeated = next((name for name in names if names.count(name) > 1), None)
+        if repeated is not None:
+            raise ConfigError(f"agent.tools: two tools have the name {repeated}, by which the model calls them")
+
+    @asynccontextmanager
+    async def episode(self, question: Question) -> AsyncIterator[EpisodeTools]:
+        """Set the tools up for one episode, and clean up after it."""
+        async with AsyncExitStack() as stack:
+            tools = {}
+            for tool, spec, setting in zip(self._tools, self.specs, self._settings, strict=True):
+                begin: Callable[[Question], AbstractAsyncContextManager[Tool]] | None = getattr(tool, "episode", None)
+                own = tool if begin is None else await stack.enter_async_context(begin(question))
+                tools[spec.name] = _Ready(own, spec, setting)
+            yield EpisodeTools(tools)
+
+
+def _make(setting: ToolConfig, retriever: Retriever, k: int) -> Any:
+    kind = find_tool(setting.kind)
+    return kind(retriever, k) if setting.kind in TOOLS else _made(kind, setting)
+
+
+def _made(kind: Callable[..., Tool], setting: ToolConfig) -> Tool:
+    try:
+        return kind(**setting.options)
+    except Exception as error:  # A user's class may raise anything.
+        raise ConfigError(f"agent.tools: {setting.kind} cannot be made: {describe_exception(error)}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    tool: Any
+    spec: ToolSpec
+    setting: ToolConfig
+
+
+class EpisodeTools:
+    """The tools of one episode."""
+
+    def __init__(self, tools: Mapping[str, _Ready]) -> None:
+        self._tools = tools
+
+    def most_tokens(self, action: Action, limit: int) -> int:
+        """Return how many tokens the result of a call may have, where the episode has room for `limit`."""
+        most = self._tools[action.kind].setting.max_tokens
+        return limit if most is None else min(limit, most)
+
+    async def call(self, action: Action) -> tuple[str | Sequence[Hit], ToolCall]:
+        """Execute a call; return what came back, or what the model is told in its place, and the record of it.
+
+        Raises:
+            RetrieverError: if a retriever failed.
+            TypeError: if the tool returned neither text nor hits.
+            Exception: whatever else the tool raises.
+        """
+        ready = self._tools[action.kind]
+        arguments, one = dict(action.arguments), ready.spec.argument
+        if one is not None and not arguments:
+            arguments = {one: action.argument}
         now = asyncio.get_running_loop().time
-        started = now()
-        hits = (await self.retriever.search([argument], self.k))[0]
-        return hits, SearchCall(
-            query=argument,
-            passage_ids=tuple(hit.id for hit in hits),
-            scores=tuple(hit.score for hit in hits),
-            seconds=now() - started,
-        )
+        started, seconds = now(), ready.setting.timeout_seconds
+        deadline = asyncio.timeout(seconds)
+        error = ""
+        result: str | Sequence[Hit]
+        try:
+            async with deadline:
+                result = await ready.tool.call(**arguments)
+        except ToolError as refusal:
+            result = error = ready.setting.on_error or str(refusal) or "The call failed."
+        # Code that is cancelled may turn that into an exception of its own, and users raise TimeoutError too.
+        except Exception:
+            if not deadline.expired():
+                raise
+            result = error = ready.setting.on_error or f"The call was stopped after {seconds:g} seconds."
+        took = now() - started
+        if isinstance(result, str):
+            return result, ToolCall(ready.spec.name, arguments, took, error=error)
+        if not isinstance(result, Sequence) or not all(isinstance(hit, Hit) for hit in result):
+            raise TypeError(
+                f"the tool {ready.spec.name} ({ready.setting.kind}) returned {type(result).__name__}, and must return a text "
+                "or a list of retrievers.base.Hit"
+            )
+        ids, scores = tuple(hit.id for hit in result), tuple(hit.score for hit in result)
+        return result, ToolCall(ready.spec.name, arguments, took, ids, scores)

@@ -20,14 +20,13 @@ from rich.text import Text
 from agentrl.display.text import printable
 from agentrl.runs import read_trajectories
 from agentrl.scores import exact_match
-from agentrl.types import ActionKind, End, Trajectory, Turn
+from agentrl.types import INVALID, End, Trajectory, Turn
 
 # The most characters of a title and of a passage, by how much room there is; None is no limit.
 _Limits = tuple[int | None, int | None]
 _WHOLE, _COLUMNS, _SCREEN = (None, None), (48, 160), (32, 100)
 _LABEL = 10
 _DOCUMENT = re.compile(r"Doc (\d+)\s*\((?:Id: .*?, )?Title: (.*?)\)\s*(.*)")
-_ACTION = re.compile(r"<(search|answer|tool_call)>", re.IGNORECASE)
 _THINK = re.compile(r"</?think>", re.IGNORECASE)
 _ENVELOPE = re.compile(r"</?(information|tool_response)>", re.IGNORECASE)
 
@@ -154,26 +153,26 @@ def _turn_rows(number: int, turn: Turn, limits: _Limits) -> Iterator[Row]:
     kind = turn.action.kind
     thought = _thought(turn)
     if thought:
-        yield f"{number} think" if kind is not ActionKind.INVALID else f"{number} wrote", _text(thought, "italic")
-    if kind is ActionKind.INVALID:
+        yield f"{number} think" if kind != INVALID else f"{number} wrote", _text(thought, "italic")
+    if kind == INVALID:
         yield f"{number} invalid", _text(turn.action.argument, "red")
-    elif kind is not ActionKind.ANSWER:
-        yield f"{number} {kind.value}", _text(turn.action.argument, "cyan") + _note(turn)
+    elif turn.action.calls:
+        yield f"{number} {kind}", _text(turn.action.argument, "cyan") + _note(turn)
     yield from _observation(turn, limits)
 
 
 def _thought(turn: Turn) -> str:
     """Return what stands before the action, or all of a turn that has none."""
     text = turn.text
-    if turn.action.kind is ActionKind.INVALID:
+    if turn.action.kind == INVALID:
         return text.strip()
-    action = _ACTION.search(text)
+    action = re.search(rf"<({turn.action.kind}|tool_call)>", text, re.IGNORECASE)
     return _THINK.sub("", text[: action.start()] if action else text).strip()
 
 
 def _note(turn: Turn) -> Text:
-    if turn.search is not None:
-        return Text(f"  {turn.search.seconds * 1000:.0f} ms", "dim")
+    if turn.calls:
+        return Text(f"  {sum(call.seconds for call in turn.calls) * 1000:.0f} ms", "dim")
     return Text() if turn.observation else Text("  not executed", "yellow")
 
 
@@ -183,7 +182,7 @@ def _observation(turn: Turn, limits: _Limits) -> Iterator[Row]:
     The observation of an invalid turn is left out: it tells the model what is shown of that turn already.
     """
     title, passage = limits
-    if turn.action.kind is ActionKind.INVALID:
+    if turn.action.kind == INVALID:
         return
     for line in _ENVELOPE.sub("", turn.observation).splitlines():
         found = _DOCUMENT.fullmatch(line.strip())

@@ -25,6 +25,7 @@ from agentrl.config.sections import (
     RewardConfig,
     RolloutConfig,
     SelectionConfig,
+    ToolConfig,
     WarmStartConfig,
 )
 from agentrl.config.training import ImportanceConfig, KlConfig, LldsConfig, OptimizerConfig, TrainingConfig, WatchConfig
@@ -55,6 +56,7 @@ __all__ = [
     "RolloutConfig",
     "Section",
     "SelectionConfig",
+    "ToolConfig",
     "TrainingConfig",
     "WarmStartConfig",
     "WatchConfig",

@@ -42,13 +42,42 @@ class DataConfig(Section):
         return index if index.startswith("prebuilt:") else str(self.resolve(index))
 
 
+class ToolConfig(Section):
+    """A tool: `search`, `open`, or `package.module:Class` (see agentrl.agent.tools.Tool) with the options that it is made with.
+
+    A call that takes longer than `timeout_seconds` is stopped; the model is told so, and the episode goes on. What comes
+    back has at most `max_tokens` of the model's tokens, and never more than `agent.max_observation_tokens`. `on_error` is
+    what the model is told where the tool refuses a call or is stopped; null tells it why.
+    """
+
+    kind: str
+    options: PlugInOptions = Field(default_factory=dict)
+    timeout_seconds: float | None = Field(None, gt=0)
+    max_tokens: int | None = Field(None, ge=32)
+    on_error: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, tree: Any) -> Any:
+        return {"kind": tree} if isinstance(tree, str) else tree
+
+    @field_validator("kind")
+    @classmethod
+    def _is_known(cls, kind: str) -> str:
+        if kind not in ("search", "open") and ":" not in kind:
+            raise ValueError(
+                f"{kind!r} is neither `search` nor `open`; write a tool of your own as package.module:Class"
+            )
+        return kind
+
+
 class AgentConfig(Section):
     """How an episode runs.
 
-    `protocol` is a name or `package.module:Class`. An episode executes at most `max_turns` calls of tools and then has one
-    more turn to answer. The model is told of at most `max_invalid` mistakes; with `mistakes_are_turns` each mistake counts
-    towards `max_turns` instead. Token limits count ids of the model's tokenizer; `max_episode_tokens` includes the prompt.
-    vLLM samples no colder than at `temperature` 0.01.
+    `protocol` is a name or `package.module:Class`; `tools` are sections of ToolConfig, or what `kind` is there alone. An episode
+    executes at most `max_turns` calls of tools and then has one more turn to answer. The model is told of at most
+    `max_invalid` mistakes; with `mistakes_are_turns` each mistake counts towards `max_turns` instead. Token limits count ids of
+    the model's tokenizer; `max_episode_tokens` includes the prompt. vLLM samples no colder than at `temperature` 0.01.
 
     `instruction` replaces the protocol's own wording; the question stands where the instruction has `{question}`, else below
     it. An empty `instruction` leaves the question alone; it suits a model whose adapter knows the protocol already.
@@ -57,7 +86,7 @@ class AgentConfig(Section):
 
     protocol: str = "search_tags"
     prompt: Literal["plain", "chat"] = "plain"
-    tools: list[Literal["search", "open"]] = Field(["search"], min_length=1)
+    tools: list[ToolConfig] = Field(["search"], min_length=1, validate_default=True)
     instruction: str | None = None
     instruction_file: str | None = None
     worked_examples: int = Field(0, ge=0, le=2)
@@ -92,8 +121,9 @@ class AgentConfig(Section):
 
     @field_validator("tools")
     @classmethod
-    def _has_each_tool_once(cls, tools: list[str]) -> list[str]:
-        if len(set(tools)) < len(tools):
+    def _has_each_tool_once(cls, tools: list[ToolConfig]) -> list[ToolConfig]:
+        packaged = [tool.kind for tool in tools if ":" not in tool.kind]
+        if len(set(packaged)) < len(packaged):
             raise ValueError("name each tool once")
         return tools
 

@@ -21,7 +21,7 @@ from agentrl.evaluation.run import Evaluation, evaluation_of
 from agentrl.models import load_tokenizer, resolve_model
 from agentrl.rollout.retriever import make_retriever
 from agentrl.scores import normalize_answer
-from agentrl.types import Action, ActionKind, End, Question, Trajectory, check_failures
+from agentrl.types import SEARCH, Action, End, Question, Trajectory, check_failures
 
 _WANTED = {
     "capital": "capital of {}",
@@ -100,7 +100,7 @@ def searcher_codec(config: Config) -> Codec:
         ModelError: if the tokenizer cannot be had.
     """
     codec = Codec(load_tokenizer(resolve_model(config.model.path, weights=False)))
-    if get_protocol(config.agent, codec).parse(_search("x")) != Action(ActionKind.SEARCH, "x"):
+    if get_protocol(config.agent, codec).parse(_search("x")) != Action(SEARCH, "x"):
         raise ConfigError(
             f"evaluation.ceiling: the perfect searcher writes `{_search('query')}`, which agent.protocol "
             f"{config.agent.protocol} does not read as a search; set evaluation.ceiling to false, or take another protocol"

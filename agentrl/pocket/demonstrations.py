@@ -25,7 +25,7 @@ from agentrl.demo.splits import balanced
 from agentrl.demo.world import passage_row, question_rows
 from agentrl.pocket.worlds import Names, make_up_world
 from agentrl.scores import normalize_answer
-from agentrl.types import ActionKind, End, Question, Trajectory
+from agentrl.types import INVALID, End, Question, Trajectory
 from retrievers.backends import build_index, open_index
 
 COUNTRIES = 96
@@ -232,7 +232,7 @@ async def play(question: Question, structure: str, rng: random.Random, player: S
 
 
 def _is_sound(episode: Trajectory) -> bool:
-    return episode.end is End.ANSWERED and all(turn.action.kind is not ActionKind.INVALID for turn in episode.turns)
+    return episode.end is End.ANSWERED and all(turn.action.kind != INVALID for turn in episode.turns)
 
 
 def _is_supported(episode: Trajectory, searches: Sequence[Search], guessed: bool) -> bool:

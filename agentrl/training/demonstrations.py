@@ -20,7 +20,7 @@ from agentrl.data.questions import read_questions
 from agentrl.models import load_tokenizer, resolve_model
 from agentrl.progress import OnProgress, Progress
 from agentrl.scores import normalize_answer
-from agentrl.types import ActionKind, AgentRLError, End, Question, Trajectory
+from agentrl.types import INVALID, AgentRLError, End, Question, Trajectory
 from retrievers.base import Retriever, RetrieverError
 
 # How often each structure is tried; a structure that the passages do not support is not written.
@@ -202,7 +202,7 @@ async def _perform(
 
 def _sound(trajectory: Trajectory) -> bool:
     """Return whether an episode ended with an answer, and the protocol understood each of its turns."""
-    return trajectory.end is End.ANSWERED and all(t.action.kind is not ActionKind.INVALID for t in trajectory.turns)
+    return trajectory.end is End.ANSWERED and all(t.action.kind != INVALID for t in trajectory.turns)
 
 
 def _thought(position: int, query: str, question: Question, rng: random.Random) -> str:

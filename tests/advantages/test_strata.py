@@ -13,22 +13,22 @@ from hypothesis import strategies as st
 from agentrl.advantages import STRATIFIERS, AdvantageError, get_stratifier, label
 from agentrl.advantages.episodes import anchors, group_strata, length, turn_rewards
 from agentrl.advantages.strata import OTHER, cap_strata
-from agentrl.types import Action, ActionKind, End, FailureCause, Question, SearchCall, Trajectory, Turn
+from agentrl.types import Action, End, FailureCause, Question, ToolCall, Trajectory, Turn
 
 
 def turn(kind, passages=None, observation=""):
-    """A turn whose search, if there are `passages`, was executed."""
-    search = None if passages is None else SearchCall("query", tuple(passages), (1.0,) * len(passages), 0.01)
-    return Turn((1, 2), (-0.1, -0.2), "text", Action(kind, "x"), 0, search, (), observation)
+    """A turn whose call, if there are `passages`, was executed."""
+    made = () if passages is None else (ToolCall(kind, {}, 0.01, tuple(passages), (1.0,) * len(passages)),)
+    return Turn((1, 2), (-0.1, -0.2), "text", Action(kind, "x"), 0, made, (), observation)
 
 
 def search(*passages, observation=""):
-    return turn(ActionKind.SEARCH, passages, observation)
+    return turn("search", passages, observation)
 
 
-ANSWER = turn(ActionKind.ANSWER)
-WRITTEN = turn(ActionKind.SEARCH)
-INVALID = turn(ActionKind.INVALID)
+ANSWER = turn("answer")
+WRITTEN = turn("search")
+INVALID = turn("invalid")
 
 
 def episode(*turns, answer="Lima", end=End.ANSWERED, gold=("p2",)):
@@ -45,6 +45,14 @@ def test_searches_counts_only_those_that_were_executed():
     assert key("searches", ANSWER) == 0
     assert key("searches", search("p1"), search("p1"), WRITTEN, ANSWER) == 2
     assert get_stratifier()([episode(ANSWER), episode(search("p1"), ANSWER)]) == [0, 1]
+
+
+def test_strata_by_tool_count_every_call_that_was_executed():
+    turns = search("p1"), turn("open", ["whole"]), turn("sum", []), WRITTEN, search("p2"), ANSWER
+    assert key("calls", *turns) == 4
+    assert key("tools", *turns) == ("search", "open", "sum", "search")
+    assert key("tool_set", *turns) == ("open", "search", "sum")
+    assert (key("searches", *turns), key("calls", ANSWER), key("tools", ANSWER)) == (2, 0, ())
 
 
 def test_outcomes_tell_hits_gold_empty_and_repeated_apart():
@@ -68,7 +76,7 @@ def test_effective_searches_are_at_most_the_passages_seen(results):
 
 
 def test_placement_is_the_sequence_of_actions_that_happened():
-    opened, unopened = turn(ActionKind.OPEN, observation="text"), turn(ActionKind.OPEN)
+    opened, unopened = turn("open", ["whole"]), turn("open")
     assert key("placement", search("p1"), INVALID, opened, search("p2"), WRITTEN, unopened, ANSWER) == (
         "search",
         "invalid",

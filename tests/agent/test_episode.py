@@ -15,7 +15,7 @@ from agentrl.agent.codec import Codec
 from agentrl.agent.episode import Agent, turn_seed
 from agentrl.agent.protocols import get_protocol
 from agentrl.config import ConfigError
-from agentrl.types import ActionKind, End, Question
+from agentrl.types import End, Question
 
 
 def letter_by_letter(codec, text):
@@ -108,7 +108,7 @@ def test_a_correction_costs_no_search(codec):
 
 def test_a_turn_that_runs_out_of_tokens_is_told_so(codec):
     episode, engine = play(codec, ["word " * 100, ANSWER], config=settings(max_turn_tokens=20))
-    assert episode.turns[0].action.kind is ActionKind.INVALID
+    assert episode.turns[0].action.kind == "invalid"
     assert "Invalid action: the turn was too long." in episode.turns[0].observation
     assert len(episode.turns[0].token_ids) == engine.samplings[0].max_tokens == 20
 
@@ -127,7 +127,7 @@ def test_a_search_whose_passages_would_not_fit_is_not_executed(codec):
     assert 114 - 48 < len(prompt) + len(turn) < 114
     episode, _ = play(codec, [long_search], config=config, retriever=retriever)
     assert (episode.end, episode.searches, retriever.queries) == (End.TRUNCATED, (), [])
-    assert episode.turns[0].action.kind is ActionKind.SEARCH
+    assert episode.turns[0].action.kind == "search"
 
 
 def test_a_correction_that_would_not_fit_is_not_given(codec):
@@ -284,7 +284,7 @@ class Halfway:
 
     stop = ()
 
-    def __init__(self, config, codec):
+    def __init__(self, config, codec, tools):
         pass
 
 

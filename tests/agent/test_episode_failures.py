@@ -13,7 +13,7 @@ from agentrl.advantages.episodes import episode_advantages
 from agentrl.agent.episode import Agent
 from agentrl.agent.protocols import SearchTags
 from agentrl.rewards import REWARDS
-from agentrl.types import ActionKind, End, EngineDied, EnvironmentFailure, FailureCause
+from agentrl.types import End, EngineDied, EnvironmentFailure, FailureCause
 
 
 @pytest.mark.parametrize("error", [EnvironmentFailure("the engine is gone"), EngineDied("the engine is gone")])
@@ -28,7 +28,7 @@ def test_a_failing_retriever_ends_the_episode_with_its_turns_and_the_search_that
     episode, _ = play(codec, [NONSENSE, SEARCH], retriever=PassageRetriever(error="index lost"))
     assert (episode.end, episode.cause) == (End.ENVIRONMENT_FAILURE, FailureCause.RETRIEVER)
     assert episode.failure == "index lost"
-    assert [turn.action.kind for turn in episode.turns] == [ActionKind.INVALID, ActionKind.SEARCH]
+    assert [turn.action.kind for turn in episode.turns] == ["invalid", "search"]
     assert episode.searches == ()
 
 
@@ -47,8 +47,8 @@ class Unfit(SearchTags):
 
     method = "prompt"
 
-    def __init__(self, config, codec):
-        super().__init__(config, codec)
+    def __init__(self, config, codec, tools):
+        super().__init__(config, codec, tools)
 
         def fail(*arguments):
             raise KeyError(self.method)

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from agentrl.agent.codec import as_string, clean
 from agentrl.agent.protocols import SearchTags, get_protocol
 from agentrl.config import AgentConfig, ConfigError
-from agentrl.types import ActionKind
 from retrievers.base import Hit
 
 PROTOCOL = SearchTags()
@@ -84,7 +83,7 @@ def test_a_turn_with_one_closed_action_is_read(text, kind, argument):
 )
 def test_a_turn_that_is_not_one_action_is_refused_with_what_is_wrong(text, problem):
     action = PROTOCOL.parse(text)
-    assert action.kind is ActionKind.INVALID
+    assert action.kind == "invalid"
     assert problem in action.argument
 
 
@@ -92,7 +91,7 @@ def test_a_turn_that_is_not_one_action_is_refused_with_what_is_wrong(text, probl
 def test_any_text_is_read_as_one_line_of_it_or_refused(text):
     action = PROTOCOL.parse(text)
     assert action.argument
-    if action.kind is not ActionKind.INVALID:
+    if action.kind != "invalid":
         assert len(action.argument.splitlines()) == 1
         assert action.argument == action.argument.strip()
         assert action.argument in " ".join(text.split())
@@ -108,7 +107,7 @@ def test_what_stands_between_the_tags_is_the_argument(kind, text):
 def test_no_tag_survives_in_foreign_text(text):
     neutral = PROTOCOL.neutralise(text)
     assert not TAG.search(neutral)
-    assert PROTOCOL.parse(neutral).kind is ActionKind.INVALID
+    assert PROTOCOL.parse(neutral).kind == "invalid"
     assert PROTOCOL.neutralise(neutral) == neutral
 
 
@@ -178,7 +177,7 @@ def test_whatever_a_closed_thought_names_is_no_action(thought, kind, said):
     action = PROTOCOL.parse(f"<think>{thought}</think>\n<{kind}>{said}</{kind}>")
     assert (action.kind, action.argument) == (kind, " ".join(said.split()))
     alone = PROTOCOL.parse(f"<think>{thought}</think>")
-    assert alone.kind is ActionKind.INVALID
+    assert alone.kind == "invalid"
     assert alone.argument in ("no <search> or <answer> was closed", "what stands inside <think> is no action")
 
 
@@ -215,11 +214,11 @@ def test_an_instruction_with_a_place_for_the_question_leaves_none_for_worked_exa
 
 def test_a_thought_that_the_template_has_opened_is_no_action(with_template):
     text = "I may write <answer> next.</think>\n<answer> Paris </answer>"
-    assert get_protocol(AgentConfig(prompt="chat"), with_template(CHATML)).parse(text).kind is ActionKind.INVALID
+    assert get_protocol(AgentConfig(prompt="chat"), with_template(CHATML)).parse(text).kind == "invalid"
     thinking = with_template(CHATML.replace("assistant\\n'", "assistant\\n<think>\\n'"))
     for protocol in ("search_tags", "json_tools", "chat_tools"):
         action = get_protocol(AgentConfig(protocol=protocol, prompt="chat"), thinking).parse(text)
-        assert (action.kind, action.argument) == (ActionKind.ANSWER, "Paris")
+        assert (action.kind, action.argument) == ("answer", "Paris")
 
 
 def test_every_turn_of_the_worked_examples_is_one_that_the_protocol_reads():
@@ -227,7 +226,7 @@ def test_every_turn_of_the_worked_examples_is_one_that_the_protocol_reads():
         _, _, episode = example.partition("\n")
         said = re.split(r"<information>.*?</information>\n", episode, flags=re.DOTALL)
         kinds = [PROTOCOL.parse(turn).kind for turn in said]
-        assert kinds == [ActionKind.SEARCH] * (len(said) - 1) + [ActionKind.ANSWER]
+        assert kinds == ["search"] * (len(said) - 1) + ["answer"]
 
 
 def test_hits_without_room_are_not_said_to_be_none(codec):

@@ -7,9 +7,9 @@ from fakes import PassageRetriever, ScriptedEngine, passage
 
 from agentrl.agent.episode import Agent
 from agentrl.agent.protocols import SearchR1, get_protocol
-from agentrl.config import AgentConfig, ConfigError
+from agentrl.config import AgentConfig, ConfigError, ToolConfig
 from agentrl.rewards import exact_match
-from agentrl.types import ActionKind, End, Question
+from agentrl.types import End, Question
 from retrievers.base import Hit
 
 QUESTION = Question("nq:7", "where does the Elbe end", ("Cuxhaven",))
@@ -75,7 +75,7 @@ def test_a_long_observation_loses_its_closing_tag(codec):
 def test_mistakes_and_searches_share_the_turns_and_the_last_search_is_not_executed(codec):
     episode = play(codec, [NONSENSE, SEARCH, NONSENSE, NONSENSE, SEARCH])
     assert (episode.end, len(episode.turns), len(episode.searches)) == (End.TURN_LIMIT, 5, 1)
-    assert sum(turn.action.kind is ActionKind.SEARCH for turn in episode.turns) == 2
+    assert sum(turn.action.kind == "search" for turn in episode.turns) == 2
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,9 @@ def test_control_tokens_of_passages_stay_harmless(chat_codec):
     assert not set(chat_codec.tokenizer.added_tokens_decoder) & set(chat_codec.encode(observation))
 
 
-@pytest.mark.parametrize(("changes", "problem"), [({"instruction": ""}, "instruction"), ({"tools": ["open"]}, "tools")])
+@pytest.mark.parametrize(
+    ("changes", "problem"), [({"instruction": ""}, "instruction"), ({"tools": [ToolConfig(kind="open")]}, "tools")]
+)
 def test_settings_under_which_it_would_be_something_else_are_refused(codec, changes, problem):
     with pytest.raises(ConfigError, match=rf"agent\.{problem}: protocol search_r1"):
         get_protocol(CONFIG.model_copy(update=changes), codec)

@@ -5,10 +5,12 @@ import asyncio
 import pytest
 
 from agentrl.agent.tools import Toolbox
-from agentrl.config import ConfigError
+from agentrl.config import ConfigError, ToolConfig
 from retrievers.base import Hit
 from retrievers.stages.cache import CachedRetriever, RecordingRetriever
 from retrievers.stages.rerank import RerankingRetriever
+
+BOTH = [ToolConfig(kind="search"), ToolConfig(kind="open")]
 
 
 class Searching:
@@ -39,9 +41,9 @@ def wrapped(inner, folder):
 def test_open_needs_a_retriever_that_reads_whatever_stands_before_it(tmp_path):
     for retriever in wrapped(Searching(), tmp_path / "searching"):
         with pytest.raises(ConfigError, match=r"`open` needs .* and Searching has no `async def read"):
-            Toolbox(["search", "open"], retriever, 3)
-        Toolbox(["search"], retriever, 3)
+            Toolbox(BOTH, retriever, 3)
+        Toolbox(BOTH[:1], retriever, 3)
     for inner in (Reading(), Wrapping(Searching())):
         for number, retriever in enumerate(wrapped(inner, tmp_path / type(inner).__name__)):
-            Toolbox(["search", "open"], retriever, 3)
+            Toolbox(BOTH, retriever, 3)
             assert asyncio.run(retriever.read(str(number))).contents == "whole"

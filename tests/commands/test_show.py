@@ -9,22 +9,22 @@ from rich.console import Console
 
 from agentrl.commands.show import episode, show_change, show_episodes, show_files
 from agentrl.runs import RunError, write_trajectories
-from agentrl.types import Action, ActionKind, End, FailureCause, Question, SearchCall, Turn
+from agentrl.types import ANSWER, INVALID, SEARCH, Action, End, FailureCause, Question, ToolCall, Turn
 
 QUESTION = Question("demo:1", "Who painted [bold]The Night Watch[/]?", ("Rembrandt", "Rembrandt van Rijn"))
 
 
-def turn(text, kind, argument, search=None, observation=""):
-    return Turn((1, 2, 3), (-0.1,) * 3, text, Action(kind, argument), 0, search, (4,) * bool(observation), observation)
+def turn(text, kind, argument, calls=(), observation=""):
+    return Turn((1, 2, 3), (-0.1,) * 3, text, Action(kind, argument), 0, calls, (4,) * bool(observation), observation)
 
 
 def looked_up(text="<think> Let me look. </think>\n<search> The  Night Watch </search>"):
-    found = SearchCall("The Night Watch", ("p1", "p2"), (2.0, 1.0), 0.0124)
+    found = ToolCall(SEARCH, {"query": "The Night Watch"}, 0.0124, ("p1", "p2"), (2.0, 1.0))
     observation = (
         "\n<information>\nDoc 1(Title: The Night Watch) A painting of 1642 by Rembrandt.\n"
         f"Doc 2(Title: {'Long' * 40}) {'words ' * 100}\n</information>\n"
     )
-    return turn(text, ActionKind.SEARCH, "The Night Watch", found, observation)
+    return turn(text, SEARCH, "The Night Watch", (found,), observation)
 
 
 def make(*turns, **changes):
@@ -43,7 +43,7 @@ def lines(trajectory):
 
 
 def test_an_episode_reads_from_question_to_reward():
-    answered = turn("<think>It is he.</think><answer> Rembrandt </answer>", ActionKind.ANSWER, "Rembrandt")
+    answered = turn("<think>It is he.</think><answer> Rembrandt </answer>", ANSWER, "Rembrandt")
     found = lines(make(looked_up(), answered))
     assert found[0].startswith("7/0/1 ")
     assert found[1:5] == [
@@ -66,14 +66,14 @@ def test_an_episode_reads_from_question_to_reward():
 
 
 def test_a_mistake_is_shown_as_it_was_written_with_what_was_wrong():
-    wrong = turn("<serch> x", ActionKind.INVALID, "no tag was closed", None, "\n<information>\nInvalid action\n")
+    wrong = turn("<serch> x", INVALID, "no tag was closed", None, "\n<information>\nInvalid action\n")
     found = lines(make(wrong, end=End.INVALID, answer=None, reward=0.0))
     assert found[2:5] == ["1 wrote <serch> x", "1 invalid no tag was closed", "answer none"]
     assert "reward 0 invalid" in found
 
 
 def test_a_search_beyond_the_limit_was_not_executed():
-    asked = turn("<search> more </search>", ActionKind.SEARCH, "more")
+    asked = turn("<search> more </search>", SEARCH, "more")
     assert "1 search more not executed" in lines(make(asked, end=End.TURN_LIMIT, answer=None))
 
 
@@ -90,7 +90,7 @@ def test_the_cause_and_the_traceback_of_a_failure_stand_below_the_reward():
 
 
 def test_a_pipe_gets_every_text_whole_and_no_line_is_padded():
-    answered = turn("<think>one\ntwo</think><answer>Rembrandt</answer>", ActionKind.ANSWER, "Rembrandt")
+    answered = turn("<think>one\ntwo</think><answer>Rembrandt</answer>", ANSWER, "Rembrandt")
     trajectory = make(looked_up(), answered)
     console = Console(file=io.StringIO(), width=100_000)
     assert show_episodes([trajectory], console) == 1
@@ -104,7 +104,7 @@ def test_a_pipe_gets_every_text_whole_and_no_line_is_padded():
 
 @pytest.mark.parametrize("text", ["[red]x[/red]", "[/]", "[link=file:///]x", ":smile:"])
 def test_markup_of_the_model_is_shown_and_not_obeyed(text):
-    answered = turn(f"{text}<answer>{text}</answer>", ActionKind.ANSWER, text)
+    answered = turn(f"{text}<answer>{text}</answer>", ANSWER, text)
     shown = lines(make(answered, answer=text))
     assert f"1 think {text}" in shown
     assert f"answer {text}" in shown
@@ -112,7 +112,7 @@ def test_markup_of_the_model_is_shown_and_not_obeyed(text):
 
 def test_control_characters_of_the_model_do_not_reach_the_terminal():
     text = "a\x1b[2Jb\x07c\u202ed\ud800e"
-    shown = printed(make(turn(text, ActionKind.INVALID, "?"), answer=None), force_terminal=True, color_system=None)
+    shown = printed(make(turn(text, INVALID, "?"), answer=None), force_terminal=True, color_system=None)
     assert "a\ufffd[2Jb\ufffdc\ufffdd\ufffde" in shown
     assert "\x1b[2J" not in shown
     shown.encode("utf-8")
@@ -185,7 +185,7 @@ def test_questions_without_a_score_or_in_one_evaluation_alone_are_left_out():
 
 
 def test_both_episodes_of_three_searches_fit_a_screen():
-    long = make(looked_up(), looked_up(), looked_up(), turn("", ActionKind.ANSWER, "Rembrandt"))
+    long = make(looked_up(), looked_up(), looked_up(), turn("", ANSWER, "Rembrandt"))
     wrong = dataclasses.replace(long, answer="Hals", reward=0.0)
     for terminal in (True, False):
         _, text = changed([wrong], [long], force_terminal=terminal, color_system=None)

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentrl.runs import RunError, append_trajectories, read_trajectories, write_trajectories
-from agentrl.types import Action, ActionKind, End, FailureCause, Question, SearchCall, Trajectory, Turn
+from agentrl.types import ANSWER, INVALID, OPEN, SEARCH, Action, End, FailureCause, Question, ToolCall, Trajectory, Turn
 
 # Any code points, lone surrogates and line separators too: passages and byte-level tokenizers give such text.
 anything = st.text(st.characters(codec=None, categories=None), max_size=12)
@@ -28,9 +28,10 @@ questions = st.builds(
     dataset=anything,
     metadata=st.dictionaries(anything, st.one_of(st.none(), st.integers(), st.lists(anything, max_size=2)), max_size=2),
 )
-searches = st.builds(
-    SearchCall,
-    query=anything,
+calls = st.builds(
+    ToolCall,
+    tool=anything,
+    arguments=st.dictionaries(anything, anything, max_size=2),
     passage_ids=st.lists(anything, max_size=2).map(tuple),
     scores=st.lists(numbers, max_size=2).map(tuple),
     seconds=numbers,
@@ -39,9 +40,14 @@ turns = st.builds(
     lambda sampled, **rest: Turn(tuple(i for i, _ in sampled), tuple(p for _, p in sampled), **rest),
     st.lists(st.tuples(st.integers(0, 200_000), numbers), max_size=4),
     text=anything,
-    action=st.builds(Action, st.sampled_from(ActionKind), anything),
+    action=st.builds(
+        Action,
+        st.sampled_from([SEARCH, OPEN, ANSWER, INVALID]),
+        anything,
+        st.dictionaries(anything, anything, max_size=2),
+    ),
     adapter_version=st.integers(0, 10),
-    search=st.none() | searches,
+    calls=st.lists(calls, max_size=2).map(tuple),
     observation_ids=ids,
     observation=anything,
 )

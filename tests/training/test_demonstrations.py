@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from agentrl.config import AgentConfig
 from agentrl.scores import exact_match, normalize_answer
 from agentrl.training.demonstrations import write_demonstrations
-from agentrl.types import ActionKind, End, EnvironmentFailure, Question
+from agentrl.types import INVALID, End, EnvironmentFailure, Question
 
 CONFIG = AgentConfig(instruction="", max_turns=3, max_turn_tokens=120)
 LONG = CONFIG.model_copy(update={"max_turns": 5, "max_episode_tokens": 4000})
@@ -54,7 +54,7 @@ def test_every_demonstration_ends_with_an_accepted_answer_that_its_passages_hold
         assert exact_match(demonstration.answer, demonstration.question.golden_answers) == 1.0
         if demonstration.searches:
             assert normalize_answer(demonstration.answer) in shown(demonstration)
-        assert ActionKind.INVALID not in [turn.action.kind for turn in demonstration.turns]
+        assert INVALID not in [turn.action.kind for turn in demonstration.turns]
 
 
 def test_several_shapes_are_written(codec):
@@ -134,7 +134,7 @@ def test_a_fault_of_the_code_is_an_error_and_not_a_question_less(codec):
 def test_a_question_that_makes_no_sound_turn_is_not_demonstrated(codec, text):
     demonstrations = write(codec, [one_hop(number, text=text) for number in range(20)])
     for demonstration in demonstrations:
-        assert ActionKind.INVALID not in [turn.action.kind for turn in demonstration.turns]
+        assert INVALID not in [turn.action.kind for turn in demonstration.turns]
         assert all(len(turn.token_ids) <= CONFIG.max_turn_tokens for turn in demonstration.turns)
 
 
@@ -162,4 +162,4 @@ def test_whatever_the_questions_are_each_demonstration_is_sound(codec, rows, see
     for demonstration in write(codec, questions, seed=seed):
         assert demonstration.end is End.ANSWERED
         assert exact_match(demonstration.answer, demonstration.question.golden_answers) == 1.0
-        assert ActionKind.INVALID not in [turn.action.kind for turn in demonstration.turns]
+        assert INVALID not in [turn.action.kind for turn in demonstration.turns]

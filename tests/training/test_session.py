@@ -24,7 +24,7 @@ from agentrl.training import session
 from agentrl.training.loop import TrainerError, TrainSettings, train_loop
 from agentrl.training.session import TrainingFailed
 from agentrl.training.trainer import StratifiedTrainer
-from agentrl.types import Action, ActionKind, End, EnvironmentFailure, Question, Trajectory, Turn
+from agentrl.types import ANSWER, Action, End, EnvironmentFailure, Question, Trajectory, Turn
 
 STEPS = 4
 
@@ -58,7 +58,7 @@ class Engines(ScriptedPool):
         for number, name in enumerate(names):
             rng = random.Random(name)
             ids = tuple(rng.randrange(10, 250) for _ in range(3))
-            turn = Turn(ids, (self._logprob,) * 3, "", Action(ActionKind.ANSWER, "a"), version)
+            turn = Turn(ids, (self._logprob,) * 3, "", Action(ANSWER, "a"), version)
             made.append(
                 Trajectory(name, question, (5, 6, 7), (turn,), End.ANSWERED, answer="a", reward=float(number % 2))
             )

@@ -14,7 +14,7 @@ from agentrl.training.scoring import Scorer
 from agentrl.training.settings import grpo_config
 from agentrl.training.trainer import StratifiedTrainer
 from agentrl.training.updates import NOTHING_ADDED, Updates
-from agentrl.types import Action, ActionKind, End, Question, Trajectory, Turn
+from agentrl.types import ANSWER, Action, End, Question, Trajectory, Turn
 
 VOCABULARY = 300
 
@@ -56,7 +56,7 @@ def make_turn(rng, last):
     ids = tuple(rng.randrange(VOCABULARY) for _ in range(rng.randint(1, 12)))
     observation = () if last else tuple(rng.randrange(VOCABULARY) for _ in range(rng.randint(1, 20)))
     logprobs = tuple(-rng.random() for _ in ids)
-    return Turn(ids, logprobs, "", Action(ActionKind.ANSWER, "a"), 0, None, observation)
+    return Turn(ids, logprobs, "", Action(ANSWER, "a"), 0, None, observation)
 
 
 def make_trainer(

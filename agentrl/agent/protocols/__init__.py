@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from agentrl.agent.codec import Codec
@@ -11,6 +11,7 @@ from agentrl.agent.protocols.chat_tools import ChatTools
 from agentrl.agent.protocols.json_tools import JsonTools
 from agentrl.agent.protocols.search_r1 import SearchR1
 from agentrl.agent.protocols.tags import SearchTags
+from agentrl.agent.tools import ToolSpec, describe_tools
 from agentrl.config import AgentConfig, ConfigError
 from agentrl.registry import look_up
 
@@ -33,13 +34,13 @@ def find_protocol(name: str) -> Callable[..., Any]:
     return look_up(name, PROTOCOLS, "protocol", lambda message: ConfigError(f"agent.protocol: {message}"))
 
 
-def get_protocol(config: AgentConfig, codec: Codec) -> Protocol:
-    """Make the protocol that `agent.protocol` names.
+def get_protocol(config: AgentConfig, codec: Codec, tools: Sequence[ToolSpec] | None = None) -> Protocol:
+    """Make the protocol that `agent.protocol` names, for `tools` or for those that `agent.tools` describes.
 
     Raises:
         ConfigError: if there is none, or it cannot work with these settings or this tokenizer.
     """
-    made = find_protocol(config.protocol)(config, codec)
+    made = find_protocol(config.protocol)(config, codec, describe_tools(config.tools) if tools is None else tools)
     for part in ("stop", "prompt", "parse", "observation", "correction", "answer"):
         if not hasattr(made, part):
             raise ConfigError(f"agent.protocol {config.protocol} has no `{part}`; see agentrl.agent.protocols.Protocol")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from functools import cached_property, partial
@@ -10,9 +11,10 @@ from typing import Protocol as TypingProtocol
 
 from agentrl.agent.codec import Codec, Segment, Text, as_string, clean
 from agentrl.agent.protocols.examples import EXAMPLES, Example
-from agentrl.agent.protocols.passages import fit
+from agentrl.agent.protocols.passages import fit, fit_text
+from agentrl.agent.tools import TOOLS, ToolSpec, describe_tools
 from agentrl.config import AgentConfig, ConfigError
-from agentrl.types import Action, ActionKind, Turn
+from agentrl.types import ANSWER, INVALID, OPEN, SEARCH, Action, Turn
 from retrievers.base import Hit
 
 # Words that no template changes and no question holds.
@@ -24,15 +26,15 @@ _PLACE = "{question}"
 class Protocol(TypingProtocol):
     """How to ask, where to stop, what an action is and how an observation is written.
 
-    A protocol of your own is a class that is made with the settings and the codec of a run; name it in `agent.protocol`
-    as `package.module:Class`. Whatever it writes is encoded alone. It must neutralise foreign text: the questions, titles,
-    texts and ids that it is handed.
+    A protocol of your own is a class that is made with the settings, the codec and the tools of a run; name it in
+    `agent.protocol` as `package.module:Class`. Whatever it writes is encoded alone. It must neutralise foreign text: the
+    questions, titles, texts and ids that it is handed.
     """
 
     stop: tuple[str, ...]
     """Strings that end a turn and stay part of it. The model's own end token ends a turn in any case."""
 
-    def __init__(self, config: AgentConfig, codec: Codec) -> None:
+    def __init__(self, config: AgentConfig, codec: Codec, tools: Sequence[ToolSpec]) -> None:
         """Raises ConfigError for settings or a tokenizer that it cannot work with."""
         ...
 
@@ -43,12 +45,12 @@ class Protocol(TypingProtocol):
     def parse(self, text: str) -> Action:
         """Read the action from the model's text of one turn, which comes without the end token.
 
-        A turn that cannot be read is INVALID, and its argument says in our words what was wrong: the model is told them.
+        A turn that cannot be read is invalid, and its argument says in our words what was wrong: the model is told them.
         """
         ...
 
-    def observation(self, hits: Sequence[Hit], limit: int, ended: bool = False) -> Text:
-        """Write hits as at most `limit` tokens, complete with what closes them.
+    def observation(self, result: str | Sequence[Hit], limit: int, ended: bool = False) -> Text:
+        """Write what a tool returned as at most `limit` tokens, complete with what closes it.
 
         `ended` says that the turn closed with the end token. An observation whose closing alone is beyond `limit` is
         complete all the same.
@@ -62,7 +64,7 @@ class Protocol(TypingProtocol):
     def answer(self, prompt: str, turns: Sequence[Turn]) -> str | None:
         """Return the answer that counts when an episode with this prompt is over, or None if it has none."""
         action = turns[-1].action
-        return action.argument if action.kind is ActionKind.ANSWER else None
+        return action.argument if action.kind == ANSWER else None
 
 
 class Mistake(Exception):
@@ -89,13 +91,20 @@ class TextProtocol(Protocol):
     other_tags: tuple[str, ...] = ("think",)
     forms: tuple[str, ...] = ()
 
-    def __init__(self, config: AgentConfig | None = None, codec: Codec | None = None) -> None:
+    def __init__(
+        self,
+        config: AgentConfig | None = None,
+        codec: Codec | None = None,
+        tools: Sequence[ToolSpec] | None = None,
+    ) -> None:
         """Without a codec there is wording and parsing, but neither prompts nor observations.
 
         Raises:
-            ConfigError: if the instruction has a place for the question, and worked examples are to stand before it.
+            ConfigError: if the instruction has a place for the question, and worked examples are to stand before it, or
+                these would search where there is no `search`.
         """
         self.config = AgentConfig() if config is None else config
+        self.tools = {tool.name: tool for tool in (describe_tools(self.config.tools) if tools is None else tools)}
         self._codec = codec
         self._in_chat = self.config.prompt == "chat"
         self._schemas: list[dict[str, Any]] | None = None
@@ -107,6 +116,8 @@ class TextProtocol(Protocol):
                 f"agent.instruction: it has a place for the question, {_PLACE}, which leaves none for worked examples; "
                 "write them into the instruction and set agent.worked_examples to 0"
             )
+        if self.config.worked_examples and SEARCH not in self.tools:
+            raise ConfigError("agent.worked_examples: they search, and agent.tools has no `search`; set 0")
 
     @property
     def codec(self) -> Codec:
@@ -185,9 +196,11 @@ class TextProtocol(Protocol):
         where = f"agent.protocol {self.config.protocol}, agent.prompt {self.config.prompt}"
         return ConfigError(f"{where}: the chat template of this model's tokenizer {problem}")
 
-    def observation(self, hits: Sequence[Hit], limit: int, ended: bool = False) -> Text:
+    def observation(self, result: str | Sequence[Hit], limit: int, ended: bool = False) -> Text:
         frame = partial(self._frame, ended=ended)
-        return fit(hits, self.codec, limit, self.neutralise, frame, with_ids="open" in self.config.tools)
+        if isinstance(result, str):
+            return fit_text(result, self.codec, limit, self.neutralise, frame)
+        return fit(result, self.codec, limit, self.neutralise, frame, with_ids=OPEN in self.tools)
 
     def correction(self, problem: str, ended: bool = False) -> Text:
         return self._frame(self._advice(problem), ended)
@@ -205,7 +218,7 @@ class TextProtocol(Protocol):
         try:
             return self._read(*self._find(text))
         except Mistake as mistake:
-            return Action(ActionKind.INVALID, str(mistake))
+            return Action(INVALID, str(mistake))
 
     def _find(self, text: str) -> tuple[str, str]:
         """Return the tag of the one action in a turn, and what stands between its opening and its closing.
@@ -245,6 +258,45 @@ class TextProtocol(Protocol):
         if begins and begins.rstrip().endswith("<think>"):
             opening = rf"(?:{opening}|\A)"
         return re.compile(f"{opening}.*?{closing}", re.IGNORECASE | re.DOTALL)
+
+
+def read_json(text: str) -> Any:
+    """Read the JSON of a call. Raises Mistake if it is none, or an object in it names a key twice."""
+    try:
+        return json.loads(text, object_pairs_hook=_object)
+    # A RecursionError means JSON that is nested deeper than Python reads.
+    except (ValueError, RecursionError) as error:
+        raise Mistake("the tool call is not valid JSON") from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object; of a key that comes twice, Python's reader would silently keep the last."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise Mistake("the tool call names a key twice")
+    return made
+
+
+def call_of(tool: ToolSpec, arguments: Any, what: str = "") -> Action:
+    """Return the action that calls a tool; `what` names the one text that it takes.
+
+    Raises:
+        Mistake: if the arguments do not fit the tool's schema, or this text is empty.
+    """
+    problem = tool.problem(arguments)
+    if problem is not None:
+        raise Mistake(problem)
+    if tool.argument is None:
+        return Action(tool.name, json.dumps(arguments, ensure_ascii=False), arguments)
+    text, what = arguments[tool.argument], what or f"the {tool.argument} of {tool.name}"
+    # Line breaks mean nothing in a query, and may mean much to other tools.
+    return Action(tool.name, one_line(text, what) if tool.name in TOOLS else _stripped(text, what))
+
+
+def _stripped(text: str, what: str) -> str:
+    if not text.strip():
+        raise Mistake(f"{what} is empty")
+    return text.strip()
 
 
 def one_line(text: str, what: str) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from agentrl.agent.codec import Codec, Segment, Text
 from agentrl.agent.protocols.json_tools import JsonTools
+from agentrl.agent.tools import ToolSpec
 from agentrl.config import AgentConfig, ConfigError
-from agentrl.types import Action, ActionKind
+from agentrl.types import INVALID, Action
 
 # Words that no template changes and no conversation holds.
 _SAID, _TOLD = "agentrl-said-here", "agentrl-told-here"
@@ -29,18 +31,23 @@ class ChatTools(JsonTools):
 
     stop = ()
 
-    def __init__(self, config: AgentConfig | None = None, codec: Codec | None = None) -> None:
+    def __init__(
+        self,
+        config: AgentConfig | None = None,
+        codec: Codec | None = None,
+        tools: Sequence[ToolSpec] | None = None,
+    ) -> None:
         """Raises ConfigError if the tokenizer's template does not support tools in this form."""
-        super().__init__(config, codec)
+        super().__init__(config, codec, tools)
         if self.config.worked_examples:
             raise ConfigError("agent.worked_examples: protocol chat_tools has none; set 0")
         self._in_chat = True
-        self._schemas: list[dict[str, Any]] = [tool.schema for tool in self.tools]
+        self._schemas: list[dict[str, Any]] = [tool.schema for tool in self.tools.values()]
         # Some tokenizers count the tags of tools among their special tokens.
         special = self.codec.tokenizer.all_special_tokens
         self._controls = [token for token in special if len(token) > 1 and not self._tag.fullmatch(token)]
         asked = self._render([{"role": "user", "content": "?"}])
-        if not all(tool.description in asked for tool in self.tools):
+        if not all(tool.description in asked for tool in self.tools.values()):
             raise self._unfit("does not describe the tools that it is given")
         if "<tool_call>" not in asked:
             raise self._unfit(
@@ -56,7 +63,7 @@ class ChatTools(JsonTools):
 
     def parse(self, text: str) -> Action:
         if any(token in text for token in self._controls):
-            return Action(ActionKind.INVALID, "only the conversation's own frame has control tokens")
+            return Action(INVALID, "only the conversation's own frame has control tokens")
         return super().parse(text)
 
     def correction(self, problem: str, ended: bool = False) -> Text:

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
-from agentrl.agent.codec import Codec
-from agentrl.agent.protocols.base import Mistake, TextProtocol, one_line
-from agentrl.agent.tools import TOOLS
-from agentrl.config import AgentConfig
-from agentrl.types import Action, ActionKind
+from agentrl.agent.protocols.base import Mistake, TextProtocol, call_of, one_line, read_json
+from agentrl.types import ANSWER, Action
 
 _SHAPE = '{"name": "…", "arguments": {…}}'
 
@@ -29,13 +25,10 @@ class JsonTools(TextProtocol):
     author = "the tools write"
     forms = (f"<tool_call>{_SHAPE}</tool_call>", "<answer> answer </answer>")
 
-    def __init__(self, config: AgentConfig | None = None, codec: Codec | None = None) -> None:
-        super().__init__(config, codec)
-        self.tools = [TOOLS[name] for name in self.config.tools]
-
     def instruction(self) -> str:
-        schemas = "\n".join(json.dumps(tool.schema) for tool in self.tools)
-        call = _written(self.tools[0].name, {self.tools[0].argument: "…"})
+        schemas = "\n".join(json.dumps(tool.schema) for tool in self.tools.values())
+        first = next(iter(self.tools.values()))
+        call = _written(first.name, dict.fromkeys(first.parameters.get("properties", {}), "…"))
         return (
             f"Answer the question at the end. These tools are at hand:\n<tools>\n{schemas}\n</tools>\n"
             f"First reason briefly inside <think> and </think>. To call a tool, write its name and arguments in JSON:\n{call}\n"
@@ -50,34 +43,16 @@ class JsonTools(TextProtocol):
     def _read(self, name: str, body: str) -> Action:
         if name == "tool_call":
             return self._read_call(body)
-        return Action(ActionKind.ANSWER, one_line(body, "the answer"))
+        return Action(ANSWER, one_line(body, "the answer"))
 
     def _read_call(self, body: str) -> Action:
-        try:
-            call = json.loads(body, object_pairs_hook=_object)
-        # A RecursionError means JSON that is nested deeper than Python reads.
-        except (ValueError, RecursionError) as error:
-            raise Mistake("the tool call is not valid JSON") from error
+        call = read_json(body)
         if not isinstance(call, dict) or call.keys() != {"name", "arguments"}:
             raise Mistake(f"the tool call is not of the form {_SHAPE}")
-        tool = next((tool for tool in self.tools if tool.name == call["name"]), None)
-        if tool is None:
-            raise Mistake(f"there is no such tool; there is {', '.join(tool.name for tool in self.tools)}")
-        arguments = call["arguments"]
-        if not isinstance(arguments, dict) or arguments.keys() != {tool.argument}:
-            raise Mistake(f"{tool.name} takes one argument, {tool.argument}")
-        what, value = f"the {tool.argument} of {tool.name}", arguments[tool.argument]
-        if not isinstance(value, str):
-            raise Mistake(f"{what} is not a text")
-        return Action(tool.kind, one_line(value, what))
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object; of a key that comes twice, Python's reader would silently keep the last."""
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        raise Mistake("the tool call names a key twice")
-    return made
+        name = call["name"]
+        if not isinstance(name, str) or name not in self.tools:
+            raise Mistake(f"there is no such tool; there is {', '.join(self.tools)}")
+        return call_of(self.tools[name], call["arguments"])
 
 
 def _written(name: str, arguments: dict[str, str]) -> str:

@@ -77,6 +77,26 @@ def fit(
     return write("…")
 
 
+def fit_text(
+    text: str, codec: Codec, limit: int, neutralise: Callable[[str], str], write: Callable[[str], Text]
+) -> Text:
+    """Write a text so that it and its frame, which `write` puts around it, have at most `limit` tokens.
+
+    The text ends early where not all of it fits. A limit that does not hold the frame gives the frame around an ellipsis.
+    """
+    body = neutralise(text[: limit * _CHARACTERS]).strip()
+    written = write(body or _NOTHING)
+    whole = codec.locate(written)
+    start = whole.text.find(body)
+    room = limit - len(whole.ids) + whole.count(start, start + len(body))
+    while len(codec.encode(written)) > limit:
+        if room <= 0:
+            return write("…")
+        written = write(whole.keep(start, start + len(body), room))
+        room -= max(0, len(codec.encode(written)) - limit)
+    return written
+
+
 def _line(rank: int, parts: Sequence[str]) -> tuple[str, ...]:
     """Return the words of a line, every second of which is the hit's own: its id, title and text."""
     name, title, text = parts

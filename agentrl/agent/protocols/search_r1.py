@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from agentrl.agent.codec import Codec
 from agentrl.agent.protocols.tags import SearchTags
+from agentrl.agent.tools import ToolSpec
 from agentrl.config import AgentConfig, ConfigError
-from agentrl.types import Action, ActionKind, Turn
+from agentrl.types import INVALID, SEARCH, Action, Turn
 from retrievers.base import Hit
 
 _ACTION = re.compile(r"<(search|answer)>(.*?)</\1>", re.DOTALL)
@@ -45,10 +46,15 @@ class SearchR1(SearchTags):
       the full softmax, and its validation and its server.
     """
 
-    def __init__(self, config: AgentConfig | None = None, codec: Codec | None = None) -> None:
+    def __init__(
+        self,
+        config: AgentConfig | None = None,
+        codec: Codec | None = None,
+        tools: Sequence[ToolSpec] | None = None,
+    ) -> None:
         """Raises ConfigError where no answer could ever count, or for a tool that Search-R1 does not have."""
-        super().__init__(config, codec)
-        if self.config.tools != ["search"]:
+        super().__init__(config, codec, tools)
+        if list(self.tools) != [SEARCH]:
             raise ConfigError("agent.tools: protocol search_r1 has only `search`")
         if not _ANSWER.search(self.ask("")):
             raise ConfigError(
@@ -59,13 +65,18 @@ class SearchR1(SearchTags):
     def parse(self, text: str) -> Action:
         match = _ACTION.search(text)
         if match is None:
-            return Action(ActionKind.INVALID, "no <search> or <answer> was closed")
-        return Action(ActionKind(match.group(1)), match.group(2).strip())
+            return Action(INVALID, "no <search> or <answer> was closed")
+        return Action(match.group(1), match.group(2).strip())
 
-    def observation(self, hits: Sequence[Hit], limit: int, ended: bool = False) -> str:
-        # Search-R1 takes the title as it stands in the index, in its quotes.
-        heads = [self.codec.neutralise(hit.contents).partition("\n") for hit in hits]
-        lines = "".join(f"Doc {rank}(Title: {title}) {text}\n" for rank, (title, _, text) in enumerate(heads, start=1))
+    def observation(self, result: str | Sequence[Hit], limit: int, ended: bool = False) -> str:
+        if isinstance(result, str):
+            lines = self.codec.neutralise(result)
+        else:
+            # Search-R1 takes the title as it stands in the index, in its quotes.
+            heads = [self.codec.neutralise(hit.contents).partition("\n") for hit in result]
+            lines = "".join(
+                f"Doc {rank}(Title: {title}) {text}\n" for rank, (title, _, text) in enumerate(heads, start=1)
+            )
         return self.codec.cut(f"\n\n<information>{lines.strip()}</information>\n\n", limit, at_word=False)
 
     def correction(self, problem: str, ended: bool = False) -> str:
