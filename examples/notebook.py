@@ -1,9 +1,6 @@
 """A tool with a state of its own in each episode: `agent.tools: [search, "notebook:Notebook"]`."""
 
-from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-
-from agentrl.types import Question
 
 
 class Notebook:
@@ -15,10 +12,12 @@ class Notebook:
     }
 
     @asynccontextmanager
-    async def episode(self, question: Question) -> AsyncIterator["Notebook"]:
+    async def episode(self, question):
         page = Notebook()
         page.notes = {}
         yield page
 
     async def call(self, key: str, value: str | None = None) -> str:
-        return self.notes.get(key, "nothing") if value is None else self.notes.setdefault(key, value)
+        if value is not None:
+            self.notes[key] = value
+        return self.notes.get(key, "nothing")
