@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentrl.advantages import STRATIFIERS, AdvantageError, get_stratifier, label
-from agentrl.advantages.episodes import anchors, group_strata, length, turn_rewards
+from agentrl.advantages.episodes import anchors, group_strata, length, presence
 from agentrl.advantages.strata import OTHER, cap_strata
 from agentrl.types import Action, ActionKind, End, FailureCause, Question, SearchCall, Trajectory, Turn
 
@@ -170,9 +170,9 @@ def test_a_turn_earns_something_where_an_accepted_answer_was_shown():
     shown = episode(
         search("p1", observation="The Limassol coast"), search("p2", observation="… in the City of Lima."), ANSWER
     )
-    assert turn_rewards(shown) == [0.0, 1.0, 0.0]
+    assert presence(shown) == [0.0, 1.0, 0.0]
     closed = dataclasses.replace(shown, question=Question("q", "?", ("the",)))
-    assert turn_rewards(closed) == [0.0, 0.0, 0.0]
+    assert presence(closed) == [0.0, 0.0, 0.0]
 
 
 def test_length_counts_the_models_tokens_and_is_never_zero():

@@ -89,7 +89,7 @@ def test_evaluation_is_greedy_once_a_question_and_keeps_the_order_of_the_sets():
     asked = []
 
     class Pool:
-        def sample(self, requests, temperature, on_done, on_stall):
+        def sample(self, requests, temperature, on_done, on_stall, rewarded=True):
             asked.append(temperature)
             on_done(len(requests))
             return [[make_episode(name, question, answer="gold")] for question, (name,) in requests]
@@ -107,7 +107,7 @@ def test_an_evaluation_of_which_most_episodes_failed_is_an_error_and_no_score():
     questions = [Question(f"nq:{i}", "?", ("gold",), dataset="nq") for i in range(4)]
 
     class Pool:
-        def sample(self, requests, temperature, on_done, on_stall):
+        def sample(self, requests, temperature, on_done, on_stall, rewarded=True):
             end, failure = End.ENVIRONMENT_FAILURE, "the retriever is gone"
             return [[make_episode(name, question, end=end, failure=failure)] for question, (name,) in requests]
 
