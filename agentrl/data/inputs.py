@@ -68,7 +68,7 @@ def check_rewarded(rewards: Sequence[RewardConfig], file: Path, questions: Seque
             ids = question.metadata.get(key)
             if not (isinstance(ids, list) and ids and all(isinstance(name, str) for name in ids)):
                 raise DataError(
-                    f"{file}: question {question.id} has no list metadata.{key}, and reward.{number} (retrieval_recall) looks for "
+                    f"{file}: question {question.id} has no list metadata.{key}, and reward.{number} (retrieval_recall) counts "
                     "the gold passages that it names; add it, or leave the reward out"
                 )
 

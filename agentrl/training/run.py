@@ -67,11 +67,11 @@ def load_inputs(config: Config) -> Inputs:
     require_trainable(config)
     _check_adapter(config)
     check_index(config)
-    sets = [(read_set(config.data, s), s) for s in config.data.train]
-    for questions, named in sets:
-        check_rewarded(config.reward, config.data.resolve(named.path), questions)
+    sets = [(read_set(config.data, entry), entry) for entry in config.data.train]
+    for questions, entry in sets:
+        check_rewarded(config.reward, config.data.resolve(entry.path), questions)
     return Inputs(
-        questions=QuestionStream([(questions, named.weight) for questions, named in sets], config.seed),
+        questions=QuestionStream([(questions, entry.weight) for questions, entry in sets], config.seed),
         evaluation=evaluation_questions(config.data, with_gold=config.evaluation.ceiling),
     )
 
