@@ -90,13 +90,14 @@ def test_evaluation_is_greedy_once_a_question_and_keeps_the_order_of_the_sets():
 
     class Pool:
         def sample(self, requests, temperature, on_done, on_stall, rewarded=True):
-            asked.append(temperature)
+            asked.append((temperature, rewarded))
             on_done(len(requests))
             return [[make_episode(name, question, answer="gold")] for question, (name,) in requests]
 
     done = []
     result = evaluate(Pool(), questions, max_failed_share=0.5, on_done=done.append)
-    assert asked == [0.0]
+    assert asked == [(0.0, False)]
+    assert [t.reward for t in result.trajectories] == [1.0] * 4
     assert done == [4]
     assert [(r.dataset, r.n, r.em) for r in result.sets] == [("nq", 2, 1.0), ("hotpotqa", 2, 1.0)]
     assert [t.id for t in result.trajectories] == [f"eval/{question.id}" for question in questions]

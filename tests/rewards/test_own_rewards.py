@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -336,6 +337,16 @@ def test_a_reward_that_blocks_for_ever_is_given_up_before_a_run(mine, name, mess
     found = re.sub(r":(\d+)$", lambda line: f":{int(line[1]) + (name == 'blocks_its_loop')}", found)
     with pytest.raises(ConfigError, match=found):
         check_plug_ins(config(reward(name), seconds=0.1))
+
+
+def test_the_reward_of_the_documentation_works(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text()
+    code = re.search(r"```python\n(.*?)```", page, re.DOTALL)[1]
+    (tmp_path / "reward_of_the_docs.py").write_text(code)
+    settings = {"kind": "reward_of_the_docs:cautious", "options": {"wrong": 0.25}}
+    check_plug_ins(config(settings))
+    episodes = [make_episode(str(answer), answer=answer) for answer in ("gold", "silver", None)]
+    assert [trajectory.reward for trajectory in scored(settings, trajectories=episodes)] == [1.0, -0.25, 0.0]
 
 
 def test_options_that_cannot_be_pickled_are_refused():
