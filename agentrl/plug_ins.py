@@ -29,6 +29,7 @@ def check_plug_ins(config: Config) -> None:
     Raises:
         ConfigError: if one cannot be imported, cannot be called as agentrl calls it, or does not take its options. The
             message begins with the key.
+        DataError: if the first question for a reward of the user's own cannot be read.
     """
     _check_advantages(config.advantages)
     _check_call("agent.protocol", config.agent.protocol, find_protocol(config.agent.protocol), config.agent, None)

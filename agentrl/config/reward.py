@@ -124,7 +124,7 @@ class RewardConfig(Section):
     kind: str = "exact_match"
     name: str = Field("", pattern=r"^[\w.-]+$")
     weight: float = 1.0
-    options: PlugInOptions = Field(default_factory=dict, validate_default=True)
+    options: PlugInOptions = Field(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod

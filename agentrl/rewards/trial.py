@@ -24,7 +24,8 @@ def made_episodes(question: Question) -> dict[str, Trajectory]:
     search = SearchCall(question.text, ("made-up-1",), (1.0,), 0.1)
     text = f"<search> {question.text} </search>"
     found = Turn(
-        *((1, 2, 3), (-0.1, -0.2, -0.3)),
+        token_ids=(1, 2, 3),
+        logprobs=(-0.1, -0.2, -0.3),
         text=text,
         action=Action(ActionKind.SEARCH, question.text),
         adapter_version=0,

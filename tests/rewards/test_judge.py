@@ -8,7 +8,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from agentrl.config import ConfigError, RewardConfig, parse_config
+from agentrl.config import JUDGE_PROMPT, ConfigError, RewardConfig, parse_config
+from agentrl.config.yaml12 import parse_yaml
 from agentrl.plug_ins import check_plug_ins
 from agentrl.rewards import Rewards
 from agentrl.types import Action, ActionKind, End, EnvironmentFailure, Question, Trajectory, Turn
@@ -206,6 +207,12 @@ def test_the_key_comes_from_the_environment_and_is_in_no_message(monkeypatch):
 def config(**options):
     judge = {"kind": "judge", "options": {"base_url": "http://127.0.0.1:9/v1", "model": "m", **options}}
     return parse_config({"name": "x", "model": {"path": "m"}, "reward": [judge]}, source="test")
+
+
+def test_a_resolved_config_holds_the_options_that_were_left_out_and_reads_back():
+    made = config()
+    assert made.reward[0].options["prompt"] == JUDGE_PROMPT
+    assert parse_config(parse_yaml(made.to_yaml()), source="again") == made
 
 
 def test_a_key_that_is_not_set_is_named_before_anything_starts(monkeypatch):

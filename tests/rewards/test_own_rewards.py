@@ -324,9 +324,9 @@ def test_a_reward_that_does_not_fit_is_named_with_its_key_and_line_before_a_run(
     [
         (
             "blocks",
-            r"rewards_of_mine:blocks \(MINE:\d+\) did not return within 0\.1 s, which rollout\.reward_timeout_seconds",
+            r"rewards_of_mine:blocks \(MINE:\d+\) did not return within 0\.5 s, which rollout\.reward_timeout_seconds",
         ),
-        ("never_done", r"rewards_of_mine:never_done \(MINE:\d+\) did not return within 0\.1 s"),
+        ("never_done", r"rewards_of_mine:never_done \(MINE:\d+\) did not return within 0\.5 s"),
         ("blocks_its_loop", "rewards_of_mine:blocks_its_loop blocks at MINE:{async def blocks_its_loop(trajectory):}"),
         ("BlocksAtStart", "rewards_of_mine:BlocksAtStart blocks at MINE:{        threading.Event().wait()}"),
     ],
@@ -336,7 +336,7 @@ def test_a_reward_that_blocks_for_ever_is_given_up_before_a_run(mine, name, mess
     # The line that blocks is below the one that defines the function.
     found = re.sub(r":(\d+)$", lambda line: f":{int(line[1]) + (name == 'blocks_its_loop')}", found)
     with pytest.raises(ConfigError, match=found):
-        check_plug_ins(config(reward(name), seconds=0.1))
+        check_plug_ins(config(reward(name), seconds=0.5))
 
 
 def test_the_reward_of_the_documentation_works(tmp_path):
