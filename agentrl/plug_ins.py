@@ -11,8 +11,10 @@ from agentrl.advantages.schedule import Options
 from agentrl.agent.protocols import find_protocol
 from agentrl.agent.tools import TOOLS, find_tool, spec_of
 from agentrl.config import AdvantagesConfig, AgentConfig, Config, ConfigError, RetrieverConfig
+from agentrl.data.inputs import read_set
 from agentrl.registry import look_up
-from agentrl.rewards import REWARDS
+from agentrl.rewards import REWARDS, RewardError, Rewards
+from agentrl.rewards.trial import MADE_QUESTION, try_reward
 from agentrl.types import End, FailureCause, Question, Trajectory
 from retrievers.base import RetrieverError
 from retrievers.clients.wire import load_format
@@ -20,19 +22,21 @@ from retrievers.secrets import check_no_literal_key
 
 
 def check_plug_ins(config: Config) -> None:
-    """Import the estimator, stratifiers, protocol, tools, reward and retriever that a config names, and try their options.
+    """Import the estimator, stratifiers, protocol, tools, rewards and retriever that a config names, and try their options.
 
-    Nothing is loaded or connected to: a retriever and a protocol are only asked whether they can be called so.
+    Nothing is loaded or connected to: a retriever and a protocol are only asked whether they can be called so. A reward of
+    the user's own is called, on made episodes of the first question of the config's question sets.
 
     Raises:
         ConfigError: if one cannot be imported, cannot be called as agentrl calls it, or does not take its options. The
             message begins with the key.
+        DataError: if the first question for a reward of the user's own cannot be read.
     """
     _check_advantages(config.advantages)
     _check_tools(config.agent)
     _check_call("agent.protocol", config.agent.protocol, find_protocol(config.agent.protocol), config.agent, None, [])
-    look_up(config.reward.kind, REWARDS, "reward", _at("reward.kind"))
     _check_keys(config)
+    _check_rewards(config)
     if config.retriever is not None:
         _check_retriever(config.retriever)
 
@@ -55,8 +59,29 @@ def _check_keys(config: Config) -> None:
     try:
         for name, section in (("retriever", config.retriever), ("engine", config.engine)):
             check_no_literal_key({} if section is None else section.model_dump(), name)
+        check_no_literal_key([reward.model_dump() for reward in config.reward], "reward")
     except RetrieverError as error:
         raise ConfigError(str(error)) from error
+
+
+def _check_rewards(config: Config) -> None:
+    seconds = config.rollout.reward_timeout_seconds
+    for number, settings in enumerate(config.reward):
+        try:
+            if settings.kind in REWARDS:
+                Rewards([settings], seconds)
+            else:
+                try_reward(settings, seconds, _first_question(config))
+        except (RewardError, ConfigError) as error:
+            raise ConfigError(f"reward.{number}: {error}") from error
+
+
+def _first_question(config: Config) -> Question:
+    for questions in (*config.data.train, *config.data.eval):
+        # What is missing is named by the command that needs it.
+        if config.data.resolve(questions.path).is_file():
+            return read_set(config.data, questions, limit=1)[0]
+    return MADE_QUESTION
 
 
 def _check_retriever(settings: RetrieverConfig) -> None:

@@ -157,6 +157,7 @@ class FailureCause(StrEnum):
     - WORKER: the rollout worker died or hung each time that the episode was run.
     - TIMEOUT: the time of the episode ran out, and waiting for tools or for the first generation took it.
     - STALE: the engine had older weights than `rollout.max_staleness` allows.
+    - REWARD: what a reward asks, such as a judge, gave no verdict after its retries.
     """
 
     RETRIEVER = "retriever"
@@ -165,6 +166,7 @@ class FailureCause(StrEnum):
     WORKER = "worker"
     TIMEOUT = "timeout"
     STALE = "stale"
+    REWARD = "reward"
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +176,9 @@ class Trajectory:
     The per-token views below all have the length of `completion_ids`, which is the model's and the environment's tokens
     in order, without the prompt. `cause` is set for environment failures and for nothing else. `failure` says in words why
     an episode is not valid; a traceback may follow its first line.
+
+    `reward` is the weighted sum of the rewards of the config. `reward_parts` has what each came to, by its name and before
+    its weight; `turn_rewards` what each turn earned, where a reward gives that.
 
     Raises:
         ValueError: if an environment failure has no cause, or another end has one.
@@ -189,6 +194,8 @@ class Trajectory:
     cause: FailureCause | None = None
     failure: str = ""
     seconds: float = 0.0
+    reward_parts: Mapping[str, float] = field(default_factory=dict)
+    turn_rewards: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         # Failures are counted by cause, so one without a cause would vanish from the counts.
@@ -259,8 +266,25 @@ class Trajectory:
             return any(turn.action == Action(INVALID, TOO_LONG) for turn in self.turns[-1:])
         return self.end in (End.TURN_LIMIT, End.TRUNCATED, End.TIMED_OUT)
 
-    def with_reward(self, reward: float) -> Trajectory:
-        return dataclasses.replace(self, reward=reward)
+    def with_reward(
+        self,
+        reward: float,
+        parts: Mapping[str, float] | None = None,
+        turn_rewards: tuple[float, ...] | None = None,
+    ) -> Trajectory:
+        return dataclasses.replace(self, reward=reward, reward_parts=parts or {}, turn_rewards=turn_rewards)
+
+    def failed(self, cause: FailureCause, failure: str) -> Trajectory:
+        """Return the episode as one whose environment failed, which has no reward; what was sampled stays."""
+        return dataclasses.replace(
+            self,
+            end=End.ENVIRONMENT_FAILURE,
+            cause=cause,
+            failure=failure,
+            reward=None,
+            reward_parts={},
+            turn_rewards=None,
+        )
 
 
 @dataclass(frozen=True, slots=True)

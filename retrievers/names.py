@@ -24,7 +24,14 @@ def import_path(path: str) -> Any:
     try:
         return pkgutil.resolve_name(path)
     except Exception as error:  # A user's module is run by importing it, and may raise anything.
-        cause = str(error) if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: {error}"
+        match error:
+            case ImportError() | AttributeError():
+                cause = str(error)
+            case SyntaxError():
+                # Its text has the line, and its traceback none of the file's.
+                cause = f"{type(error).__name__}: {error}"
+            case _:
+                cause = describe_exception(error)
         raise ImportError(f"{path!r} cannot be imported: {cause}") from error
 
 

@@ -110,11 +110,27 @@ def test_every_problem_is_reported_at_once(small):
         ([*ON_A_CARD, "engine.kind=transformers"], "nf4 needs engine.kind vllm, and it is transformers"),
         ([*ON_A_CARD, "engine.gpus=2"], "nf4 needs an engine on one card.*engine.gpus 2.*set engine.gpus to 1"),
         ([*ON_A_CARD, "warmstart.sources=[{questions: q, index: w, count: 1}]"], "nf4 is for training by rewards"),
-        (["reward.length={limit: 64, cache: 65}"], "reward.length: cache 65 must be at most limit 64"),
         (
-            ["reward.length={limit: 2048, cache: 64}"],
-            "takes nothing off up to limit - cache = 1984 tokens.*at most 480; lower",
+            ["reward=[{kind: length, options: {limit: 64, cache: 65}}]"],
+            "reward.0.options: cache 65 must be at most limit 64",
         ),
+        (
+            ["reward=[{kind: f1}, {kind: length, options: {limit: 2048, cache: 64}}]"],
+            "reward.1.options: length takes nothing off up to limit - cache = 1984 tokens.*at most 480; lower",
+        ),
+        (
+            ["reward={kind: f1, length: {limit: 64, cache: 8}}"],
+            r"must be a list .* \[\{kind: f1\}, \{kind: length, options: \{limit: 64, cache: 8\}\}\]",
+        ),
+        (["reward.kind=f1"], r"must be a list of rewards; write it as reward: \[\{kind: f1\}\]"),
+        (["reward.0.weight=2"], r"write it as reward: \[\{kind: exact_match, weight: 2\}\]"),
+        (["reward=[]"], "reward: .*at least 1 item"),
+        (["reward=[{kind: exakt_match}]"], "reward.0.kind: unknown reward .*did you mean exact_match"),
+        (["reward=[{kind: f1, options: {rul: squad}}]"], "f1 has no option 'rul'.*did you mean rule"),
+        (["reward=[{kind: f1, options: {rule: search_r1}}]"], "reward.0.options: rule: .*'triviaqa'"),
+        (["reward=[{kind: search_cost, options: {price: 1}}]"], "search_cost has no option 'price' .it has none"),
+        (["reward=[{kind: judge, options: {model: m}}]"], "judge needs the option 'base_url'"),
+        (["reward=[{kind: f1}, {kind: f1}]"], "2 rewards are called 'f1'; give each a `name`"),
         (["model.dtype=bfloat16"], "must be float32 on device cpu"),
         (["agent.max_turn_tokens=1024"], "max_turn_tokens 1024 must be below max_episode_tokens"),
         (["agent.max_observation_tokens=2000"], "max_observation_tokens 2000 must be below max_episode_tokens"),
@@ -314,6 +330,8 @@ def test_a_file_in_another_encoding_is_named_with_the_byte(tmp_path):
 FULL = [
     "data.eval=[{path: nq/dev.jsonl}]",
     "retriever.fuse=[{index: others}]",
+    "reward=[{kind: f1}]",
+    "agent.tools=[{kind: search}]",
     "warmstart.sources=[{questions: q.jsonl, index: words, count: 1}]",
 ]
 

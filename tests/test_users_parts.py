@@ -1,4 +1,4 @@
-"""A user's own estimator, stratifier, protocol and retriever, named in a config and used in Ray's processes."""
+"""A user's own estimator, stratifier, protocol, reward and retriever, named in a config and used in Ray's processes."""
 
 import subprocess
 import sys
@@ -36,6 +36,10 @@ def by_last_digit(trajectory):
     return "even" if int(trajectory.id.rsplit("/")[-1]) % 2 == 0 else "odd"
 
 
+async def searched(trajectory, worth):
+    return {"searches": worth * len(trajectory.searches)}
+
+
 def alternate(batch, size=1.0):
     return size * (1.0 - 2.0 * (batch.strata % 2))
 '''
@@ -51,6 +55,7 @@ CONFIG = """
              max_episode_tokens: 256}
     rollout: {group_size: 4, questions_per_step: 1}
     advantages: {estimator: "mine:alternate", stratum: "mine:by_last_digit", options: {size: 0.5}}
+    reward: [{kind: "mine:searched", weight: 0.0, options: {worth: 0.25}}]
     training: {steps: 1, learning_rate: 1.0e-3, threads: 1}
     evaluation: {before: false, after: false}
 """
@@ -82,7 +87,9 @@ def test_a_run_uses_parts_that_stand_beside_its_config_and_no_namesakes_of_libra
         assert "poetry" in episode.turns[0].observation
     metrics = run.read_metrics()[0]
     assert metrics["strata/even/share"] == metrics["strata/odd/share"] == 0.5
-    # Nothing was rewarded, so only this estimator moves anything.
+    assert [episode.reward_parts for episode in episodes] == [{"searched/searches": 0.25}] * 4
+    assert metrics["rewards/searched/searches"] == 0.25
+    # A reward without weight changes nothing, so only this estimator moves anything.
     assert metrics["reward/mean"] == 0.0
     assert metrics["grad_norm"] > 0
 
@@ -103,6 +110,7 @@ def test_a_stratifier_that_raises_is_named_with_its_line_before_anything_starts(
         ("advantages.estimator", "mine:missing"),
         ("advantages.stratum", "absent:by_last_digit"),
         ("agent.protocol", "mine:missing"),
+        ("reward.0.kind", "mine:missing"),
         ("retriever.target", "mine:missing"),
     ],
 )

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from agentrl.advantages import Advantages, compute
+from agentrl.advantages import AdvantageError, Advantages, compute
 from agentrl.advantages.arrays import Keys
 from agentrl.advantages.estimators import ESTIMATORS
 from agentrl.advantages.strata import GroupStratifier, cap_strata
@@ -74,7 +74,7 @@ def episode_advantages(
         valid=[t.valid for t in trajectories],
         group_size=group_size,
         lengths=[length(t) for t in trajectories],
-        turn_rewards=None if estimator in _WITHOUT_TURN_REWARDS else [turn_rewards(t) for t in trajectories],
+        turn_rewards=None if estimator in _WITHOUT_TURN_REWARDS else turn_rewards(trajectories),
         anchors=[anchors(t) for t in trajectories],
         scope=scope,
         past=past,
@@ -95,7 +95,24 @@ def anchors(trajectory: Trajectory) -> list[str]:
     return ["", *(turn.observation for turn in trajectory.turns[:-1])]
 
 
-def turn_rewards(trajectory: Trajectory) -> list[float]:
+def turn_rewards(trajectories: Sequence[Trajectory]) -> list[Sequence[float]]:
+    """What each turn of each episode earned: what a reward gave it, or where none gives turns a value, `presence`.
+
+    Raises:
+        AdvantageError: if some of the valid episodes have turn rewards and others have not, since the two cannot be compared.
+    """
+    without = [t.id for t in trajectories if t.valid and t.turn_rewards is None]
+    if all(t.turn_rewards is None for t in trajectories):
+        return [presence(t) for t in trajectories]
+    if without:
+        raise AdvantageError(
+            f"a reward gave each turn of some episodes a value and none to those of episode {without[0]}; return Earned for "
+            "every episode, or for none"
+        )
+    return [t.turn_rewards or () for t in trajectories]
+
+
+def presence(trajectory: Trajectory) -> list[float]:
     """1 for each turn whose observation holds an accepted answer, else 0 (MT-GRPO's presence reward, arXiv 2505.11821)."""
     accepted = [words for answer in trajectory.question.golden_answers if (words := normalize_answer(answer))]
     shown = [f" {normalize_answer(turn.observation)} " for turn in trajectory.turns]

@@ -35,19 +35,21 @@ def prepare(
     purpose: str,
     *,
     with_gold: bool = False,
+    rewarded: bool = False,
 ) -> tuple[Config, list[Question]]:
     """Check adapter, questions and index before anything starts; return the config with `adapter`, and the questions.
 
     The questions are all of each of `files`, or the first `limit` of each; without files, those of `data.eval`. `purpose`
-    completes the error "nothing to …" where there is no question. `with_gold` asks that each names its gold passages. What a
-    config names by import path was checked when it was loaded.
+    completes the error "nothing to …" where there is no question. `with_gold` asks that each names its gold passages,
+    `rewarded` that each has what the config's rewards read. What a config names by import path was checked when it was loaded.
 
     Raises:
         AgentRLError, RetrieverError: for missing or unsound inputs.
     """
     config = with_adapter(config, adapter)
     config.require("retriever")
-    questions = evaluation_questions(config.data, files, limit, with_gold=with_gold)
+    rewards = config.reward if rewarded else ()
+    questions = evaluation_questions(config.data, files, limit, with_gold=with_gold, rewards=rewards)
     if not questions:
         raise ConfigError(f"nothing to {purpose}: give --questions FILE, or set data.eval in the config")
     if config.ray.address is None:

@@ -50,7 +50,7 @@ def run_rollout(
     if out is not None and out.exists():
         raise ConfigError(f"--out {out}: exists already; choose another file")
     limit, samples = limit or (QUICK if quick else None), samples or (1 if quick else None)
-    config, questions = prepare(config, adapter, files, limit, "sample for")
+    config, questions = prepare(config, adapter, files, limit, "sample for", rewarded=True)
     if out is not None:
         # A folder that cannot be made is found now and not when all episodes are done.
         out.parent.mkdir(parents=True, exist_ok=True)

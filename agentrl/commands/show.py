@@ -197,7 +197,15 @@ def _outcome(trajectory: Trajectory, failure: str) -> Text:
     reward = "none" if trajectory.reward is None else f"{trajectory.reward:g}"
     style = "green" if (trajectory.reward or 0) > 0 else "red"
     ended = Text(f"  {trajectory.end.value}", "default" if trajectory.end is End.ANSWERED else "yellow")
-    return Text(reward, style) + ended + (_text(f"  {failure}", "red") if failure else Text())
+    return Text(reward, style) + _parts(trajectory) + ended + (_text(f"  {failure}", "red") if failure else Text())
+
+
+def _parts(trajectory: Trajectory) -> Text:
+    """Return what the rewards came to, unless the only one is what the episode earned."""
+    parts = trajectory.reward_parts
+    if list(parts.values()) in ([], [trajectory.reward]):
+        return Text()
+    return _text(f"  ({', '.join(f'{name} {value:g}' for name, value in parts.items())})", "dim")
 
 
 def _tokens(trajectory: Trajectory) -> str:

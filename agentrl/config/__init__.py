@@ -12,6 +12,7 @@ from agentrl.config.engine import EndpointConfig, EngineConfig
 from agentrl.config.loading import find_config, load_config, packaged_configs, parse_config, with_setting
 from agentrl.config.model import LoraSettings, ModelConfig
 from agentrl.config.retriever import IndexConfig, RerankConfig, RetrieverConfig
+from agentrl.config.reward import JUDGE_PROMPT, REWARD_OPTIONS, RewardConfig
 from agentrl.config.sections import (
     AdvantagesConfig,
     AgentConfig,
@@ -19,10 +20,8 @@ from agentrl.config.sections import (
     DataConfig,
     DemonstrationSource,
     EvaluationConfig,
-    LengthConfig,
     QuestionSet,
     RayConfig,
-    RewardConfig,
     RolloutConfig,
     SelectionConfig,
     ToolConfig,
@@ -31,6 +30,8 @@ from agentrl.config.sections import (
 from agentrl.config.training import ImportanceConfig, KlConfig, LldsConfig, OptimizerConfig, TrainingConfig, WatchConfig
 
 __all__ = [
+    "JUDGE_PROMPT",
+    "REWARD_OPTIONS",
     "AdvantagesConfig",
     "AgentConfig",
     "Config",
@@ -43,7 +44,6 @@ __all__ = [
     "ImportanceConfig",
     "IndexConfig",
     "KlConfig",
-    "LengthConfig",
     "LldsConfig",
     "LoraSettings",
     "ModelConfig",

@@ -13,6 +13,7 @@ from agentrl.config.engine import EngineConfig, device_problem, trainer_share
 from agentrl.config.model import ModelConfig
 from agentrl.config.paths import DataPath, IndexPath, LocalPath, absolute
 from agentrl.config.retriever import RetrieverConfig
+from agentrl.config.reward import RewardConfig, length_problem, names_problem, written_as_list
 from agentrl.config.training import TrainingConfig
 from agentrl.config.yaml12 import write_yaml
 
@@ -147,40 +148,19 @@ class RolloutConfig(Section):
     `max_failures` times within `failure_window_seconds`, or when the environment fails more than `max_failed_share` of a
     step's episodes. With `max_staleness` n, engines sample up to n steps ahead of the trainer; 0 is on-policy. An episode with
     a turn of weights older than that counts as failed.
+
+    The rewards of an episode have `reward_timeout_seconds` together, after the episode's own `episode_timeout_seconds`.
     """
 
     workers: int = Field(1, ge=1)
     group_size: int = Field(8, ge=2)
     questions_per_step: int = Field(2, ge=1)
     episode_timeout_seconds: float = Field(300.0, gt=0)
+    reward_timeout_seconds: float = Field(120.0, gt=0)
     max_failed_share: float = Field(0.1, ge=0, lt=1)
     max_failures: int = Field(5, ge=0)
     failure_window_seconds: float = Field(600.0, gt=0)
     max_staleness: int = Field(0, ge=0)
-
-
-class LengthConfig(Section):
-    """Takes up to 1 off the reward of a long episode (soft overlong punishment of DAPO, arXiv 2503.14476, section 3.4).
-
-    The length is that of the model's own tokens. Up to `limit` - `cache` of them nothing is taken off, from `limit` on 1, and
-    between the two in proportion.
-    """
-
-    limit: int = Field(ge=1)
-    cache: int = Field(ge=1)
-
-    @model_validator(mode="after")
-    def _possible(self) -> Self:
-        if self.cache > self.limit:
-            raise ValueError(f"cache {self.cache} must be at most limit {self.limit}")
-        return self
-
-
-class RewardConfig(Section):
-    """What an episode earns: `kind` is what its answer earns, from which `length` takes off. Evaluations score answers alone."""
-
-    kind: Literal["exact_match"] = "exact_match"
-    length: LengthConfig | None = None
 
 
 class SelectionConfig(Section):
@@ -287,12 +267,26 @@ class Config(Section):
     agent: AgentConfig = AgentConfig()
     engine: EngineConfig = EngineConfig()
     rollout: RolloutConfig = RolloutConfig()
-    reward: RewardConfig = RewardConfig()
+    reward: list[RewardConfig] = Field([RewardConfig()], min_length=1)
     advantages: AdvantagesConfig = AdvantagesConfig()
     training: TrainingConfig | None = None
     evaluation: EvaluationConfig = EvaluationConfig()
     warmstart: WarmStartConfig | None = None
     ray: RayConfig = RayConfig()
+
+    @field_validator("reward", mode="before")
+    @classmethod
+    def _is_list_of_rewards(cls, given: Any) -> Any:
+        if isinstance(given, dict):
+            raise ValueError(f"must be a list of rewards; write it as {written_as_list(given)}")
+        return given
+
+    @field_validator("reward")
+    @classmethod
+    def _has_each_name_once(cls, rewards: list[RewardConfig]) -> list[RewardConfig]:
+        if (problem := names_problem(rewards)) is not None:
+            raise ValueError(problem)
+        return rewards
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -307,12 +301,8 @@ class Config(Section):
                 "evaluation.ceiling searches for queries of its own, and retriever.replay holds only those of a recorded run; "
                 "leave one of them out"
             )
-        length = self.reward.length
-        if length is not None and length.limit - length.cache >= self.agent.most_own_tokens:
-            raise ValueError(
-                f"reward.length takes nothing off up to limit - cache = {length.limit - length.cache} tokens, and max_turns, "
-                f"max_turn_tokens and max_episode_tokens leave the model at most {self.agent.most_own_tokens}; lower limit"
-            )
+        if (problem := length_problem(self.reward, self.agent.most_own_tokens)) is not None:
+            raise ValueError(problem)
         problem = device_problem(
             self.device,
             self.engine,

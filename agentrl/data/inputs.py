@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from agentrl.config import Config, DataConfig, QuestionSet
+from agentrl.config import Config, DataConfig, QuestionSet, RewardConfig
 from agentrl.data.errors import DataError
 from agentrl.data.questions import read_questions
 from agentrl.types import Question
@@ -29,20 +29,26 @@ def read_set(data: DataConfig, questions: QuestionSet, limit: int | None = None)
 
 
 def evaluation_questions(
-    data: DataConfig, files: Sequence[str] = (), limit: int | None = None, *, with_gold: bool = False
+    data: DataConfig,
+    files: Sequence[str] = (),
+    limit: int | None = None,
+    *,
+    with_gold: bool = False,
+    rewards: Sequence[RewardConfig] = (),
 ) -> list[Question]:
     """Read `files`, or without any the sets of `data.eval`: of each all questions, or the first `limit`.
 
     Raises:
         DataError: as `read_questions`, or if two questions have one id, since each is to count once; `with_gold` also if
-            the gold passages of a question are not named.
+            the gold passages of a question are not named, and for `rewards` as `check_rewarded`.
     """
     if files:
         sets = [(Path(file), read_questions(Path(file), limit=limit)) for file in files]
     else:
         sets = [(data.resolve(questions.path), read_set(data, questions, limit)) for questions in data.eval]
-    if with_gold:
-        for file, questions in sets:
+    for file, questions in sets:
+        check_rewarded(rewards, file, questions)
+        if with_gold:
             _check_gold(file, questions)
     found = [question for _, questions in sets for question in questions]
     for name, times in Counter(question.id for question in found).items():
@@ -52,6 +58,19 @@ def evaluation_questions(
                 "names of their own in data.eval"
             )
     return found
+
+
+def check_rewarded(rewards: Sequence[RewardConfig], file: Path, questions: Sequence[Question]) -> None:
+    """Raise DataError unless each question has what the rewards read in its metadata."""
+    for number, reward in enumerate(rewards):
+        key = reward.options["key"] if reward.kind == "retrieval_recall" else None
+        for question in questions if key is not None else ():
+            ids = question.metadata.get(key)
+            if not (isinstance(ids, list) and ids and all(isinstance(name, str) for name in ids)):
+                raise DataError(
+                    f"{file}: question {question.id} has no list metadata.{key}, and reward.{number} (retrieval_recall) counts "
+                    "the gold passages that it names; add it, or leave the reward out"
+                )
 
 
 def _check_gold(file: Path, questions: Sequence[Question]) -> None:

@@ -93,13 +93,16 @@ def evaluate(
 ) -> Evaluation:
     """Run one greedy episode for each question and score the sets; `RolloutPool.sample` explains `on_done` and `on_stall`.
 
+    The reward of an episode is its exact match, whatever training rewards.
+
     `on_episodes` receives the episodes once all are done, also where too many failed: what went wrong can be read in them.
 
     Raises:
         EnvironmentFailure: if more than `max_failed_share` of the episodes failed.
     """
     requests = [(question, [f"eval/{question.id}"]) for question in questions]
-    trajectories = [group[0] for group in pool.sample(requests, temperature=0.0, on_done=on_done, on_stall=on_stall)]
+    groups = pool.sample(requests, temperature=0.0, on_done=on_done, on_stall=on_stall, rewarded=False)
+    trajectories = [t.with_reward(_match(t)) if t.valid else t for (t,) in groups]
     on_episodes(trajectories)
     check_failures(trajectories, max_failed_share)
     return evaluation_of(questions, trajectories)
@@ -112,11 +115,15 @@ def evaluation_of(questions: Sequence[Question], trajectories: Sequence[Trajecto
     return Evaluation(tuple(score(name, members) for name, members in by_set.items()), tuple(trajectories))
 
 
+def _match(trajectory: Trajectory) -> float:
+    return 0.0 if trajectory.answer is None else exact_match(trajectory.answer, trajectory.question.golden_answers)
+
+
 def score(dataset: str, trajectories: Sequence[Trajectory]) -> SetResult:
     """Score the episodes of one set."""
     valid = [t for t in trajectories if t.valid]
     n = len(valid)
-    matches = [exact_match(t.answer, t.question.golden_answers) if t.answer is not None else 0.0 for t in valid]
+    matches = [_match(t) for t in valid]
     overlaps = [f1(t.answer, t.question.golden_answers) if t.answer is not None else 0.0 for t in valid]
     low, high = wilson(int(sum(matches)), n) if n else (0.0, 1.0)
     ends = Counter(t.end.value for t in valid)

@@ -306,6 +306,7 @@ def _limits(config: Config) -> Limits:
         places=config.engine.max_concurrent,
         episode_seconds=rollout.episode_timeout_seconds,
         start_seconds=config.start_seconds,
+        reward_seconds=rollout.reward_timeout_seconds,
         max_failures=rollout.max_failures,
         window_seconds=rollout.failure_window_seconds,
     )

@@ -41,18 +41,19 @@ class LocalPool:
         temperature: float,
         on_done: Callable[[int], None] = lambda done: None,
         on_stall: Callable[[str], None] = lambda message: None,
+        rewarded: bool = True,
     ) -> list[list[Trajectory]]:
         """See `RolloutPool.sample`; `on_stall` is never called. Raises EngineDied if the engine does."""
-        return self._runner.run(self._sample(requests, temperature, on_done))
+        return self._runner.run(self._sample(requests, temperature, on_done, rewarded))
 
     async def _sample(
-        self, requests: Sequence[Request], temperature: float, on_done: Callable[[int], None]
+        self, requests: Sequence[Request], temperature: float, on_done: Callable[[int], None], rewarded: bool
     ) -> list[list[Trajectory]]:
         done = 0
 
         async def roll_out(request: Request) -> list[Trajectory]:
             nonlocal done
-            group = await self._worker.rollout(*request, temperature)
+            group = await self._worker.rollout(*request, temperature, rewarded)
             done += len(group)
             on_done(done)
             return group

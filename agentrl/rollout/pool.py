@@ -78,12 +78,14 @@ class RolloutPool:
         *,
         temperature: float,
         on_stall: Callable[[str], None] = lambda message: None,
+        rewarded: bool = True,
     ) -> RolloutStream:
         """Start to run the episodes of the requests; the stream yields each group as soon as it is done.
 
-        A pool runs one stream at a time. `on_stall` is called as in `sample`.
+        A pool runs one stream at a time. Unless they are `rewarded`, the episodes have no reward. `on_stall` is called as in
+        `sample`.
         """
-        stream = RolloutStream(self._supervisor, temperature, on_stall, self._count_retry)
+        stream = RolloutStream(self._supervisor, temperature, rewarded, on_stall, self._count_retry)
         stream.add(requests)
         return stream
 
@@ -93,8 +95,9 @@ class RolloutPool:
         temperature: float,
         on_done: Callable[[int], None] = lambda done: None,
         on_stall: Callable[[str], None] = lambda message: None,
+        rewarded: bool = True,
     ) -> list[list[Trajectory]]:
-        """Run the episodes of the requests and return them in the requests' order.
+        """Run the episodes of the requests and return them in the requests' order; see `stream` for `rewarded`.
 
         `on_done` is called with the number of episodes that are done. `on_stall` is called once a minute while no group
         gets done, with a line that says what each worker does.
@@ -104,7 +107,7 @@ class RolloutPool:
         """
         results: dict[int, list[Trajectory]] = {}
         done = 0
-        with closing(self.stream(requests, temperature=temperature, on_stall=on_stall)) as stream:
+        with closing(self.stream(requests, temperature=temperature, on_stall=on_stall, rewarded=rewarded)) as stream:
             for index, trajectories in stream:
                 results[index] = trajectories
                 done += len(trajectories)
@@ -139,9 +142,14 @@ class RolloutStream(Iterator[tuple[int, list[Trajectory]]]):
     """
 
     def __init__(
-        self, supervisor: Supervisor, temperature: float, on_stall: Callable[[str], None], on_retry: Callable[[], None]
+        self,
+        supervisor: Supervisor,
+        temperature: float,
+        rewarded: bool,
+        on_stall: Callable[[str], None],
+        on_retry: Callable[[], None],
     ) -> None:
-        self._supervisor, self._temperature = supervisor, temperature
+        self._supervisor, self._temperature, self._rewarded = supervisor, temperature, rewarded
         self._on_stall, self._on_retry = on_stall, on_retry
         self._requests: list[Request] = []
         self._tries: list[int] = []
@@ -221,7 +229,7 @@ class RolloutStream(Iterator[tuple[int, list[Trajectory]]]):
         if not worker.load:
             worker.last = time.monotonic()
         worker.load += len(episode_ids)
-        reference = worker.actor.rollout.remote(question, list(episode_ids), self._temperature)
+        reference = worker.actor.rollout.remote(question, list(episode_ids), self._temperature, self._rewarded)
         self._calls[reference] = _Call(index, worker, worker.process, alone)
 
     def _retry(self, index: int) -> None:

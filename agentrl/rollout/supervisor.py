@@ -27,7 +27,8 @@ class Limits:
         places: the episodes that an engine runs at once.
         episode_seconds: bounds one episode.
         start_seconds: bounds the start of an engine and the loading of weights.
-        grace_seconds: what a worker may take beyond its episodes' own time before it counts as hung.
+        reward_seconds: bounds the rewards of one episode, which follow it.
+        grace_seconds: what a worker may take beyond its episodes' and rewards' own time before it counts as hung.
         tries: how often a group is handed out before its episodes count as failed.
         max_failures, window_seconds: more deaths and hangs of workers than this within the window end the run.
     """
@@ -35,6 +36,7 @@ class Limits:
     places: int
     episode_seconds: float
     start_seconds: float
+    reward_seconds: float = 0.0
     grace_seconds: float = 60.0
     tries: int = 3
     max_failures: int = 5
@@ -192,8 +194,9 @@ class Supervisor:
         now, limits = time.monotonic(), self.limits
         with self._lock:
             for worker in self.workers:
-                # The worker runs its episodes in rounds: each place runs one after another.
-                patience = math.ceil(worker.load / limits.places) * limits.episode_seconds + limits.grace_seconds
+                # The worker runs its episodes in rounds: each place runs one after another. Rewards need no place.
+                rounds = math.ceil(worker.load / limits.places)
+                patience = rounds * limits.episode_seconds + limits.reward_seconds + limits.grace_seconds
                 if worker.preparing is not None and now - worker.since > limits.start_seconds:
                     worker.preparing = None
                     self._kill(worker, f"it did not start within {limits.start_seconds:g} s")

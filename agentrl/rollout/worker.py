@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
-import math
 import os
 import uuid
 from collections.abc import Mapping, Sequence
@@ -22,10 +20,10 @@ from agentrl.engines import make_engine
 from agentrl.engines.base import Engine, Generation, Sampling
 from agentrl.engines.scratch import ScratchFolder
 from agentrl.models import load_tokenizer, resolve_model
-from agentrl.rewards import make_reward
+from agentrl.rewards import Rewards
 from agentrl.rollout.devices import check_granted, engines_need_gpus
 from agentrl.rollout.retriever import make_retriever
-from agentrl.types import End, EngineDied, FailureCause, Question, Trajectory
+from agentrl.types import EngineDied, EnvironmentFailure, FailureCause, Question, Trajectory
 from retrievers.base import Retriever, RetrieverError
 
 
@@ -35,7 +33,7 @@ class RolloutWorker:
     def __init__(self, config: Config, identity: str, indexes: Sequence[str]) -> None:
         """`indexes` are the names of the Ray actors of `config.retriever.indexes`; `identity` as of `retriever_identity`."""
         self._config = config
-        self._reward = make_reward(config.reward)
+        self._rewards = Rewards(config.reward, config.rollout.reward_timeout_seconds)
         self._retriever: Any = self._make_retriever(identity, indexes)
         self._contexts = AsyncExitStack()
         self._agent: Agent | None = None
@@ -140,54 +138,54 @@ class RolloutWorker:
     def _make_engine(self, model: str) -> Engine:
         return make_engine(self._config, model)
 
-    async def rollout(self, question: Question, episode_ids: Sequence[str], temperature: float) -> list[Trajectory]:
-        """Run one episode for each id and score them. Of all groups together, as many run as the engine has places.
+    async def rollout(
+        self, question: Question, episode_ids: Sequence[str], temperature: float, rewarded: bool = True
+    ) -> list[Trajectory]:
+        """Run one episode for each id and, where they are `rewarded`, score them.
 
-        An episode whose reward fails ends as environment failure, with the traceback.
+        Of all groups together, as many episodes run as the engine has places; one that is being scored has given up its
+        place. An episode whose reward fails ends as environment failure, with the traceback.
 
         Raises:
             EngineDied: if the engine died meanwhile; none of these episodes counts.
         """
         if self._agent is None:
             raise EngineDied("this worker has no engine: it was made anew and not prepared")
-        trajectories = await asyncio.gather(*(self._run(question, i, temperature) for i in episode_ids))
+        trajectories = await asyncio.gather(*(self._run(question, i, temperature, rewarded) for i in episode_ids))
         if self._engine.death is not None:
             raise EngineDied(self._engine.death)
-        return [self._scored(trajectory) for trajectory in trajectories]
+        return trajectories
 
     async def close(self) -> None:
-        """Stop engine and retriever, if there are any, and remove what the engine keeps on the disk."""
+        """Stop engine and retriever, if there are any, close the rewards, and remove what the engine keeps on the disk."""
         try:
             await self._contexts.aclose()
+            await self._rewards.close()
         finally:
             if self._engine is not None:
                 await self._engine.close()
 
-    async def _run(self, question: Question, episode_id: str, temperature: float) -> Trajectory:
+    async def _run(self, question: Question, episode_id: str, temperature: float, rewarded: bool) -> Trajectory:
         # An episode's time begins when the episode has a place; else one that waits long for a place would have no time left.
         async with self._slots:
-            return await self._agent.run(
+            played = await self._agent.run(
                 question,
                 episode_id,
                 temperature=temperature,
                 seed=self._config.seed,
                 timeout=self._config.rollout.episode_timeout_seconds,
             )
+        return await self._scored(played) if rewarded and played.valid else played
 
-    def _scored(self, trajectory: Trajectory) -> Trajectory:
+    async def _scored(self, trajectory: Trajectory) -> Trajectory:
         """Return the episode with its reward."""
-        if not trajectory.valid:
-            return trajectory
         try:
-            reward = float(self._reward(trajectory))
-            if not math.isfinite(reward):
-                raise ValueError(f"a reward is a finite number, and this one is {reward}")
-        except Exception as error:  # noqa: BLE001, a reward function is a user's code
-            failure = f"the reward failed: {report(error)}"
-            return dataclasses.replace(
-                trajectory, end=End.ENVIRONMENT_FAILURE, cause=FailureCause.CODE, failure=failure
-            )
-        return trajectory.with_reward(reward)
+            return await self._rewards.score(trajectory)
+        except EnvironmentFailure as error:
+            return trajectory.failed(FailureCause.REWARD, f"the reward failed: {error}")
+        except Exception as error:  # noqa: BLE001, a reward is a user's code
+            told = report(error).partition("\n")[2]
+            return trajectory.failed(FailureCause.CODE, f"the reward failed: {error}\n{told}")
 
 
 def _write(files: WeightFiles, folder: Path) -> None:

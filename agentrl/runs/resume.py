@@ -32,6 +32,7 @@ MAY_CHANGE = (
     "rollout.failure_window_seconds",
     "rollout.max_failed_share",
     "rollout.max_failures",
+    "rollout.reward_timeout_seconds",
     "rollout.workers",
     "training.checkpoint_every",
     "training.keep_checkpoints",

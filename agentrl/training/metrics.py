@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 
@@ -11,8 +10,8 @@ import numpy as np
 from agentrl.advantages import by_stratum, label
 from agentrl.advantages.episodes import length
 from agentrl.advantages.schedule import StratumRewards
-from agentrl.config import LengthConfig
-from agentrl.rewards import length_penalty
+from agentrl.config import RewardConfig
+from agentrl.rewards import exact_match, penalty
 from agentrl.types import Trajectory, count_failures
 
 # Four tokens rarely repeat by chance, and a loop of a few words shows.
@@ -26,14 +25,16 @@ def batch_metrics(
     trajectories: Sequence[Trajectory],
     strata: Sequence[Hashable],
     group_numbers: Sequence[int],
-    length_settings: LengthConfig | None = None,
+    reward_settings: Sequence[RewardConfig] = (),
 ) -> dict[str, float]:
     """Describe N episodes by their `strata` [N] and the numbers of their groups [N].
 
     Rewards, searches and strata are those of valid episodes; ends, failures and tokens those of all. `logprobs/mean` is the
-    sampler's mean log-probability of the model's tokens, `logprobs/correct_mean` that in episodes whose answer earned 1.
+    sampler's mean log-probability of the model's tokens, `logprobs/correct_mean` that in episodes whose answer is an accepted
+    one, and `correct/share` the share of these.
     `repetition` is the share of the model's n-grams that repeat one of the same episode. `overlong/share` is that of
-    episodes whose turns, tokens or time ran out, and `reward/length_penalty` the mean of what `length_settings` took off.
+    episodes whose turns, tokens or time ran out. `rewards/NAME` is the mean of what the reward of that name came to before
+    its weight, over the episodes that have it, and `reward/penalty` the mean of what rewards below 0 took off.
     """
     count = len(trajectories)
     valid = [(t, s) for t, s in zip(trajectories, strata, strict=True) if t.valid]
@@ -54,10 +55,11 @@ def batch_metrics(
     }
     metrics |= {f"ends/{end}": number / count for end, number in sorted(ends.items())}
     metrics |= {f"failures/{cause}": float(number) for cause, number in count_failures(trajectories).items()}
-    penalties = [0.0 if length_settings is None else length_penalty(t, length_settings) for t, _ in valid]
-    if length_settings is not None:
-        metrics["reward/length_penalty"] = float(np.mean(penalties))
-    correct = [t for (t, _), taken_off in zip(valid, penalties, strict=True) if math.isclose(t.reward + taken_off, 1.0)]
+    metrics["reward/penalty"] = float(np.mean([penalty(t, reward_settings) for t, _ in valid]))
+    for name in sorted({name for t, _ in valid for name in t.reward_parts}):
+        metrics[f"rewards/{name}"] = float(np.mean([t.reward_parts[name] for t, _ in valid if name in t.reward_parts]))
+    correct = [t for t, _ in valid if exact_match(t) == 1.0]
+    metrics["correct/share"] = len(correct) / len(valid)
     if correct:
         metrics["logprobs/correct_mean"] = sum(map(_sampled_logprob, correct)) / sum(map(length, correct))
     for key in sorted({s for _, s in valid}, key=str):

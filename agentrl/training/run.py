@@ -10,7 +10,14 @@ from typing import Any
 
 from agentrl.adapters import WEIGHTS, adapter_folder, check_tensors
 from agentrl.config import Config, ConfigError
-from agentrl.data.inputs import check_index, describe_inputs, evaluation_questions, file_sha256, read_set
+from agentrl.data.inputs import (
+    check_index,
+    check_rewarded,
+    describe_inputs,
+    evaluation_questions,
+    file_sha256,
+    read_set,
+)
 from agentrl.data.stream import QuestionStream
 from agentrl.engines import check_device, require_trainable
 from agentrl.evaluation.ceiling import measure_ceiling, searcher_codec
@@ -60,8 +67,11 @@ def load_inputs(config: Config) -> Inputs:
     require_trainable(config)
     _check_adapter(config)
     check_index(config)
+    sets = [(read_set(config.data, entry), entry) for entry in config.data.train]
+    for questions, entry in sets:
+        check_rewarded(config.reward, config.data.resolve(entry.path), questions)
     return Inputs(
-        questions=QuestionStream([(read_set(config.data, s), s.weight) for s in config.data.train], config.seed),
+        questions=QuestionStream([(questions, entry.weight) for questions, entry in sets], config.seed),
         evaluation=evaluation_questions(config.data, with_gold=config.evaluation.ceiling),
     )
 

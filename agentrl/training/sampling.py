@@ -20,7 +20,6 @@ from agentrl.training.metrics import NOTES, batch_metrics, estimator_notes, stra
 from agentrl.training.selection import Selection, SignalShare
 from agentrl.types import (
     AgentRLError,
-    End,
     FailureCause,
     Question,
     Trajectory,
@@ -180,9 +179,7 @@ class StepSampler:
         if not trajectory.valid or behind <= most:
             return trajectory
         failure = f"its engine used weights of {behind} steps before, and rollout.max_staleness is {most}"
-        return replace(
-            trajectory, end=End.ENVIRONMENT_FAILURE, cause=FailureCause.STALE, answer=None, reward=None, failure=failure
-        )
+        return replace(trajectory, answer=None).failed(FailureCause.STALE, failure)
 
     def _trains(self, trajectory: Trajectory) -> bool:
         """Tell whether an episode has a part in the loss."""
@@ -196,7 +193,10 @@ class StepSampler:
             return False
         rewarded = np.asarray(self._advantages(trajectories, strata, options).values)
         # A term such as the balance of strata is there without any reward.
-        plain = [replace(t, reward=0.0 if t.valid else None, question=_WITHOUT_ANSWERS) for t in trajectories]
+        plain = [
+            replace(t, reward=0.0 if t.valid else None, turn_rewards=None, question=_WITHOUT_ANSWERS)
+            for t in trajectories
+        ]
         return bool(np.any((rewarded != np.asarray(self._advantages(plain, strata, options).values))[trained]))
 
     def _strata(self, groups: Sequence[TrajectoryGroup]) -> list[Hashable]:
@@ -232,7 +232,7 @@ class StepSampler:
         size = self._config.rollout.group_size
         everyone = _members(groups)
         numbers = [i // size for i in range(len(everyone))]
-        metrics = batch_metrics(everyone, self._strata(groups), numbers, self._config.reward.length)
+        metrics = batch_metrics(everyone, self._strata(groups), numbers, self._config.reward)
 
         trained = [group for group, has in zip(groups, signal, strict=True) if has]
         # TRL needs batches of one size.

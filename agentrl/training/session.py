@@ -232,9 +232,8 @@ class TrainingSession:
 
     def _look_for_collapse(self, metrics: Mapping[str, float]) -> None:
         if self.step == 1 and read_evaluation(self._folder, 0) is None:
-            # A forecast is about answers.
-            earned = metrics["reward/mean"] + metrics.get("reward/length_penalty", 0.0)
-            self._forecast(earned, "the mean reward of the first step,")
+            # A forecast is about answers, whatever else is rewarded.
+            self._forecast(metrics["correct/share"], "the share of right answers in the first step,")
         found = self._watch.see(metrics)
         for reason in found:
             self._tell(f"step {self.step}: {reason}")

@@ -20,7 +20,7 @@ from agentrl.types import AgentRLError
 # A fall must be larger than what steps of one policy differ by: so many standard errors of the difference of two windows.
 _ERRORS = 5.0
 # A policy that is right as often as this has good reasons for little entropy and for groups whose rewards do not vary.
-_LEARNED = 0.9
+_RIGHT, _LEARNED = "correct/share", 0.9
 # What is left of a metric's first window, or of its best, when it has collapsed.
 _ENTROPY_LEFT, _SEARCHES_LEFT = 0.05, 0.1
 _ENTROPY_GROWN, _ENTROPY_NATS = 3.0, 1.0
@@ -97,8 +97,8 @@ class _View:
         return _Windows(sliding_window_view(np.asarray(found), window))
 
     def has_learned(self) -> bool:
-        rewards = self.windows(_earned)
-        return rewards is not None and rewards.now >= _LEARNED
+        right = self.windows(_RIGHT)
+        return right is not None and right.now >= _LEARNED
 
     def fell(self, name: str, left: float) -> tuple[float, float] | None:
         """Return the peak of a metric and its present mean if that is below `left` of the peak, and not by chance."""
@@ -121,9 +121,9 @@ class _Windows:
 
 
 def _earned(metrics: Mapping[str, Any]) -> float | None:
-    """Return the mean of what answers earned, of which a penalty for length takes nothing off, so that it is at least 0."""
+    """Return the mean reward before penalties, which is at least 0."""
     mean = metrics.get("reward/mean")
-    return None if mean is None else mean + metrics.get("reward/length_penalty", 0.0)
+    return None if mean is None else mean + metrics.get("reward/penalty", 0.0)
 
 
 def _reward(view: _View) -> str | None:
@@ -184,10 +184,12 @@ def _kl(view: _View) -> str | None:
 
 
 def _signal(view: _View) -> str | None:
-    found, rewards = view.windows("advantages/no_signal_share"), view.windows(_earned)
-    if found is None or rewards is None or rewards.now >= _LEARNED or found.now < view.settings.max_no_signal:
+    found, right = view.windows("advantages/no_signal_share"), view.windows(_RIGHT)
+    if found is None or right is None or right.now >= _LEARNED or found.now < view.settings.max_no_signal:
         return None
-    return f"{found.now:.0%} of the groups had no learning signal {view.steps}, at a mean reward of {rewards.now:.3f}"
+    return (
+        f"{found.now:.0%} of the groups had no learning signal {view.steps}, with {right.now:.0%} of the answers right"
+    )
 
 
 def _correct(view: _View) -> str | None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentrl.advantages import STRATIFIERS, AdvantageError, get_stratifier, label
-from agentrl.advantages.episodes import anchors, group_strata, length, turn_rewards
+from agentrl.advantages.episodes import anchors, episode_advantages, group_strata, length, presence
 from agentrl.advantages.strata import OTHER, cap_strata
 from agentrl.types import Action, End, FailureCause, Question, ToolCall, Trajectory, Turn
 
@@ -178,9 +178,45 @@ def test_a_turn_earns_something_where_an_accepted_answer_was_shown():
     shown = episode(
         search("p1", observation="The Limassol coast"), search("p2", observation="… in the City of Lima."), ANSWER
     )
-    assert turn_rewards(shown) == [0.0, 1.0, 0.0]
+    assert presence(shown) == [0.0, 1.0, 0.0]
     closed = dataclasses.replace(shown, question=Question("q", "?", ("the",)))
-    assert turn_rewards(closed) == [0.0, 0.0, 0.0]
+    assert presence(closed) == [0.0, 0.0, 0.0]
+
+
+def of_turns(name, *earned, reward=0.0):
+    """An episode whose observations hold the accepted answer, with what a reward gave each turn."""
+    turns = [*(search("p1", observation="Lima") for _ in earned[1:]), ANSWER]
+    return dataclasses.replace(episode(*turns), id=name).with_reward(reward, turn_rewards=earned or None)
+
+
+def advantages_of(*episodes, **options):
+    return episode_advantages(
+        episodes, [0] * len(episodes), [0] * len(episodes), estimator="mt_grpo", scope="prompt", options=options
+    ).values
+
+
+def test_what_a_reward_gives_the_turns_takes_the_place_of_presence():
+    given = [of_turns("a", 0.0, 9.0), of_turns("b", 1.0, 9.0), of_turns("c", 2.0, 9.0)]
+    (low, _), (middle, _), (high, _) = advantages_of(*given)
+    assert low < middle == 0.0 < high
+    # All of them were shown the answer, which is what counts where no reward gives turns a value.
+    plain = [dataclasses.replace(trajectory, turn_rewards=None) for trajectory in given]
+    assert np.all(np.asarray(advantages_of(*plain)) == 0.0)
+
+
+def test_episodes_with_and_without_values_for_turns_are_not_compared():
+    with pytest.raises(
+        AdvantageError, match="none to those of episode b; return Earned for every episode, or for none"
+    ):
+        advantages_of(of_turns("a", 0.0, 1.0), dataclasses.replace(of_turns("b", 0.0, 1.0), turn_rewards=None))
+
+
+def test_a_failed_episode_needs_no_values_for_its_turns():
+    failed = of_turns("c", 0.0, 1.0).failed(FailureCause.CODE, "broken")
+    assert failed.turn_rewards is None
+    (low, _), (high, _), (none, _) = advantages_of(of_turns("a", 0.0, 1.0), of_turns("b", 1.0, 1.0), failed)
+    assert low < 0.0 < high
+    assert none == 0.0
 
 
 def test_length_counts_the_models_tokens_and_is_never_zero():

@@ -36,7 +36,7 @@ def sampled(monkeypatch):
     asked = {}
 
     class Pool:
-        def sample(self, requests, temperature, on_done, on_stall):
+        def sample(self, requests, temperature, on_done, on_stall, rewarded=True):
             asked.update(ids=[ids for _, ids in requests], temperature=temperature)
             groups = [
                 [

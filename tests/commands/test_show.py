@@ -72,6 +72,14 @@ def test_a_mistake_is_shown_as_it_was_written_with_what_was_wrong():
     assert "reward 0 invalid" in found
 
 
+def test_what_the_rewards_came_to_stands_beside_what_the_episode_earned():
+    made = make(turn("<answer> x </answer>", ANSWER, "x"))
+    mixed = made.with_reward(0.9, {"exact_match": 1.0, "search_cost": -2.0})
+    assert "reward 0.9 (exact_match 1, search_cost -2) answered" in lines(mixed)
+    assert "reward 1 answered" in lines(made.with_reward(1.0, {"exact_match": 1.0}))
+    assert "reward 2 (f1 1) answered" in lines(made.with_reward(2.0, {"f1": 1.0}))
+
+
 def test_a_search_beyond_the_limit_was_not_executed():
     asked = turn("<search> more </search>", SEARCH, "more")
     assert "1 search more not executed" in lines(make(asked, end=End.TURN_LIMIT, answer=None))

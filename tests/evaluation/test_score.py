@@ -89,14 +89,15 @@ def test_evaluation_is_greedy_once_a_question_and_keeps_the_order_of_the_sets():
     asked = []
 
     class Pool:
-        def sample(self, requests, temperature, on_done, on_stall):
-            asked.append(temperature)
+        def sample(self, requests, temperature, on_done, on_stall, rewarded=True):
+            asked.append((temperature, rewarded))
             on_done(len(requests))
             return [[make_episode(name, question, answer="gold")] for question, (name,) in requests]
 
     done = []
     result = evaluate(Pool(), questions, max_failed_share=0.5, on_done=done.append)
-    assert asked == [0.0]
+    assert asked == [(0.0, False)]
+    assert [t.reward for t in result.trajectories] == [1.0] * 4
     assert done == [4]
     assert [(r.dataset, r.n, r.em) for r in result.sets] == [("nq", 2, 1.0), ("hotpotqa", 2, 1.0)]
     assert [t.id for t in result.trajectories] == [f"eval/{question.id}" for question in questions]
@@ -107,7 +108,7 @@ def test_an_evaluation_of_which_most_episodes_failed_is_an_error_and_no_score():
     questions = [Question(f"nq:{i}", "?", ("gold",), dataset="nq") for i in range(4)]
 
     class Pool:
-        def sample(self, requests, temperature, on_done, on_stall):
+        def sample(self, requests, temperature, on_done, on_stall, rewarded=True):
             end, failure = End.ENVIRONMENT_FAILURE, "the retriever is gone"
             return [[make_episode(name, question, end=end, failure=failure)] for question, (name,) in requests]
 

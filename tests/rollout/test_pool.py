@@ -288,6 +288,19 @@ def test_a_closed_stream_gives_its_places_to_the_next(rollouts):
     assert run.pool.counters["rollout/restarts"] == 0
 
 
+def test_no_worker_seems_to_hang_because_its_rewards_take_the_time_that_they_have(rollouts):
+    class Slow:
+        async def score(self, trajectory):
+            await asyncio.sleep(200.0)
+            return trajectory.with_reward(0.5)
+
+    run = rollouts(workers=1, reward_seconds=200.0)
+    run.actors[0].instance._rewards = Slow()
+    groups = run.pool.sample(requests(3), 1.0)
+    assert [[episode.reward for episode in group] for group in groups] == [[0.5] * 2] * 3
+    assert run.pool.counters["rollout/restarts"] == 0
+
+
 def test_no_worker_seems_to_hang_because_a_stream_is_read_slowly(rollouts):
     run = rollouts(workers=3)
     stream, found = run.pool.stream(requests(6), temperature=1.0), []

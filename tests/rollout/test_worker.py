@@ -6,8 +6,8 @@ import pytest
 from scripted import make_config
 from virtual_ray import ProcessExit
 
-from agentrl.config import LengthConfig, RewardConfig
-from agentrl.rewards import make_reward
+from agentrl.config import RewardConfig
+from agentrl.rewards import RewardError, Rewards
 from agentrl.rollout.worker import RolloutWorker
 from agentrl.types import EngineDied, EnvironmentFailure, FailureCause, Question
 from retrievers.base import RetrieverError
@@ -59,10 +59,18 @@ def test_episodes_come_back_in_order_with_their_rewards(started):
 def test_an_episode_that_is_too_long_earns_less(started, monkeypatch):
     worker, _, wait = started
     (plain,) = wait(worker.rollout(QUESTION, ["0/0"], 1.0))
-    reward = make_reward(RewardConfig(length=LengthConfig(limit=2 * plain.model_tokens, cache=2 * plain.model_tokens)))
-    monkeypatch.setattr(worker, "_reward", reward)
+    most = {"limit": 2 * plain.model_tokens, "cache": 2 * plain.model_tokens}
+    rewards = Rewards([RewardConfig(), RewardConfig(kind="length", options=most)], 1.0)
+    monkeypatch.setattr(worker, "_rewards", rewards)
     (shorter,) = wait(worker.rollout(QUESTION, ["0/0"], 1.0))
     assert (plain.reward, shorter.reward) == (1.0, 0.5)
+    assert shorter.reward_parts == {"exact_match": 1.0, "length": -0.5}
+
+
+def test_episodes_that_are_not_to_be_rewarded_have_no_reward(started):
+    worker, _, wait = started
+    (trajectory,) = wait(worker.rollout(QUESTION, ["0/0"], 1.0, False))
+    assert (trajectory.answer, trajectory.reward, trajectory.reward_parts) == ("there", None, {})
 
 
 def test_all_groups_together_run_no_more_episodes_than_places_and_leave_none_empty(started):
@@ -97,23 +105,28 @@ def test_an_episodes_time_begins_with_its_place(started):
     assert all(t.valid and t.answer == "there" for t in trajectories)
 
 
-@pytest.mark.parametrize("value", [ZeroDivisionError("by the user's reward"), float("nan"), None])
-def test_a_reward_that_fails_costs_its_episode_alone_and_keeps_the_traceback(started, monkeypatch, value):
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (RewardError("mine:f raised (mine.py:3)"), FailureCause.CODE),
+        (EnvironmentFailure("no verdict"), FailureCause.REWARD),
+    ],
+)
+def test_a_reward_that_fails_costs_its_episode_alone_and_says_why(started, monkeypatch, error, cause):
     worker, _, wait = started
 
-    def reward(trajectory):
-        if trajectory.id == "0/1":
-            if isinstance(value, Exception):
-                raise value
-            return value
-        return 0.5
+    class FailsOnce:
+        async def score(self, trajectory):
+            if trajectory.id == "0/1":
+                raise error
+            return trajectory.with_reward(0.5)
 
-    monkeypatch.setattr(worker, "_reward", reward)
+    monkeypatch.setattr(worker, "_rewards", FailsOnce())
     good, bad, other = wait(worker.rollout(QUESTION, names(3), 1.0))
     assert (good.reward, other.reward) == (0.5, 0.5)
-    assert (bad.valid, bad.reward, bad.cause) == (False, None, FailureCause.CODE)
-    assert bad.failure.startswith("the reward failed: ")
-    assert "Traceback" in bad.failure
+    assert (bad.valid, bad.reward, bad.cause) == (False, None, cause)
+    assert bad.failure.splitlines()[0] == f"the reward failed: {error}"
+    assert ("Traceback" in bad.failure) == (cause is FailureCause.CODE)
     assert len(bad.turns) == 3
 
 

@@ -7,31 +7,42 @@ from fakes import make_episode
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentrl.config import LengthConfig
+from agentrl.config import RewardConfig
 from agentrl.training.metrics import batch_metrics
 from agentrl.types import End
 
 
 def test_the_log_probability_of_correct_episodes_is_reported_apart():
-    right, wrong = make_episode("a", reward=1.0), make_episode("b", reward=0.0)
+    right, wrong = make_episode("a", answer="gold", reward=1.0), make_episode("b", reward=0.0)
     doubled = dataclasses.replace(wrong.turns[0], logprobs=tuple(2 * value for value in wrong.turns[0].logprobs))
     metrics = batch_metrics([right, dataclasses.replace(wrong, turns=(doubled,))], [0, 0], [0, 0])
     assert metrics["logprobs/correct_mean"] == -0.5
     assert metrics["logprobs/mean"] == -0.75
-    assert "logprobs/correct_mean" not in batch_metrics([wrong], [0], [0])
+    assert metrics["correct/share"] == 0.5
+    metrics = batch_metrics([wrong], [0], [0])
+    assert "logprobs/correct_mean" not in metrics
+    assert metrics["correct/share"] == 0.0
 
 
-def test_what_length_took_off_is_reported_and_leaves_an_episode_correct():
-    settings = LengthConfig(limit=30, cache=30)
-    rewards = [(2, 1.0 - 2 / 30), (7, 1.0 - 7 / 30), (7, -7 / 30)]
-    episodes = [make_episode(str(i), reward=reward, sampled=tokens) for i, (tokens, reward) in enumerate(rewards)]
-    doubled = dataclasses.replace(episodes[2].turns[0], logprobs=(-1.0,) * 7)
-    episodes[2] = dataclasses.replace(episodes[2], turns=(doubled,))
-    metrics = batch_metrics(episodes, [0] * 3, [0] * 3, settings)
-    assert metrics["reward/length_penalty"] == pytest.approx((2 + 7 + 7) / 90)
-    assert metrics["reward/mean"] == pytest.approx((2 - 16 / 30) / 3)
-    assert metrics["logprobs/correct_mean"] == pytest.approx(-0.5)
-    assert "reward/length_penalty" not in batch_metrics(episodes, [0] * 3, [0] * 3)
+def test_each_reward_is_reported_by_its_name_and_what_penalties_took_off_together():
+    settings = [
+        RewardConfig(weight=0.5),
+        RewardConfig(kind="length", weight=2.0, options={"limit": 30, "cache": 30}),
+        RewardConfig(kind="mine:style"),
+    ]
+    parts = [
+        {"exact_match": 1.0, "length": -0.1, "style/short": 0.5, "style/calm": -0.75},
+        {"exact_match": 0.0, "length": -0.4, "style/short": 0.25},
+    ]
+    rewards = [0.5 - 0.2 - 0.25, -0.8 + 0.25]
+    episodes = [make_episode(str(i)).with_reward(*earned) for i, earned in enumerate(zip(rewards, parts, strict=True))]
+    failed = make_episode("2", end=End.ENVIRONMENT_FAILURE)
+    metrics = batch_metrics([*episodes, failed], [0] * 3, [0] * 3, settings)
+    named = {name: value for name, value in metrics.items() if name.startswith("rewards/")}
+    expected = {"exact_match": 0.5, "length": -0.25, "style/short": 0.375, "style/calm": -0.75}
+    assert named == pytest.approx({f"rewards/{name}": value for name, value in expected.items()})
+    assert metrics["reward/mean"] == pytest.approx((0.05 - 0.55) / 2)
+    assert metrics["reward/penalty"] == pytest.approx((0.2 + 0.25 + 0.8) / 2)
 
 
 def test_the_share_of_overlong_episodes_is_reported():

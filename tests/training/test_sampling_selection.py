@@ -44,6 +44,20 @@ def test_selection_replaces_groups_without_signal_by_the_next_questions():
     assert done == [0, 0, 2, 2, 4]
 
 
+def test_values_of_turns_alone_are_a_signal_to_an_estimator_that_compares_turns():
+    def make(question, name, number):
+        made = make_episode(name, question, searches=1)
+        early = float(number % 2) if question.id == "q1" else 0.5
+        return made.with_reward(0.0, turn_rewards=(early, 0.0))
+
+    for estimator, kept in (("mt_grpo", ["q1"]), ("grpo", [])):
+        selection = {"enabled": True, "max_extra": 1.0}
+        sample, _, _, _ = sampler(make, wanted=2, estimator=estimator, selection=selection)
+        batch = sample(4)
+        trained = [t.question.id for t, trains in zip(batch.trajectories, batch.trained, strict=True) if trains]
+        assert sorted(set(trained)) == kept
+
+
 def test_selection_keeps_to_its_bound_and_does_not_train_on_what_fills_the_batch():
     rewards = {name: [0.0, 0.0] for name in SILENT_FIRST} | {"q1": [0.0, 1.0]}
     sample, pool, _, _ = sampler(by_question(rewards), selection={"enabled": True, "max_extra": 0.5})

@@ -26,7 +26,7 @@ class Evaluated(Engines):
         super().__init__(**settings)
         self.right, self.evaluated = right, []
 
-    def sample(self, requests, temperature, on_done, on_stall):
+    def sample(self, requests, temperature, on_done, on_stall, rewarded=True):
         assert temperature == 0.0
         version = self.published[-1][0]
         self.evaluated.append((version, len(self.requests)))
@@ -127,7 +127,9 @@ def test_a_collapse_is_told_once_and_the_run_goes_on(model, tmp_path):  # noqa: 
     config, events = evaluating(make_config(model, tmp_path, steps=6), None, **COLLAPSED), queue.Queue()
     run(config, Alike(), events=events)
     said = notices(events)
-    assert said[0].startswith("forecast: at the mean reward of the first step, 0.000, about 100% of the groups of 2")
+    assert said[0].startswith(
+        "forecast: at the share of right answers in the first step, 0.000, about 100% of the groups of 2"
+    )
     assert said[1:] == [
         "step 4: 100% of the groups had no learning signal over the last 2 steps, at a mean reward of 0.000"
     ]

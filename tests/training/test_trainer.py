@@ -124,8 +124,8 @@ def test_tokens_of_the_environment_do_not_touch_the_gradient_as_targets(tmp_path
     """Changing the last observation token of an episode, which nothing of the model's follows, changes nothing."""
     rng = random.Random(2)
     (base,) = make_trajectories(1, rng)
-    tail = Turn((5, 6), (-0.1, -0.2), "", Action(SEARCH, "q"), 0, None, (7, 8, 9))
-    changed_tail = Turn((5, 6), (-0.1, -0.2), "", Action(SEARCH, "q"), 0, None, (200, 201, 202))
+    tail = Turn((5, 6), (-0.1, -0.2), "", Action(SEARCH, "q"), 0, (), (7, 8, 9))
+    changed_tail = Turn((5, 6), (-0.1, -0.2), "", Action(SEARCH, "q"), 0, (), (200, 201, 202))
     results = []
     for last in (tail, changed_tail):
         episode = Trajectory("a", base.question, base.prompt_ids, (*base.turns, last), End.TRUNCATED, reward=0.0)

@@ -22,6 +22,7 @@ def healthy(step, rng):
     several = min(max(0.3 * (1 - done) + noise(0.02), 0.0), 1.0)
     return {
         "reward/mean": 0.3 + 0.4 * done + noise(0.05),
+        "correct/share": 0.3 + 0.4 * done + noise(0.05),
         "ends/answered": 0.97 + noise(0.01),
         "searches/mean": 1.1 + 0.6 * done + noise(0.1),
         "strata/0/share": several,
@@ -112,9 +113,9 @@ def test_the_reward_of_a_policy_that_stays_the_same_is_no_collapse_however_small
 
 
 def test_a_policy_that_is_nearly_always_right_may_have_little_entropy_and_no_signal():
-    right = {"reward/mean": 0.97, "entropy": 0.001, "advantages/no_signal_share": 1.0}
+    right = {"correct/share": 0.97, "entropy": 0.001, "advantages/no_signal_share": 1.0}
     assert watched(run(lambda progress: right)) == []
-    assert len(watched(run(lambda progress: right | {"reward/mean": 0.6}))) == 2
+    assert len(watched(run(lambda progress: right | {"correct/share": 0.6}))) == 2
 
 
 def test_what_a_penalty_for_length_takes_off_the_reward_is_no_collapse():
@@ -122,7 +123,7 @@ def test_what_a_penalty_for_length_takes_off_the_reward_is_no_collapse():
     lines = run()
     taken = [0.2 + 0.9 * min(1.0, step / STEPS) + float(rng.normal(0, 0.01)) for step in range(STEPS)]
     punished = [
-        line | {"reward/mean": line["reward/mean"] - off, "reward/length_penalty": off}
+        line | {"reward/mean": line["reward/mean"] - off, "reward/penalty": off}
         for line, off in zip(lines, taken, strict=True)
     ]
     assert watched(lines) == []
@@ -179,4 +180,4 @@ def test_a_forecast_advises_only_where_most_groups_would_teach_nothing():
     assert "about 78%" in hard
     assert "raise rollout.group_size (61% with 16), set advantages.selection.enabled=true, or begin with easier" in hard
     assert "take harder questions" in easy
-    assert "group_size" not in forecast(0.0, 8, "the mean reward of the first step,")
+    assert "group_size" not in forecast(0.0, 8, "the share of right answers in the first step,")

@@ -56,7 +56,7 @@ def make_turn(rng, last):
     ids = tuple(rng.randrange(VOCABULARY) for _ in range(rng.randint(1, 12)))
     observation = () if last else tuple(rng.randrange(VOCABULARY) for _ in range(rng.randint(1, 20)))
     logprobs = tuple(-rng.random() for _ in ids)
-    return Turn(ids, logprobs, "", Action(ANSWER, "a"), 0, None, observation)
+    return Turn(ids, logprobs, "", Action(ANSWER, "a"), 0, (), observation)
 
 
 def make_trainer(
