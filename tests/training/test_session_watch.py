@@ -120,7 +120,9 @@ COLLAPSED = {"window": 2, "max_no_signal": 0.5}
 
 class Alike(Engines):
     def _episodes(self, question, names):
-        return [dataclasses.replace(episode, reward=0.0) for episode in super()._episodes(question, names)]
+        return [
+            dataclasses.replace(episode, answer="wrong", reward=0.0) for episode in super()._episodes(question, names)
+        ]
 
 
 def test_a_collapse_is_told_once_and_the_run_goes_on(model, tmp_path):  # noqa: F811
@@ -131,7 +133,7 @@ def test_a_collapse_is_told_once_and_the_run_goes_on(model, tmp_path):  # noqa: 
         "forecast: at the share of right answers in the first step, 0.000, about 100% of the groups of 2"
     )
     assert said[1:] == [
-        "step 4: 100% of the groups had no learning signal over the last 2 steps, at a mean reward of 0.000"
+        "step 4: 100% of the groups had no learning signal over the last 2 steps, with 0% of the answers right"
     ]
     assert steps_recorded(config) == [1, 2, 3, 4, 5, 6]
 
