@@ -23,7 +23,7 @@ FLOORS = [
     ["agentrl.plug_ins", "agentrl.rollout"],
     ["agentrl.evaluation"],
     ["agentrl.training"],
-    ["agentrl.display", "agentrl.pocket"],
+    ["agentrl.display", "agentrl.integrations", "agentrl.pocket"],
     ["agentrl.commands"],
     ["agentrl.cli"],
 ]

@@ -1,0 +1,1 @@
+"""agentrl's advantages in other people's trainers."""

@@ -1,0 +1,35 @@
+"""Runs in a process of its own, with verl: the advantages that verl's trainer computes, for a batch on standard input.
+
+It imports nothing of agentrl: verl loads its plug-ins by itself.
+"""
+
+import json
+import sys
+
+import numpy as np
+import torch
+from hydra import compose, initialize_config_module
+from verl import DataProto
+from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY
+from verl.trainer.ppo.ray_trainer import compute_advantage
+
+
+def advantages(batch, overrides):
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        algorithm = compose("ppo_trainer", overrides=overrides).algorithm
+    tensors = {
+        "token_level_rewards": torch.tensor(batch["rewards"], dtype=torch.float32),
+        "response_mask": torch.tensor(batch["mask"]),
+    }
+    data = DataProto.from_dict(tensors, non_tensors={"uid": np.array(batch["uid"], dtype=object)})
+    try:
+        computed = compute_advantage(data, adv_estimator=algorithm.adv_estimator, config=algorithm)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    assert torch.equal(computed.batch["advantages"], computed.batch["returns"])
+    return computed.batch["advantages"].tolist()
+
+
+asked = json.load(sys.stdin)
+answers = [advantages(asked["batch"], overrides) for overrides in asked["overrides"]]
+print(json.dumps({"registered": sorted(ADV_ESTIMATOR_REGISTRY), "answers": answers}))
