@@ -17,13 +17,11 @@ from numpy.typing import NDArray
 from verl.trainer.ppo.core_algos import register_adv_est
 
 from agentrl.advantages import AdvantageError, compute
+from agentrl.integrations import ESTIMATORS_OF_ROLLOUTS
 from agentrl.registry import look_up
 
 SECTION = "agentrl"
 """The key below `algorithm` that holds the options."""
-
-# The others need what verl does not hand on: turns, or the batches before.
-NAMES = ("stratified", "grpo", "dr_grpo", "rloo", "reinforce_pp", "opo")
 
 
 def observations(response_mask: torch.Tensor) -> list[int]:
@@ -100,5 +98,5 @@ def _check_mask_is_whole(config: Mapping[str, Any]) -> None:
         )
 
 
-for _name in NAMES:
+for _name in ESTIMATORS_OF_ROLLOUTS:
     register_adv_est(f"agentrl_{_name}")(partial(estimate, _name))

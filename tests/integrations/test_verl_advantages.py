@@ -22,9 +22,9 @@ import torch
 from real_data import NOT_CHECKED
 
 from agentrl.advantages import compute
+from agentrl.integrations import ESTIMATORS_OF_ROLLOUTS
 
 TOP = Path(__file__).parents[2]
-NAMES = ["stratified", "grpo", "dr_grpo", "rloo", "reinforce_pp", "opo"]
 
 # Ten rollouts of two prompts, and two rows of padding; the model's tokens are 1, observations and padding 0.
 MASKS = [
@@ -63,7 +63,7 @@ def batch():
 
 
 ASKED = {
-    **{name: [f"algorithm.adv_estimator=agentrl_{name}"] for name in NAMES},
+    **{name: [f"algorithm.adv_estimator=agentrl_{name}"] for name in ESTIMATORS_OF_ROLLOUTS},
     "options": [
         "algorithm.adv_estimator=agentrl_stratified",
         "+algorithm.agentrl.alpha=0.6",
@@ -142,11 +142,11 @@ def expected(estimator, strata=SEARCHES, **options):
 
 @pytest.mark.slow
 def test_verl_finds_the_estimators_without_being_told(answers):
-    assert {f"agentrl_{name}" for name in NAMES} <= set(answers[0])
+    assert {f"agentrl_{name}" for name in ESTIMATORS_OF_ROLLOUTS} <= set(answers[0])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ESTIMATORS_OF_ROLLOUTS)
 def test_verls_trainer_computes_what_compute_does(answers, name):
     assert answers[1][name] == expected(name)
 

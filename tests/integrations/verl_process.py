@@ -1,6 +1,6 @@
 """Runs in a process of its own, with verl: the advantages that verl's trainer computes, for a batch on standard input.
 
-It imports nothing of agentrl: verl loads its plug-ins by itself.
+It imports no plug-in of agentrl's: verl loads them by itself.
 """
 
 import json
@@ -13,6 +13,8 @@ from verl import DataProto
 from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY
 from verl.trainer.ppo.ray_trainer import compute_advantage
 
+from agentrl.types import AgentRLError
+
 
 def advantages(batch, overrides):
     with initialize_config_module("verl.trainer.config", version_base=None):
@@ -24,7 +26,7 @@ def advantages(batch, overrides):
     data = DataProto.from_dict(tensors, non_tensors={"uid": np.array(batch["uid"], dtype=object)})
     try:
         computed = compute_advantage(data, adv_estimator=algorithm.adv_estimator, config=algorithm)
-    except Exception as error:
+    except AgentRLError as error:
         return f"{type(error).__name__}: {error}"
     assert torch.equal(computed.batch["advantages"], computed.batch["returns"])
     return computed.batch["advantages"].tolist()
