@@ -34,7 +34,11 @@ MODULES = {
     for package in ("agentrl", "retrievers")
     for path in sorted((TOP / package).rglob("*.py"))
 }
-PYTHON = [path for folder in ("agentrl", "retrievers", "benchmarks", "tests") for path in (TOP / folder).rglob("*.py")]
+PYTHON = [
+    path
+    for folder in ("agentrl", "retrievers", "benchmarks", "examples", "tests")
+    for path in (TOP / folder).rglob("*.py")
+]
 
 
 def room(module):
