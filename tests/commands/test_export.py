@@ -1,6 +1,10 @@
 """An exported run is a folder that transformers and PEFT load, computes what the run trained, and says what it is."""
 
+import json
+import os
 import socket
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -15,12 +19,32 @@ from agentrl.runs import RunFolder
 from agentrl.training.adapter import save_adapter
 from agentrl.types import Question
 
+# Greedy continuations by vLLM itself of the ids on standard input: by the merged model, and by base and adapter.
+VLLM = """
+import json, sys
+from vllm import LLM, SamplingParams
+from vllm.lora.request import LoRARequest
+
+merged, base, adapter = sys.argv[1:]
+prompt, greedy = {"prompt_token_ids": json.load(sys.stdin)}, SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
+settings = {"dtype": "float32", "enforce_eager": True, "max_model_len": 64, "gpu_memory_utilization": 0.3}
+
+def ids(outputs):
+    return list(outputs[0].outputs[0].token_ids)
+
+if __name__ == "__main__":
+    alone = ids(LLM(model=merged, **settings).generate([prompt], greedy))
+    beside = LLM(model=base, enable_lora=True, max_lora_rank=8, **settings)
+    adapted = ids(beside.generate([prompt], greedy, lora_request=LoRARequest("policy", 1, adapter)))
+    print(json.dumps([alone, adapted]))
+"""
+
 
 @pytest.fixture
 def base(tmp_path, tokenizer):
     """A tiny model with a card that names its licence."""
     folder = tmp_path / "base"
-    model = tiny_llama(len(tokenizer), hidden=32, max_position_embeddings=256, tie_word_embeddings=True)
+    model = tiny_llama(len(tokenizer), max_position_embeddings=256, tie_word_embeddings=True, initializer_range=0.2)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text("---\nlicense: apache-2.0\ntags: [x]\n---\n# A model\n")
@@ -200,3 +224,31 @@ def test_what_is_pushed_is_the_exported_folder(agentrl, run, monkeypatch):
         ("owner/name", {"private": True, "exist_ok": True}),
         {"repo_id": "owner/name", "folder_path": run.path / "export" / "adapter"},
     ]
+
+
+@pytest.mark.slow
+def test_vllm_loads_the_merged_model_and_the_adapter(agentrl, run, base, tmp_path):
+    agentrl("export", run.path)
+    agentrl("export", run.path, "--merged")
+    merged, adapter = run.path / "export" / "model", run.path / "export" / "adapter"
+    (tmp_path / "program.py").write_text(VLLM)
+    prompt = list(range(3, 23))
+    done = subprocess.run(
+        [sys.executable, tmp_path / "program.py", merged, base, adapter],
+        input=json.dumps(prompt),
+        env=os.environ
+        | {
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    model = AutoModelForCausalLM.from_pretrained(merged)
+    expected = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=8, eos_token_id=-1)[
+        0, 20:
+    ].tolist()
+    assert json.loads(done.stdout.splitlines()[-1]) == [expected, expected]
