@@ -25,6 +25,10 @@ from agentrl.advantages import compute
 from agentrl.integrations import ESTIMATORS_OF_ROLLOUTS
 
 TOP = Path(__file__).parents[2]
+# What the first column of the page's table names of verl's configuration.
+ROWS = [line for line in (TOP / "docs" / "from_verl.md").read_text().splitlines() if line.startswith("| `")]
+SETTINGS = [name for row in ROWS for name in re.findall(r"`(\w+\.[\w.]+)", row.split(" | ")[0])]
+IN_SEARCH_R1 = {"data.max_obs_length"}
 
 # Ten rollouts of two prompts, and two rows of padding; the model's tokens are 1, observations and padding 0.
 MASKS = [
@@ -63,6 +67,7 @@ def batch():
 
 
 ASKED = {
+    "verl's own": ["algorithm.adv_estimator=grpo"],
     **{name: [f"algorithm.adv_estimator=agentrl_{name}"] for name in ESTIMATORS_OF_ROLLOUTS},
     "options": [
         "algorithm.adv_estimator=agentrl_stratified",
@@ -122,14 +127,14 @@ def answers(tmp_path_factory):
     start = f"import runpy, sys; sys.path.append({str(installed)!r}); runpy.run_path({str(program)!r})"
     done = subprocess.run(
         [sys.executable, "-c", start],
-        input=json.dumps({"batch": batch(), "overrides": list(ASKED.values())}),
+        input=json.dumps({"batch": batch(), "overrides": list(ASKED.values()), "settings": SETTINGS}),
         env=os.environ | {"PYTHONPATH": f"{plugged}:{TOP}"},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    return found["registered"], dict(zip(ASKED, found["answers"], strict=True))
+    return found["registered"], dict(zip(ASKED, found["answers"], strict=True)), found["settings"]
 
 
 def expected(estimator, strata=SEARCHES, **options):
@@ -149,6 +154,11 @@ def test_verl_finds_the_estimators_without_being_told(answers):
 @pytest.mark.parametrize("name", ESTIMATORS_OF_ROLLOUTS)
 def test_verls_trainer_computes_what_compute_does(answers, name):
     assert answers[1][name] == expected(name)
+
+
+@pytest.mark.slow
+def test_grpo_with_sample_deviations_is_verls_own(answers):
+    torch.testing.assert_close(torch.tensor(answers[1]["verl's own"]), torch.tensor(expected("grpo", ddof=1)))
 
 
 @pytest.mark.slow
@@ -180,3 +190,9 @@ def test_what_cannot_be_stratified_is_an_error(answers, case, message):
 @pytest.mark.slow
 def test_tokens_that_verl_rejects_after_the_advantages_do_no_harm(answers):
     assert answers[1]["rejected later"] == expected("stratified")
+
+
+@pytest.mark.slow
+def test_verls_settings_of_the_page_are_there(answers):
+    assert len(answers[2]) > 15
+    assert {name for name, is_there in answers[2].items() if not is_there} == IN_SEARCH_R1

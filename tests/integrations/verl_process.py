@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import torch
 from hydra import compose, initialize_config_module
+from omegaconf import DictConfig
 from verl import DataProto
 from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY
 from verl.trainer.ppo.ray_trainer import compute_advantage
@@ -32,6 +33,19 @@ def advantages(batch, overrides):
     return computed.batch["advantages"].tolist()
 
 
+def is_setting(config, path):
+    """Whether verl's configuration has the key, set or not."""
+    for name in path.split("."):
+        if not isinstance(config, DictConfig) or name not in config:
+            return False
+        # A key without a value, or one that refers to another.
+        config = config._get_node(name)
+    return True
+
+
 asked = json.load(sys.stdin)
 answers = [advantages(asked["batch"], overrides) for overrides in asked["overrides"]]
-print(json.dumps({"registered": sorted(ADV_ESTIMATOR_REGISTRY), "answers": answers}))
+with initialize_config_module("verl.trainer.config", version_base=None):
+    everything = compose("ppo_trainer")
+settings = {name: is_setting(everything, name) for name in asked["settings"]}
+print(json.dumps({"registered": sorted(ADV_ESTIMATOR_REGISTRY), "answers": answers, "settings": settings}))
