@@ -23,7 +23,7 @@ FLOORS = [
     ["agentrl.plug_ins", "agentrl.rollout"],
     ["agentrl.evaluation"],
     ["agentrl.training"],
-    ["agentrl.display", "agentrl.pocket"],
+    ["agentrl.display", "agentrl.integrations", "agentrl.pocket"],
     ["agentrl.commands"],
     ["agentrl.cli"],
 ]
@@ -34,7 +34,11 @@ MODULES = {
     for package in ("agentrl", "retrievers")
     for path in sorted((TOP / package).rglob("*.py"))
 }
-PYTHON = [path for folder in ("agentrl", "retrievers", "benchmarks", "tests") for path in (TOP / folder).rglob("*.py")]
+PYTHON = [
+    path
+    for folder in ("agentrl", "retrievers", "benchmarks", "examples", "tests")
+    for path in (TOP / folder).rglob("*.py")
+]
 
 
 def room(module):

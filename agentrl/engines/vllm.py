@@ -57,12 +57,17 @@ def environment(settings: EngineConfig, device: str) -> dict[str, str]:
     return variables
 
 
+def room_for_rank(rank: int) -> int:
+    """Return the `max_lora_rank` that vLLM needs for adapters of this rank; it takes some numbers alone."""
+    return next(known for known in _LORA_RANKS if known >= rank)
+
+
 def _room_for_adapters(rank: int | None) -> dict[str, Any]:
     if rank is None:
         return {}
     return {
         "enable_lora": True,
-        "max_lora_rank": next(known for known in _LORA_RANKS if known >= rank),
+        "max_lora_rank": room_for_rank(rank),
         "max_loras": 2,
     }
 

@@ -179,6 +179,10 @@ class RunFolder:
         """Return what the run's input files were when it began; nothing of a run that did not take note of them."""
         return json.loads(self._inputs_file.read_text(encoding="utf-8")) if self._inputs_file.exists() else {}
 
+    def read_versions(self) -> dict[str, str]:
+        """Return the versions that the run's latest start had, see `versions`."""
+        return json.loads(self._versions_file.read_text(encoding="utf-8"))
+
     def latest_checkpoint(self) -> Path | None:
         """Return the newest complete checkpoint."""
         return next(self.complete_checkpoints(), None)
@@ -254,7 +258,7 @@ class RunFolder:
         return json.loads(self._roll_backs_file.read_text(encoding="utf-8")) if self._roll_backs_file.exists() else []
 
     def _describe(self, config: Config, inputs: Inputs) -> None:
-        replace_text(self.path / "versions.json", json.dumps(versions(), indent=2) + "\n")
+        replace_text(self._versions_file, json.dumps(versions(), indent=2) + "\n")
         replace_text(self._inputs_file, json.dumps(inputs, indent=2, ensure_ascii=False) + "\n")
         # The last one, because it makes the folder one of a run.
         replace_text(self._config_file, config.to_yaml())
@@ -271,6 +275,10 @@ class RunFolder:
     @property
     def _config_file(self) -> Path:
         return self.path / "config.yaml"
+
+    @property
+    def _versions_file(self) -> Path:
+        return self.path / "versions.json"
 
     @property
     def _inputs_file(self) -> Path:

@@ -58,7 +58,7 @@ def engine_files(config: Config, policy: Any, weights: dict[str, Any] | None = N
     # A trainer that is killed meanwhile leaves no gigabytes behind.
     scratch = ScratchFolder()
     try:
-        _save_model(policy, scratch.path, getattr(torch, config.model.dtype), weights)
+        save_model(policy, scratch.path, getattr(torch, config.model.dtype), weights)
         return read_model(scratch.path)
     finally:
         scratch.close()
@@ -88,7 +88,7 @@ def save_policy(policy: Any, folder: Path, weights: dict[str, Any] | None = None
     if is_adapted(policy):
         save_adapter(policy, folder)
     else:
-        _save_model(policy, folder, torch.float32, weights)
+        save_model(policy, folder, torch.float32, weights)
 
 
 def restore_policy(policy: Any, folder: Path) -> None:
@@ -149,8 +149,15 @@ def reference_adapter(policy: Any) -> AbstractContextManager[Any]:
     return use_adapter(policy, adapter_name="ref" if "ref" in policy.peft_config else None)
 
 
-def _save_model(policy: Any, folder: Path, dtype: Any, weights: dict[str, Any] | None) -> None:
-    """Write a whole model, with the adapter merged into it if there is one, with weights of a type of torch."""
+def save_model(policy: Any, folder: Path, dtype: Any, weights: dict[str, Any] | None = None) -> None:
+    """Write a whole model, with the adapter merged into it in fp32 if there is one, with weights of a type of torch.
+
+    Args:
+        weights: of a policy that does not hold all of them itself.
+
+    Raises:
+        AgentRLError: if the adapter changes one of two weights that the model ties.
+    """
     adapted = is_adapted(policy)
     model = policy.get_base_model() if adapted else policy
     if weights is None:

@@ -165,10 +165,12 @@ def test_metrics_are_lists_by_name_for_training(plain):
 
 def test_no_other_file_reaches_into_the_trainer():
     reach = re.compile(r"trainer\._|GRPOTrainer\b")
+    # What the integration relies on, its own test names.
+    allowed = {Path(module.__file__), Path(agentrl.__file__).parent / "integrations" / "trl.py"}
     found = [
         str(path)
         for path in Path(agentrl.__file__).parent.rglob("*.py")
-        if path != Path(module.__file__) and reach.search(path.read_text(encoding="utf-8"))
+        if path not in allowed and reach.search(path.read_text(encoding="utf-8"))
     ]
     assert found == []
 

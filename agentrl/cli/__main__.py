@@ -1,0 +1,5 @@
+"""`python -m agentrl.cli` is what `agentrl` is."""
+
+from agentrl.cli import main
+
+main()
