@@ -133,9 +133,10 @@ def disturb(run: Run, victim: str, rng: random.Random) -> Kill | None:
         target.kill()
     except psutil.NoSuchProcess:
         return None
-    # Whatever ends for it does so soon; a process that is brought back takes longer to start.
     killed = time.monotonic()
-    ended = run.ended(10.0)
+    while not (ended := run.ended(0.1)) and ((found := run.find(victim)) is None or found.pid == target.pid):
+        if time.monotonic() - killed > START_SECONDS:
+            raise RuntimeError(f"{START_SECONDS:.0f} s after the {victim} was killed the run neither ended nor has another")
     if ended:
         left = psutil.wait_procs(family, GONE_SECONDS)[1]
         if left:
