@@ -46,8 +46,11 @@ def f1(prediction: str, golds: Sequence[str]) -> float:
     return _best(prediction, golds, _overlap)
 
 
-def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
+def wilson(successes: float, n: int, z: float = 1.96) -> tuple[float, float]:
     """Return the score interval of a proportion; z = 1.96 covers 95 %.
+
+    A trial may count as a success in part, as a question does that some of its episodes answer rightly. Such a mean varies
+    less than that of trials that succeed or fail, so the interval covers no less.
 
     Source: Wilson, "Probable inference, the law of succession, and statistical inference", Journal of the American
     Statistical Association 22 (1927), 209-212.
