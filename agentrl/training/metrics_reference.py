@@ -1,6 +1,6 @@
 """Every metric of a step: its name, its unit, what it means and what in it should worry. docs/metrics.md is made of this.
 
-    python -m agentrl.training.metrics_reference > docs/metrics.md
+python -m agentrl.training.metrics_reference > docs/metrics.md
 """
 
 from __future__ import annotations
@@ -45,16 +45,17 @@ def described(name: str) -> Metric | None:
             metric
             for chapter in CHAPTERS
             for metric in chapter.metrics
-            if any(_pattern(known).fullmatch(name) for known in metric.names)
+            if any(matches(known, name) for known in metric.names)
         ),
         None,
     )
 
 
-def _pattern(name: str) -> re.Pattern[str]:
-    parts = _PLACEHOLDER.split(name)
+def matches(known: str, name: str) -> bool:
+    """Tell whether a metric of metrics.jsonl is the one that is known so, or one of those."""
     # What stands for a placeholder, such as the key of a stratum, may hold slashes.
-    return re.compile(".+".join(map(re.escape, parts)), re.DOTALL)
+    pattern = ".+".join(map(re.escape, _PLACEHOLDER.split(known)))
+    return re.fullmatch(pattern, name, re.DOTALL) is not None
 
 
 def page(chapters: Sequence[Chapter]) -> str:
@@ -62,8 +63,8 @@ def page(chapters: Sequence[Chapter]) -> str:
     lines = [
         "# Metrics",
         "",
-        "Each step writes one line of `metrics.jsonl`, and the loggers of `logging` show the same numbers. A metric that is not",
-        "finite or that nothing computes in a run is left out. Words in capitals stand for whatever is there, such as the key of a",
+        "Each step writes one line of `metrics.jsonl`, and the loggers of `logging` show the same numbers. A metric is left out",
+        "where it is not finite or nothing computes it. Words in capitals stand for whatever is there, such as the key of a",
         "stratum. `training.watch` looks at some of them by itself, see [training.md](training.md#watching-for-a-collapse).",
         "",
         "This page is made by `python -m agentrl.training.metrics_reference > docs/metrics.md`.",
@@ -210,8 +211,8 @@ CHAPTERS = (
     ),
     Chapter(
         "The update",
-        "Over the tokens of the episodes that the model runs for: without a KL term, LLDS or a bonus for entropy, those of advantage "
-        "0 are not among them.",
+        "Over the tokens of the episodes that the model runs for: without a KL term, LLDS or a bonus for entropy, those of "
+        "advantage 0 are not among them.",
         (
             Metric(
                 ("loss",),
@@ -272,8 +273,8 @@ CHAPTERS = (
             Metric(
                 ("advantages/degenerate_share",),
                 "share",
-                "episodes alone in their stratum or in one without variance of rewards, which stratified advantages teach nothing",
-                "near 1 with a low `alpha` of the global part: too many strata for the size of groups; see max_strata",
+                "episodes alone in their stratum or in one whose rewards are all the same, to which stratified advantages give 0",
+                "near 1 with a high `alpha`: too many strata for groups of this size; see advantages.max_strata",
             ),
             Metric(
                 ("advantages/between_strata_share",),
@@ -320,8 +321,8 @@ CHAPTERS = (
                     "advantages/strata/KEY/gn_variance",
                 ),
                 "advantage",
-                "moments of stratified and of global advantages in the stratum; a global mean other than 0 is what GRPO says about "
-                "having searched so at all",
+                "moments of stratified and of global advantages in the stratum; a global mean other than 0 is what GRPO says "
+                "about having searched so at all",
                 "",
             ),
             Metric(

@@ -17,7 +17,7 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 from tiny import tiny_llama
 
 from agentrl.config import ConfigError, parse_config
-from agentrl.evaluation.run import Evaluation
+from agentrl.evaluation.run import Evaluation, SetResult
 from agentrl.models import ModelError
 from agentrl.progress import Progress
 from agentrl.runs import RunError, RunFolder, new_checkpoint
@@ -254,6 +254,68 @@ def test_a_run_that_has_taken_its_steps_starts_no_trainer(config, trainer):
     trainer.loaded.clear()
     train(config(), resume=True, on_progress=lambda progress: None)
     assert not trainer.loaded.is_set()
+
+
+@pytest.fixture
+def deciding(evaluates, monkeypatch):
+    """A config whose run evaluates two of its six questions during training, and what was published and evaluated since."""
+    done = SimpleNamespace(published=[], evaluated=[])
+    tree = evaluates.config.model_dump(mode="json")
+    tree["evaluation"] |= {"before": False, "after": True, "every": 1, "limit": 2, "patience": 1}
+    done.config = parse_config(tree, source="test")
+
+    class Pool(str):
+        def publish(self, version, files):
+            done.published.append(version)
+
+    @contextmanager
+    def cluster(config, on_phase, *, beside, logs, store_bytes):
+        if beside is not None:
+            beside.start()
+        yield SimpleNamespace(pool=Pool("pool"), indexes=())
+
+    def evaluate(pool, questions, **settings):
+        done.evaluated.append(len(questions))
+        return Evaluation((), ())
+
+    monkeypatch.setattr("agentrl.training.run.cluster", cluster)
+    monkeypatch.setattr("agentrl.training.run.saved_files", lambda config, folder: {})
+    monkeypatch.setattr("agentrl.training.evaluating.evaluate", evaluate)
+    return done
+
+
+def evaluated(config, **scores):
+    """Write evaluations during training with these exact matches, as `step_N=…`."""
+    for name, em in scores.items():
+        result = SetResult("questions", 2, 0, em, 0.0, 1.0, em, 1.0, {})
+        RunFolder(config.folder).write_evaluation(int(name[5:]), Evaluation((result,), ()).to_dict())
+
+
+def test_during_training_the_first_questions_are_asked_and_of_what_is_left_all(deciding, trainer):
+    asked = []
+
+    def before(step):
+        if step == 3:
+            RunFolder(deciding.config.folder).write_ending(2, 1, "no better")
+            evaluated(deciding.config, step_1=0.5, step_2=0.5)
+            raise AgentRLError("stopped here")
+
+    loop = trainer.__call__
+    trainer.before = before
+    trainer.load = lambda: None
+    with pytest.raises(AgentRLError, match="stopped here"):
+        train(deciding.config, resume=False, on_progress=lambda progress: None)
+    folder = RunFolder(deciding.config.folder)
+    folder.adapter.mkdir()
+    trainer.loaded.clear()
+    # Its evaluations say that it is over, so that no trainer is started.
+    _, after = train(deciding.config, resume=True, on_progress=lambda progress: None)[1:]
+    assert not trainer.loaded.is_set()
+    assert after == Evaluation((), ())
+    assert (deciding.evaluated, deciding.published) == ([6], [4])
+    assert folder.read_evaluation("after") == {"sets": []}
+    assert folder.read_evaluation(1) is not None
+    assert asked == []
 
 
 def test_a_trainer_that_is_far_ahead_of_the_driver_waits_and_loses_nothing(config, trainer, monkeypatch):
