@@ -46,7 +46,9 @@ def show_learned(folder: RunFolder, console: Console) -> None:
     """
     steps = folder.evaluated_steps()
     if len(steps) > 1:
-        first, last = (read_trajectories(folder.evaluated_file(step)) for step in (steps[0], steps[-1]))
+        # All questions were asked after a run whose evaluations on the way asked fewer.
+        last_one = steps[-1] if folder.read_evaluation("after") is None else "after"
+        first, last = (read_trajectories(folder.evaluated_file(which)) for which in (steps[0], last_one))
         show_change(first, last, console)
 
 

@@ -13,6 +13,7 @@ import socket
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 from urllib.request import getproxies
@@ -270,8 +271,17 @@ class _MLflow(_Callback):
         # The callback takes over the run that it finds.
         run = mlflow.start_run(run_id=folder.read_logger_ids().get("mlflow"), run_name=config.name)
         folder.note_logger_id("mlflow", run.info.run_id)
+        callback = MLflowCallback()
         # A parameter has one value for ever there, and settings may have changed.
-        super().__init__(MLflowCallback(), config, folder, known=tuple(run.data.params))
+        super().__init__(callback, config, folder, known=tuple(run.data.params))
+        # In a thread of its own it would write into a log that it has failed, and tell nobody.
+        callback._async_log = False
+        self._folders: set[str] = set()
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        # Its names are paths, and a file such as advantages/strata cannot be the folder of advantages/strata/0/reward too.
+        self._folders |= {str(parent) for name in metrics for parent in PurePosixPath(name).parents}
+        super().log(step, {f"{name}/all" if name in self._folders else name: value for name, value in metrics.items()})
 
     def log_evaluation(self, step: int, scores: Mapping[str, float], rows: Sequence[Mapping[str, Any]]) -> None:
         self.log(step, {f"eval/{name}": value for name, value in scores.items()})
@@ -280,7 +290,7 @@ class _MLflow(_Callback):
             self._mlflow.log_table(columns, f"evaluations/step-{step:05d}.json")
 
     def close(self) -> None:
-        # It logs in a thread of its own.
+        # Parameters are logged in a thread of its own.
         self._mlflow.flush_async_logging()
         super().close()
         self._mlflow.end_run()

@@ -66,7 +66,6 @@ class TrainingSession:
         self._episodes = config.rollout.group_size * config.rollout.questions_per_step
         self._checkpoint = start_of(settings)
         done = checkpoint_step(self._checkpoint) if self._checkpoint else 0
-        self._loggers = Loggers(config, folder, self._tell, first_step=done + 1)
         # Both come when training begins.
         self._pool: RolloutPool | None = None
         self._sampler: StepSampler | None = None
@@ -82,6 +81,8 @@ class TrainingSession:
         self._trainer = make_trainer(
             settings, ranks, sample=self.next_batch, on_trained=self.trained, callbacks=[StepCallback(self)]
         )
+        # Last, because they tell things at the step that the trainer has come to.
+        self._loggers = Loggers(config, folder, self._tell, first_step=done + 1)
 
     @property
     def _policy(self) -> Any:

@@ -1,4 +1,4 @@
-"""Packages that stand in for wandb, mlflow and trackio: they have what transformers' callbacks call, and record it in `calls`."""
+"""Packages that stand in for wandb, mlflow and trackio: they have what transformers and TRL call, and record it in `calls`."""
 
 WANDB = """
 from types import SimpleNamespace
@@ -27,7 +27,8 @@ def setup():
 def init(**options):
     global run, config
     calls.append(("init", options))
-    run, config = SimpleNamespace(_label=lambda **_: None, summary={}, id=options["id"]), _Config()
+    run = SimpleNamespace(_label=lambda **_: None, summary={}, id=options["id"], url=None)
+    config = _Config()
 
 
 def define_metric(*names, **options):
@@ -97,7 +98,7 @@ def log_params(values, synchronous):
     active.data.params.update(values)
 
 
-def log_metrics(metrics, step, synchronous):
+def log_metrics(metrics, step):
     calls.append(("log", step, metrics))
 
 
@@ -120,7 +121,8 @@ from types import SimpleNamespace
 
 __version__ = "0.43.0"
 calls = []
-context_vars = SimpleNamespace(current_space_id=SimpleNamespace(get=lambda: None))
+nothing = SimpleNamespace(get=lambda: None)
+context_vars = SimpleNamespace(current_run=nothing, current_space_id=nothing)
 
 
 class _Config(dict):

@@ -7,6 +7,9 @@ import pytest
 from fake_loggers import write_packages
 from fakes import make_episode
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_session import equal, final_weights, model, run  # noqa: F401, a fixture
+from test_session import make_config as make_training
+from test_session_watch import HELD_OUT, Evaluated
 
 from agentrl.config import ConfigError, load_config, parse_config
 from agentrl.evaluation.run import evaluation_of
@@ -165,6 +168,38 @@ def test_tensorboard_shows_evaluations_too(tmp_path):
     }
 
 
+def test_a_run_shows_the_metrics_of_metrics_jsonl_and_its_evaluations_and_trains_as_without_loggers(
+    packages,
+    model,  # noqa: F811
+    tmp_path,
+):
+    plain = make_training(model, tmp_path / "plain", steps=3)
+    tree = plain.model_dump(mode="json") | {"run_dir": str(tmp_path), "logging": list(PACKAGES)}
+    tree["evaluation"]["every"] = 2
+    config = parse_config(tree, source="test")
+    run(plain, Evaluated({}))
+    run(config, Evaluated({2: 3}), evaluation=HELD_OUT)
+    lines = RunFolder(config.folder).read_metrics()
+    mlflow = [call[1:] for call in packages("mlflow").calls if call[0] == "log"]
+    evaluated = (2, SCORES | {"eval/held out/searches": 0.0})
+    # A name that is a folder of others there cannot be a file.
+    renamed = {"advantages/strata": "advantages/strata/all"}
+    expected = [
+        (line["step"], {renamed.get(name, name): value for name, value in line.items() if name != "step"})
+        for line in lines
+    ]
+    assert mlflow == [*expected[:2], evaluated, expected[2]]
+    for package in ("wandb", "trackio"):
+        logged = [call[1] for call in packages(package).calls if call[0] == "log" and "eval/episodes" not in call[1]]
+        trained = [values for values in logged if "train/loss" in values]
+        assert trained == [
+            {f"train/{name}": value for name, value in line.items() if name != "step"} | {"train/global_step": step}
+            for step, line in enumerate(lines, 1)
+        ]
+        assert [values["train/global_step"] for values in logged] == [1, 2, 2, 3]
+    assert equal(final_weights(config), final_weights(plain))
+
+
 def test_a_logger_that_fails_is_told_once_and_the_others_go_on(packages, tmp_path):
     config, told = make_config(tmp_path, "wandb", "trackio", "jsonl"), []
     loggers = Loggers(config, RunFolder.create(config), told.append)
@@ -208,11 +243,12 @@ def test_loggers_are_known_by_name_and_named_once(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("package", PACKAGES)
 def test_the_real_package_takes_what_the_stand_in_takes(package, tmp_path, monkeypatch):
-    pytest.importorskip(package)
+    # Some read the environment when they are imported.
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    pytest.importorskip(package)
     folder, told = resumed(tmp_path, package)
     assert told == []
     kept = tmp_path / "trackio" if package == "trackio" else folder.path / package

@@ -67,9 +67,11 @@ class Trainer:
         self.begun = False
         self.before = lambda step: None
         self.resumed = []
+        self.asked = []
 
     def __call__(self, loop_config):
         settings = loop_config["settings"]
+        self.asked = [question.id.rpartition(":")[2] for question in settings.evaluation]
         folder = settings.folder
         folder.check_shared()
         self.load()
@@ -284,38 +286,44 @@ def deciding(evaluates, monkeypatch):
     return done
 
 
-def evaluated(config, **scores):
-    """Write evaluations during training with these exact matches, as `step_N=…`."""
-    for name, em in scores.items():
-        result = SetResult("questions", 2, 0, em, 0.0, 1.0, em, 1.0, {})
-        RunFolder(config.folder).write_evaluation(int(name[5:]), Evaluation((result,), ()).to_dict())
-
-
-def test_during_training_the_first_questions_are_asked_and_of_what_is_left_all(deciding, trainer):
-    asked = []
+def test_a_run_whose_evaluations_end_it_starts_no_trainer_and_asks_all_questions_of_what_it_left(deciding, trainer):
+    folder = RunFolder(deciding.config.folder)
 
     def before(step):
         if step == 3:
-            RunFolder(deciding.config.folder).write_ending(2, 1, "no better")
-            evaluated(deciding.config, step_1=0.5, step_2=0.5)
-            raise AgentRLError("stopped here")
+            for evaluated in (1, 2):
+                result = SetResult("questions", 2, 0, 0.5, 0.0, 1.0, 0.5, 1.0, {})
+                folder.write_evaluation(evaluated, Evaluation((result,), ()).to_dict())
+            folder.write_ending(2, 1, "no better")
+            raise AgentRLError("killed before the adapter was evaluated")
 
-    loop = trainer.__call__
     trainer.before = before
-    trainer.load = lambda: None
-    with pytest.raises(AgentRLError, match="stopped here"):
+    with pytest.raises(AgentRLError, match="killed before"):
         train(deciding.config, resume=False, on_progress=lambda progress: None)
-    folder = RunFolder(deciding.config.folder)
+    assert trainer.asked == ["0", "1"]
     folder.adapter.mkdir()
     trainer.loaded.clear()
-    # Its evaluations say that it is over, so that no trainer is started.
-    _, after = train(deciding.config, resume=True, on_progress=lambda progress: None)[1:]
+    *_, after = train(deciding.config, resume=True, on_progress=lambda progress: None)
     assert not trainer.loaded.is_set()
     assert after == Evaluation((), ())
+    # As a version that no engine has: the weights of step 1 are not those that were published last.
     assert (deciding.evaluated, deciding.published) == ([6], [4])
     assert folder.read_evaluation("after") == {"sets": []}
-    assert folder.read_evaluation(1) is not None
-    assert asked == []
+    assert folder.read_evaluation(1)["sets"][0]["n"] == 2
+    assert folder.read_ending()["kept_step"] == 1
+
+
+def test_a_run_that_ended_goes_on_with_more_patience_and_forgets_that_it_had_ended(deciding, trainer):
+    trainer.before = lambda step: step < 3 or 1 / 0
+    with pytest.raises(AgentRLError):
+        train(deciding.config, resume=False, on_progress=lambda progress: None)
+    folder = RunFolder(deciding.config.folder)
+    folder.write_ending(2, 1, "no better")
+    folder.write_evaluation("after", {"sets": []})
+    folder.adapter.mkdir()
+    with pytest.raises(AgentRLError):
+        train(deciding.config, resume=True, on_progress=lambda progress: None)
+    assert (folder.read_ending(), folder.read_evaluation("after")) == (None, None)
 
 
 def test_a_trainer_that_is_far_ahead_of_the_driver_waits_and_loses_nothing(config, trainer, monkeypatch):
