@@ -104,8 +104,11 @@ def sub_exact_match(prediction: str, golds: Sequence[str], rule: RuleName = "age
     return _best(prediction, golds, _rule(rule), _covers)
 
 
-def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
+def wilson(successes: float, n: int, z: float = 1.96) -> tuple[float, float]:
     """Return the score interval of a proportion; z = 1.96 covers 95 %.
+
+    A trial may count as a success in part, as a question does that some of its episodes answer rightly. Such a mean varies
+    less than that of trials that succeed or fail, so the interval covers no less.
 
     Source: Wilson, "Probable inference, the law of succession, and statistical inference", Journal of the American
     Statistical Association 22 (1927), 209-212.

@@ -136,7 +136,9 @@ def disturb(run: Run, victim: str, rng: random.Random) -> Kill | None:
     killed = time.monotonic()
     while not (ended := run.ended(0.1)) and ((found := run.find(victim)) is None or found.pid == target.pid):
         if time.monotonic() - killed > START_SECONDS:
-            raise RuntimeError(f"{START_SECONDS:.0f} s after the {victim} was killed the run neither ended nor has another")
+            raise RuntimeError(
+                f"{START_SECONDS:.0f} s after the {victim} was killed the run neither ended nor has another"
+            )
     if ended:
         left = psutil.wait_procs(family, GONE_SECONDS)[1]
         if left:

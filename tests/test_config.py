@@ -91,6 +91,11 @@ def test_every_problem_is_reported_at_once(small):
     ("overrides", "message"),
     [
         (["training.minibatches=3"], "minibatches 3 must be at most rollout.questions_per_step 2"),
+        (["evaluation.patience=3"], "evaluation: patience 3 is about evaluations during training.*set every"),
+        (["evaluation.keep=best"], "evaluation: keep best is about evaluations during training"),
+        (["evaluation.limit=50"], "evaluation: limit 50 is about evaluations during training"),
+        (["evaluation.samples=4"], "samples 4 at temperature 0 would all be the same episode"),
+        (["evaluation.temperature=0.001"], "temperature must be 0 or at least 0.01"),
         (["training.shard=true", "model.lora=null"], "shard deals weights out to several trainer processes"),
         (["training.shard=true", "training.workers=2"], "needs model.lora null"),
         (

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from agentrl.config import DataConfig
 from agentrl.data.errors import DataError, RowError
-from agentrl.data.inputs import evaluation_questions
+from agentrl.data.inputs import evaluation_questions, first_of_each_set
 from agentrl.data.prompts import question_of
 from agentrl.data.questions import read_questions, validate_files, validate_questions
 from agentrl.data.stream import QuestionStream
@@ -426,3 +426,14 @@ def test_a_question_that_would_be_evaluated_twice_is_refused(tmp_path):
         evaluation_questions(DataConfig(), [first, second])
     sets = [{"path": str(first), "name": "one"}, {"path": str(second), "name": "two"}]
     assert len(evaluation_questions(DataConfig(eval=sets))) == 2
+
+
+@given(st.lists(st.sampled_from("abc")), st.integers(1, 4))
+def test_the_first_questions_of_each_set_stay_in_their_order(sets, limit):
+    questions = [Question(str(number), "?", ("so",), dataset) for number, dataset in enumerate(sets)]
+    first = first_of_each_set(questions, limit)
+    for name in "abc":
+        members = [question for question in questions if question.dataset == name]
+        assert [question for question in first if question.dataset == name] == members[:limit]
+    assert first == sorted(first, key=lambda question: int(question.id))
+    assert first_of_each_set(questions, None) == questions

@@ -80,7 +80,7 @@ def evaluate(
     limit: LimitOption = None,
     out: Annotated[Path | None, typer.Option(help="Write scores and episodes into this new folder.")] = None,
 ) -> None:
-    """Evaluate greedily over question files: EM with its interval, F1, searches, ends."""
+    """Evaluate over question files, as `evaluation` says: EM with its interval, F1, searches, ends."""
     from agentrl.commands.evaluate import run_evaluation
     from agentrl.display import RunDisplay, evaluation_table
 

@@ -22,11 +22,11 @@ def run_evaluation(
     out: Path | None,
     on_progress: Callable[[Progress], None],
 ) -> dict[str, Evaluation]:
-    """Evaluate `adapter` (default: the config's) greedily over the first `limit` questions of each file.
+    """Evaluate `adapter` (default: the config's), as `evaluation` says, over the first `limit` questions of each file.
 
-    The files are `files`, or the sets of `data.eval`. Return the evaluation as `greedy` and, if the config asks for it,
-    what a perfect searcher would score as `ceiling`. scores.json and trajectories.jsonl.zst go into the new folder `out`, and
-    the episodes of the perfect searcher into its ceiling.jsonl.zst.
+    The files are `files`, or the sets of `data.eval`. Return the evaluation, by the name of `evaluated_as`, and if the config
+    asks for it what a perfect searcher would score, as `ceiling`. scores.json and trajectories.jsonl.zst go into the new
+    folder `out`, and the episodes of the perfect searcher into its ceiling.jsonl.zst.
 
     Raises:
         AgentRLError, RetrieverError: for missing or unsound inputs.
@@ -37,7 +37,7 @@ def run_evaluation(
     if out is not None:
         # A folder that cannot be made is found now and not when all episodes are done.
         out.parent.mkdir(parents=True, exist_ok=True)
-    total = len(questions)
+    total, name = len(questions), evaluated_as(config)
     evaluations: dict[str, Evaluation] = {}
     with started(config, on_progress) as running:
         if config.evaluation.ceiling:
@@ -47,13 +47,16 @@ def run_evaluation(
             evaluations["ceiling"] = measure_ceiling(
                 config, running.indexes, questions, lambda done: on_progress(Progress(0, "ceiling", done, total))
             )
-        on_progress(Progress(0, "evaluation", 0, total))
-        evaluations["greedy"] = evaluate(
+        episodes = total * config.evaluation.samples
+        on_progress(Progress(0, "evaluation", 0, episodes))
+        evaluations[name] = evaluate(
             running.pool,
             questions,
             max_failed_share=config.rollout.max_failed_share,
+            temperature=config.evaluation.temperature,
+            samples=config.evaluation.samples,
             on_episodes=lambda episodes: None if out is None else _write_episodes(out, episodes),
-            on_done=lambda done: on_progress(Progress(0, "evaluation", done, total)),
+            on_done=lambda done: on_progress(Progress(0, "evaluation", done, episodes)),
             on_stall=lambda message: on_progress(Progress(0, message, 0, 0)),
         )
     if out is not None:
@@ -61,8 +64,14 @@ def run_evaluation(
     return evaluations
 
 
+def evaluated_as(config: Config) -> str:
+    """Return how the policy is evaluated: `greedy`, or by the number of samples, such as `avg@8 at 0.7`."""
+    settings = config.evaluation
+    return f"avg@{settings.samples} at {settings.temperature:g}" if settings.temperature else "greedy"
+
+
 def _write_scores(out: Path, evaluations: Mapping[str, Evaluation]) -> None:
-    scores = evaluations["greedy"].to_dict()
+    scores = next(e for name, e in evaluations.items() if name != "ceiling").to_dict()
     if "ceiling" in evaluations:
         scores["ceiling"] = evaluations["ceiling"].to_dict()
         write_trajectories(out / "ceiling.jsonl.zst", evaluations["ceiling"].trajectories)

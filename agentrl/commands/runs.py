@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -10,6 +12,7 @@ from agentrl.commands.show import show_change
 from agentrl.display import evaluation_table
 from agentrl.display.history import WINDOW, History
 from agentrl.display.scores import read_ceiling, read_evaluations
+from agentrl.evaluation.run import read_evaluation
 from agentrl.extras import missing_extra
 from agentrl.runs import RunError, RunFolder, read_trajectories
 from agentrl.training.checkpoints import best_checkpoint
@@ -43,7 +46,9 @@ def show_learned(folder: RunFolder, console: Console) -> None:
     """
     steps = folder.evaluated_steps()
     if len(steps) > 1:
-        first, last = (read_trajectories(folder.evaluated_file(step)) for step in (steps[0], steps[-1]))
+        # All questions were asked after a run whose evaluations on the way asked fewer.
+        last_one = steps[-1] if folder.read_evaluation("after") is None else "after"
+        first, last = (read_trajectories(folder.evaluated_file(which)) for which in (steps[0], last_one))
         show_change(first, last, console)
 
 
@@ -59,19 +64,30 @@ def show_run(path: Path, console: Console) -> None:
     reward = f", reward {history.means[-1]:.3f} over the last {WINDOW}" if history.means else ""
     _tell(console, "steps", f"{history.steps[-1] if history.steps else 0}{reward}")
     scores = {f"step {step}": evaluation for step, evaluation in read_evaluations(folder).items()}
-    columns = scores | {"ceiling": read_ceiling(folder)}
+    columns = scores | {"after": read_evaluation(folder, "after"), "ceiling": read_ceiling(folder)}
     if any(columns.values()):
         console.print(evaluation_table(path.resolve().name, columns))
     else:
         _tell(console, "scores", "no evaluation")
-    best = best_checkpoint(folder)
+    best = best_checkpoint(folder, folder.read_config().evaluation.best)
     if best is not None:
         _tell(console, "best", str(best))
+    ending = folder.read_ending()
+    if ending is not None:
+        _tell(console, "ended", ending_line(ending))
     for back in folder.read_roll_backs():
         _tell(console, "rolled back", f"from step {back['after']} to {back['to']}: {back['reason']}")
     show_learned(folder, console)
     if (folder.path / "error.txt").is_file():
         _tell(console, "failed", f"the traceback is in {folder.path / 'error.txt'}")
+
+
+def ending_line(ending: Mapping[str, Any]) -> str:
+    """Say in words what `RunFolder.read_ending` found."""
+    after, kept = ending["after_step"], ending["kept_step"]
+    return f"after step {after}: {ending['reason']}" + (
+        "" if kept == after else f"; it left the weights of step {kept}"
+    )
 
 
 def finish(folder: RunFolder, console: Console) -> None:

@@ -73,10 +73,11 @@ def show_change(before: Iterable[Trajectory], after: Iterable[Trajectory], conso
     """Print one question as it was answered in two evaluations, turn by turn, and return its second episode.
 
     It is the first question, in the order of `after`, whose answer did not match exactly before and does after. Where there
-    is none, a line says so, and the return is None. Passages are shortened, so that both episodes fit a screen.
+    is none, a line says so, and the return is None. Of a question that several episodes answered, the first is taken.
+    Passages are shortened, so that both episodes fit a screen.
     """
-    earlier = {_key(episode): episode for episode in before if episode.valid}
-    pairs = [(earlier[_key(episode)], episode) for episode in after if episode.valid and _key(episode) in earlier]
+    earlier, later = _first_of_each(before), _first_of_each(after)
+    pairs = [(earlier[key], episode) for key, episode in later.items() if key in earlier]
     turned = [(old, new) for old, new in pairs if not _right(old) and _right(new)]
     back = sum(_right(old) and not _right(new) for old, new in pairs)
     counts = f"of {len(pairs)} questions {len(turned)} were wrong before and right after, {back} the other way round"
@@ -95,6 +96,15 @@ def show_change(before: Iterable[Trajectory], after: Iterable[Trajectory], conso
     ]
     _print(Padding(_grid(rows), (0, 0, 1, 0)) if console.is_terminal else Text("\n").join(_lines(rows)), console)
     return new
+
+
+def _first_of_each(episodes: Iterable[Trajectory]) -> dict[tuple[str, str], Trajectory]:
+    """Return the first valid episode of each question, in their order."""
+    found: dict[tuple[str, str], Trajectory] = {}
+    for episode in episodes:
+        if episode.valid:
+            found.setdefault(_key(episode), episode)
+    return found
 
 
 def _key(trajectory: Trajectory) -> tuple[str, str]:

@@ -9,6 +9,7 @@ for a key, the nearest known one. Importing this module loads neither torch nor 
 
 from agentrl.config.base import ConfigError, Section
 from agentrl.config.engine import EndpointConfig, EngineConfig
+from agentrl.config.evaluation import EvaluationConfig
 from agentrl.config.loading import find_config, load_config, packaged_configs, parse_config, with_setting
 from agentrl.config.model import LoraSettings, ModelConfig
 from agentrl.config.retriever import IndexConfig, RerankConfig, RetrieverConfig
@@ -19,7 +20,6 @@ from agentrl.config.sections import (
     Config,
     DataConfig,
     DemonstrationSource,
-    EvaluationConfig,
     QuestionSet,
     RayConfig,
     RolloutConfig,

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from agentrl.config.base import ConfigError, PlugInOptions, Section
 from agentrl.config.engine import EngineConfig, device_problem, trainer_share
+from agentrl.config.evaluation import EvaluationConfig
 from agentrl.config.model import ModelConfig
 from agentrl.config.paths import DataPath, IndexPath, LocalPath, absolute
 from agentrl.config.retriever import RetrieverConfig
@@ -213,20 +214,6 @@ class AdvantagesConfig(Section):
         return self
 
 
-class EvaluationConfig(Section):
-    """Greedy decoding over `data.eval`, before and after training, and during it after `every` so many steps.
-
-    The step whose checkpoint scored best is kept, by the mean over sets of exact match, then of F1.
-    `ceiling` adds what a perfect searcher would score through the same retriever; see `agentrl.evaluation.ceiling`. It takes
-    questions with `metadata.supporting_titles` and `metadata.gold_passage_ids`.
-    """
-
-    before: bool = True
-    after: bool = True
-    every: int | None = Field(None, ge=1)
-    ceiling: bool = False
-
-
 class DemonstrationSource(Section):
     """Questions with gold passages and the index that their demonstrations search."""
 
@@ -253,8 +240,15 @@ class RayConfig(Section):
     address: str | None = None
 
 
+Logger = Literal["tensorboard", "wandb", "mlflow", "trackio", "jsonl"]
+"""Where the metrics of a run are shown: by the name of the Python package, and jsonl for `metrics.jsonl`."""
+
+
 class Config(Section):
-    """Everything that a run depends on. `cpu_config` names the config to use instead where there is no GPU."""
+    """Everything that a run depends on. `cpu_config` names the config to use instead where there is no GPU.
+
+    `logging` lists where metrics are shown beside `metrics.jsonl`, which every run writes; see `agentrl.training.loggers`.
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")
     seed: int = Field(0, ge=0, lt=2**32)
@@ -271,6 +265,7 @@ class Config(Section):
     advantages: AdvantagesConfig = AdvantagesConfig()
     training: TrainingConfig | None = None
     evaluation: EvaluationConfig = EvaluationConfig()
+    logging: list[Logger] = Field(default_factory=lambda: ["tensorboard"])
     warmstart: WarmStartConfig | None = None
     ray: RayConfig = RayConfig()
 
@@ -287,6 +282,13 @@ class Config(Section):
         if (problem := names_problem(rewards)) is not None:
             raise ValueError(problem)
         return rewards
+
+    @field_validator("logging")
+    @classmethod
+    def _has_each_logger_once(cls, loggers: list[Logger]) -> list[Logger]:
+        if len(set(loggers)) < len(loggers):
+            raise ValueError("name each logger once")
+        return loggers
 
     @model_validator(mode="after")
     def _possible(self) -> Self:

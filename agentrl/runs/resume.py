@@ -19,6 +19,7 @@ MAY_CHANGE = (
     "data.root",
     "engine",
     "evaluation",
+    "logging",
     "model.adapter",
     "ray",
     "retriever.cache",
@@ -56,7 +57,7 @@ def changed_settings(recorded: Config, given: Config, place: str) -> list[str]:
     Raises:
         RunError: if one of them must not be; the message names each.
     """
-    before, now = dict(_leaves(recorded.model_dump(mode="json"))), dict(_leaves(given.model_dump(mode="json")))
+    before, now = flat_settings(recorded), flat_settings(given)
     keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
     changes = {key: f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in keys}
     fixed = [key for key in keys if not any(key == free or key.startswith(f"{free}.") for free in MAY_CHANGE)]
@@ -113,6 +114,11 @@ def _scheduled(config: Config) -> Iterator[str]:
     for option, value in config.advantages.options.items():
         if isinstance(value, Mapping) and isinstance(make_rule(option, value), Schedule):
             yield f"advantages.options.{option}"
+
+
+def flat_settings(config: Config) -> dict[str, Any]:
+    """Return the settings of a configuration by dotted key, with numbers for the places in lists."""
+    return dict(_leaves(config.model_dump(mode="json")))
 
 
 def _leaves(tree: Any, key: str = "") -> Iterator[tuple[str, Any]]:

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from agentrl.evaluation.run import read_evaluation
+from agentrl.evaluation.run import Evaluation, read_evaluation
 from agentrl.runs import RunFolder, checkpoint_step
 from agentrl.runs.checkpoints import damage
 
+Score = Literal["exact_match", "f1"]
+"""The score that decides which checkpoint is the best, see `EvaluationConfig.best`."""
 
-def best_checkpoint(folder: RunFolder, until: int | None = None) -> Path | None:
+
+def rank(evaluation: Evaluation, score: Score) -> tuple[float, float]:
+    """Return what evaluations are compared by: the mean over sets of `score`, then of the other one."""
+    return (evaluation.em, evaluation.f1) if score == "exact_match" else (evaluation.f1, evaluation.em)
+
+
+def best_checkpoint(folder: RunFolder, score: Score, until: int | None = None) -> Path | None:
     """Return the checkpoint whose evaluation is the best, of those after at most `until` steps; None if none was evaluated.
 
-    The best has the highest mean over sets of exact match, then of F1; of several it is the oldest.
+    The best has the highest `rank`; of several it is the oldest.
 
     Raises:
         RunError: if the scores of an evaluation are damaged.
@@ -23,11 +31,11 @@ def best_checkpoint(folder: RunFolder, until: int | None = None) -> Path | None:
         step = checkpoint_step(path)
         evaluation = read_evaluation(folder, step) if until is None or step <= until else None
         if evaluation is not None:
-            found.append((evaluation.em, evaluation.f1, -step, path))
+            found.append((rank(evaluation, score), -step, path))
     return max(found)[-1] if found else None
 
 
-def step_to_go_back_to(folder: RunFolder, until: int) -> int:
+def step_to_go_back_to(folder: RunFolder, score: Score, until: int) -> int:
     """Return the step of the best checkpoint after at most `until` steps, else of the newest of these, else 0.
 
     A checkpoint that is not as it was written does not count.
@@ -35,7 +43,7 @@ def step_to_go_back_to(folder: RunFolder, until: int) -> int:
     Raises:
         RunError: if the scores of an evaluation are damaged.
     """
-    best = best_checkpoint(folder, until)
+    best = best_checkpoint(folder, score, until)
     if best is not None and damage(best) is None:
         return checkpoint_step(best)
     older = (path for path in folder.complete_checkpoints() if checkpoint_step(path) <= until)

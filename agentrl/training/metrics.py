@@ -12,7 +12,7 @@ from agentrl.advantages.episodes import length
 from agentrl.advantages.schedule import StratumRewards
 from agentrl.config import RewardConfig
 from agentrl.rewards import exact_match, penalty
-from agentrl.types import Trajectory, count_failures
+from agentrl.types import SEARCH, Trajectory, count_failures
 
 # Four tokens rarely repeat by chance, and a loop of a few words shows.
 _GRAM = 4
@@ -53,6 +53,11 @@ def batch_metrics(
         "seconds/search": sum(call.seconds for t in trajectories for call in t.searches)
         / max(1, sum(len(t.searches) for t in trajectories)),
     }
+    calls = [call for trajectory, _ in valid for call in trajectory.calls]
+    for tool, number in sorted(Counter(call.tool for call in calls if call.tool != SEARCH).items()):
+        metrics[f"calls/{tool}"] = number / len(valid)
+    if calls:
+        metrics["calls/refused"] = sum(bool(call.error) for call in calls) / len(calls)
     metrics |= {f"ends/{end}": number / count for end, number in sorted(ends.items())}
     metrics |= {f"failures/{cause}": float(number) for cause, number in count_failures(trajectories).items()}
     metrics["reward/penalty"] = float(np.mean([penalty(t, reward_settings) for t, _ in valid]))

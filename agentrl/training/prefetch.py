@@ -60,7 +60,7 @@ class Prefetch(Generic[T]):
                 self._changed.notify_all()
 
     def fail(self, error: BaseException) -> None:
-        """Have whoever takes a batch that is not made yet get `error` instead."""
+        """Have whoever takes a batch that is not made yet get `error` instead; no other batch is begun."""
         with self._changed:
             self._error = error
             self._changed.notify_all()
@@ -74,7 +74,7 @@ class Prefetch(Generic[T]):
             return self._made.pop(step)
 
     def _may_begin(self, step: int) -> bool:
-        return not self._paused and self._published >= step - 1 - self._max_staleness
+        return not self._paused and self._error is None and self._published >= step - 1 - self._max_staleness
 
     def _run(self) -> None:
         try:

@@ -16,6 +16,7 @@ from agentrl.data.inputs import (
     describe_inputs,
     evaluation_questions,
     file_sha256,
+    first_of_each_set,
     read_set,
 )
 from agentrl.data.stream import QuestionStream
@@ -28,9 +29,12 @@ from agentrl.quantization import check_quantization
 from agentrl.rollout.cluster import cluster
 from agentrl.rollout.pool import RolloutPool
 from agentrl.runs import RunFolder
+from agentrl.runs.folder import Evaluated
 from agentrl.runs.logs import logged
 from agentrl.training.checkpoints import learning_rate
+from agentrl.training.ending import stalled
 from agentrl.training.evaluating import evaluate_step
+from agentrl.training.loggers import Loggers, check_loggers
 from agentrl.training.memory import card_bytes, check_memory, store_bytes
 from agentrl.training.policy import saved_files
 from agentrl.training.process import TrainerProcess
@@ -65,6 +69,7 @@ def load_inputs(config: Config) -> Inputs:
             "leave it out"
         )
     require_trainable(config)
+    check_loggers(config)
     _check_adapter(config)
     check_index(config)
     sets = [(read_set(config.data, entry), entry) for entry in config.data.train]
@@ -166,11 +171,13 @@ class _Run:
         measures_ceiling = (
             settings.ceiling and bool(self.inputs.evaluation) and self.folder.read_evaluation("ceiling") is None
         )
-        trains = self.done < config.training.steps or not self.folder.trained.exists()
+        over = self.done >= config.training.steps or stalled(self.folder, settings, self.done) is not None
+        trains = not (over and self.folder.trained.exists())
+        if trains:
+            self.folder.forget_ending()
+        during = first_of_each_set(self.inputs.evaluation, settings.limit)
         with (
-            closing(
-                TrainerProcess(config, self.folder, self.inputs.questions, self.inputs.evaluation, resume=self.resume)
-            ) as trainer,
+            closing(TrainerProcess(config, self.folder, self.inputs.questions, during, resume=self.resume)) as trainer,
             cluster(
                 config,
                 lambda phase: self._tell(self.done, f"starting {phase}"),
@@ -194,10 +201,23 @@ class _Run:
             if measures_ceiling:
                 self._measure_ceiling(running.indexes)
             if settings.after and self.inputs.evaluation:
-                # The last step's weights were not published, and after a resume of a finished run none were.
-                running.pool.publish(config.training.steps, saved_files(config, self.folder.trained))
-                after = self._evaluate(running.pool, config.training.steps)
+                after = self._evaluate_trained(running.pool, anew=not trains)
         return before, after
+
+    def _evaluate_trained(self, pool: RolloutPool, *, anew: bool) -> Evaluation:
+        """Evaluate what training left on all questions, unless that was done during training and shall not be done `anew`."""
+        steps, ending = self.config.training.steps, self.folder.read_ending()
+        kept = steps if ending is None else ending["kept_step"]
+        limited = self.config.evaluation.limit is not None
+        found = None if anew or limited else read_evaluation(self.folder, kept)
+        if found is not None:
+            return found
+        # Engines load no version that is not newer, and may hold those of steps after the one that is kept.
+        pool.publish(kept if kept == steps else steps + 1, saved_files(self.config, self.folder.trained))
+        after = self._evaluate(pool, kept, recorded_as="after" if limited else kept)
+        with closing(Loggers(self.config, self.folder, self._notice)) as loggers:
+            loggers.log_evaluation(kept, after)
+        return after
 
     def _measure_ceiling(self, indexes: Sequence[Any]) -> None:
         total = len(self.inputs.evaluation)
@@ -211,9 +231,20 @@ class _Run:
         self.folder.write_evaluated("ceiling", ceiling.trajectories)
         self.folder.write_evaluation("ceiling", ceiling.to_dict())
 
-    def _evaluate(self, pool: RolloutPool, step: int, check: Callable[[], None] = lambda: None) -> Evaluation:
+    def _evaluate(
+        self,
+        pool: RolloutPool,
+        step: int,
+        check: Callable[[], None] = lambda: None,
+        recorded_as: Evaluated | None = None,
+    ) -> Evaluation:
         """Evaluate the engines' weights as those of `step`, and call `check`, which may raise, after each question."""
-        return evaluate_step(self.config, self.folder, pool, self.inputs.evaluation, step, self.on_progress, check)
+        return evaluate_step(
+            self.config, self.folder, pool, self.inputs.evaluation, step, self.on_progress, check, recorded_as
+        )
+
+    def _notice(self, line: str) -> None:
+        self.on_progress(Progress(self.done, "notice", 0, 0, notice=line))
 
     def _tell(self, step: int, message: str) -> None:
         self.on_progress(Progress(step, message, 0, 0))

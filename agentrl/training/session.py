@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
-import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -18,7 +17,6 @@ from typing import Any
 
 import torch
 from ray.exceptions import RayError
-from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainerCallback, set_seed
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import SaveStrategy
@@ -28,13 +26,15 @@ from agentrl.models import load_tokenizer, resolve_model
 from agentrl.progress import Progress
 from agentrl.quantization import check_quantization
 from agentrl.rollout.pool import RolloutPool
-from agentrl.runs import RunFolder, checkpoint_step
+from agentrl.runs import checkpoint_step
 from agentrl.training.callbacks import RateCallback, SavingCallback, StepCallback, is_evaluated
 from agentrl.training.checkpoints import best_checkpoint, learning_rate, step_to_go_back_to
+from agentrl.training.ending import Stalled, stalled, write_trained
 from agentrl.training.evaluating import evaluate_step
+from agentrl.training.loggers import Loggers
 from agentrl.training.loop import TrainSettings
 from agentrl.training.memory import peak_bytes
-from agentrl.training.policy import engine_files, frozen_copy, is_adapted, load_policy, save_policy
+from agentrl.training.policy import engine_files, frozen_copy, is_adapted, load_policy
 from agentrl.training.prefetch import Prefetch
 from agentrl.training.ranks import ALONE, FirstRankFailed, Ranks
 from agentrl.training.sampling import ScoredBatch, StepSampler
@@ -66,8 +66,6 @@ class TrainingSession:
         self._episodes = config.rollout.group_size * config.rollout.questions_per_step
         self._checkpoint = start_of(settings)
         done = checkpoint_step(self._checkpoint) if self._checkpoint else 0
-        # A step that is shown again would hide the one of the same number that counts.
-        self._tensorboard = SummaryWriter(str(folder.tensorboard), purge_step=done + 1)
         # Both come when training begins.
         self._pool: RolloutPool | None = None
         self._sampler: StepSampler | None = None
@@ -83,6 +81,8 @@ class TrainingSession:
         self._trainer = make_trainer(
             settings, ranks, sample=self.next_batch, on_trained=self.trained, callbacks=[StepCallback(self)]
         )
+        # Last, because they tell things at the step that the trainer has come to.
+        self._loggers = Loggers(config, folder, self._tell, first_step=done + 1)
 
     @property
     def _policy(self) -> Any:
@@ -101,8 +101,8 @@ class TrainingSession:
         """
         try:
             self._begin()
-            self._trainer.train(resume_from_checkpoint=str(self._checkpoint) if self._checkpoint else None)
-            self.save_policy()
+            reason = self._take_steps()
+            self.save_policy(reason)
             self._wake_engines()
         except RollBack:
             # Of the state that it leaves nothing is needed.
@@ -118,7 +118,7 @@ class TrainingSession:
             error.add_note(self.keep_state())
             raise
         finally:
-            self._tensorboard.close()
+            self._loggers.close()
 
     def _begin(self) -> None:
         """Wait for the pool to sample from, and from then on for the order to stop."""
@@ -127,8 +127,9 @@ class TrainingSession:
             raise TrainingStopped("the training was stopped before it began")
         history = self._folder.read_metrics()
         self._watch = Watch(self._config.training.watch, history)
-        before = read_evaluation(self._folder, 0)
-        if before is not None and not history:
+        before = None if history else read_evaluation(self._folder, 0, with_episodes=True)
+        if before is not None:
+            self._loggers.log_evaluation(0, before)
             self._forecast(before.em, "the exact match before training,")
         self._sampler = StepSampler(
             self._config,
@@ -141,6 +142,15 @@ class TrainingSession:
         )
         threading.Thread(target=self._await_stop, name="stop", daemon=True).start()
 
+    def _take_steps(self) -> str:
+        """Train until no more steps are to be taken, and return why."""
+        try:
+            self._trainer.train(resume_from_checkpoint=str(self._checkpoint) if self._checkpoint else None)
+        except Stalled as end:
+            self._tell(f"step {self.step}: {end}; training ends here, as evaluation.patience says")
+            return str(end)
+        return "its last step was taken"
+
     # One step, in the order in which it happens.
 
     def next_batch(self) -> ScoredBatch:
@@ -148,9 +158,11 @@ class TrainingSession:
 
         Raises:
             CollapseError, RollBack: if the watch found a collapse in the step before, and the run is to end for that.
+            Stalled: if evaluations say that the steps before were the last ones.
         """
         if self._collapse is not None:
             self._end_for(self._collapse)
+        self._check_progress()
         started = time.monotonic()
         self._wake_engines()
         # Engines run one stream at a time, and these weights must be evaluated before others are published.
@@ -160,6 +172,7 @@ class TrainingSession:
             published = time.monotonic()
             if evaluates:
                 self._evaluate()
+                self._check_progress()
         waiting = time.monotonic()
         self._waits_for_batch.set()
         batch = self._prefetch.take(self.step + 1)
@@ -209,8 +222,7 @@ class TrainingSession:
         self._whole = True
         # TRL draws the order of the next batch from them, and may be cut off after that.
         self._generators = _generators()
-        for name, value in metrics.items():
-            self._tensorboard.add_scalar(name, value, self.step)
+        self._loggers.log(self.step, metrics)
         self._show("step", self.step, self._config.training.steps, metrics)
         self._look_for_collapse(metrics)
 
@@ -226,9 +238,17 @@ class TrainingSession:
         result = evaluate_step(
             self._config, self._folder, self._pool, settings.evaluation, self.step, settings.events.put, self.check_stop
         )
-        best = best_checkpoint(self._folder)
-        so_far = ", the best so far" if best is not None and checkpoint_step(best) == self.step else ""
+        self._loggers.log_evaluation(self.step, result)
+        so_far = ", the best so far" if _best_step(settings) == self.step else ""
         self._tell(f"step {self.step}: exact match {result.em:.3f}, F1 {result.f1:.3f}{so_far}")
+
+    def _check_progress(self) -> None:
+        """Raise Stalled if the evaluations so far end the training."""
+        reason = stalled(self._folder, self._config.evaluation, self.step)
+        if reason is not None:
+            end = Stalled(reason)
+            self._prefetch.fail(end)
+            raise end
 
     def _look_for_collapse(self, metrics: Mapping[str, float]) -> None:
         if self.step == 1 and read_evaluation(self._folder, 0) is None:
@@ -247,23 +267,29 @@ class TrainingSession:
         """Raise what ends the run, or this part of it, for a collapse."""
         watch, backs = self._config.training.watch, len(self._folder.read_roll_backs())
         if watch.on_collapse == "roll_back" and backs < watch.max_roll_backs:
-            raise RollBack(reason, self.step, step_to_go_back_to(self._folder, self.step - watch.window))
+            target = step_to_go_back_to(self._folder, self._config.evaluation.best, self.step - watch.window)
+            raise RollBack(reason, self.step, target)
         times = f" after {backs} roll-backs" if backs else ""
         raise CollapseError(f"step {self.step}: {reason}; training.watch.on_collapse ends the run{times}")
 
     # What is left when training ends.
 
-    def save_policy(self) -> None:
-        """Write the adapter, or the model with its tokenizer, into the run folder, under another name until it is whole."""
-        whole = not is_adapted(self._policy)
-        folder = self._folder.model if whole else self._folder.adapter
-        partial = folder.with_name(f".{folder.name}.part")
-        for old in (partial, folder):
-            shutil.rmtree(old, ignore_errors=True)
-        save_policy(self._policy, partial, self._trainer.weights)
-        if whole:
-            self._trainer.processing_class.save_pretrained(partial)
-        partial.replace(folder)
+    def save_policy(self, reason: str) -> None:
+        """Write the weights that the run is to leave into its folder, with a note of why training is over."""
+        kept = self.step
+        if self._config.evaluation.keeps_best and self._settings.evaluation:
+            if self._folder.read_evaluation(self.step) is None:
+                self._wake_engines()
+                self.publish()
+                self._evaluate()
+            kept = _best_step(self._settings)
+        # First, because a run that has a trained policy is over.
+        self._folder.write_ending(self.step, kept, reason)
+        checkpoint = None if kept == self.step else self._folder.checkpoint(kept)
+        tokenizer = self._trainer.processing_class
+        write_trained(self._folder, self._policy, tokenizer, self._trainer.weights, checkpoint)
+        if checkpoint is not None:
+            self._tell(f"the run leaves the weights of step {kept}, its best")
 
     def keep_state(self) -> str:
         """Save the state of the last whole step, unless a checkpoint has it, and say in words where the newest state is."""
@@ -372,7 +398,7 @@ def make_trainer(
         optimizer=run_optimizer(config),
         on_trained=on_trained,
         keep_checkpoints=training.keep_checkpoints,
-        best=functools.partial(_best_step, settings.folder),
+        best=functools.partial(_best_step, settings),
         ranks=ranks,
         args=arguments,
         callbacks=[
@@ -399,8 +425,8 @@ def _first_rank_samples() -> ScoredBatch:
     raise RuntimeError("only the first trainer process samples")
 
 
-def _best_step(folder: RunFolder) -> int | None:
-    best = best_checkpoint(folder)
+def _best_step(settings: TrainSettings) -> int | None:
+    best = best_checkpoint(settings.folder, settings.config.evaluation.best)
     return None if best is None else checkpoint_step(best)
 
 

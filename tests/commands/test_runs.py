@@ -13,7 +13,7 @@ from rich.console import Console
 from agentrl.commands.runs import finish
 from agentrl.config import parse_config
 from agentrl.evaluation.run import Evaluation, score
-from agentrl.runs import RunFolder, new_checkpoint
+from agentrl.runs import RunFolder, new_checkpoint, read_trajectories
 from agentrl.types import Question
 
 
@@ -60,6 +60,20 @@ def test_the_best_checkpoint_and_what_a_run_went_back_for_are_shown(agentrl, fol
     _, out, _ = agentrl("runs", "show", folder.path)
     assert "best" not in out
     assert "rolled back  from step 3 to 2: the mean reward fell from 0.9 to 0.1\n" in out
+
+
+def test_where_a_run_ended_and_what_it_left_are_shown(agentrl, folder):
+    assert "ended" not in agentrl("runs", "show", folder.path)[1]
+    folder.write_ending(3, 2, "2 evaluations in a row were not better than the one after step 2")
+    folder.write_evaluation("after", folder.read_evaluation(0))
+    folder.write_evaluated("after", list(read_trajectories(folder.evaluated_file(0))))
+    _, out, _ = agentrl("runs", "show", folder.path)
+    assert (
+        "ended       after step 3: 2 evaluations in a row were not better than the one after step 2; it left the weights of "
+        "step 2\n"
+    ) in out
+    assert [line.split()[1] for line in out.splitlines() if line.startswith("demo")] == ["step", "step", "after"]
+    assert "of 1 questions 0 were wrong before and right after" in out
 
 
 def test_the_ceiling_of_a_run_is_shown_below_its_scores_and_drawn(agentrl, folder):

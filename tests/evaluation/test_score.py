@@ -104,6 +104,31 @@ def test_evaluation_is_greedy_once_a_question_and_keeps_the_order_of_the_sets():
     assert [row["dataset"] for row in result.to_dict()["sets"]] == ["nq", "hotpotqa"]
 
 
+def test_of_several_samples_a_question_has_their_mean_and_the_interval_is_over_questions():
+    questions = [Question(f"nq:{i}", "?", ("gold",), dataset="nq") for i in range(3)]
+    asked = []
+
+    class Pool:
+        def sample(self, requests, temperature, on_done, on_stall):
+            asked.append((temperature, [list(names) for _, names in requests]))
+            groups = []
+            for right, (question, names) in enumerate(requests):
+                answers = ["gold"] * right + ["no"] * (2 - right)
+                groups.append([make_episode(n, question, answer=a) for n, a in zip(names, answers, strict=True)])
+            broken = make_episode("x", questions[1], end=End.ENVIRONMENT_FAILURE)
+            groups[1][1] = broken
+            return groups
+
+    result = evaluate(Pool(), questions, max_failed_share=0.5, temperature=0.7, samples=2)
+    assert asked == [(0.7, [[f"eval/nq:{i}/0", f"eval/nq:{i}/1"] for i in range(3)])]
+    (scores,) = result.sets
+    # 0 of 2, the one that did not fail, and 2 of 2.
+    assert (scores.n, scores.failed, scores.em) == (3, 1, 2 / 3)
+    assert (scores.em_low, scores.em_high) == wilson(2.0, 3)
+    assert scores.causes == {"retriever": 1}
+    assert len(result.trajectories) == 6
+
+
 def test_an_evaluation_of_which_most_episodes_failed_is_an_error_and_no_score():
     questions = [Question(f"nq:{i}", "?", ("gold",), dataset="nq") for i in range(4)]
 

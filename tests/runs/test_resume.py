@@ -62,6 +62,10 @@ def test_what_does_not_touch_the_training_may_change(tmp_path, change):
     assert RunFolder.reopen(config(tmp_path, **change))[0].changes == []
 
 
+def test_loggers_may_change(tmp_path):
+    assert resume(tmp_path, {}, {"logging": ["jsonl"]}).changes == ["logging.0: 'tensorboard' -> 'jsonl'"]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -300,7 +300,9 @@ def test_weights_that_the_optimizer_had_begun_to_change_are_not_kept(model, tmp_
 def test_a_run_whose_adapter_could_not_be_written_writes_it_when_it_is_resumed(model, tmp_path, monkeypatch):
     config, second = make_config(model, tmp_path), Engines()
     with monkeypatch.context() as patch:
-        patch.setattr(session.TrainingSession, "save_policy", lambda self: (_ for _ in ()).throw(OSError("full")))
+        patch.setattr(
+            session.TrainingSession, "save_policy", lambda self, reason: (_ for _ in ()).throw(OSError("full"))
+        )
         with pytest.raises(TrainingFailed, match="full; --resume continues after step 4"):
             run(config, Engines())
     assert not RunFolder(config.folder).adapter.exists()

@@ -63,7 +63,7 @@ def test_steps_are_evaluated_with_their_own_weights_before_the_next_and_the_best
     folder = RunFolder(config.folder)
     assert folder.evaluated_steps() == [1, 2, 3, 4, 5]
     assert steps_kept(config) == [2, 6]
-    assert best_checkpoint(folder).name == "checkpoint-2"
+    assert best_checkpoint(folder, "exact_match").name == "checkpoint-2"
     assert notices(events)[1:] == [
         "step 1: exact match 0.250, F1 0.250, the best so far",
         "step 2: exact match 1.000, F1 1.000, the best so far",
@@ -193,22 +193,22 @@ def folder(tmp_path):
 
 
 def test_the_best_checkpoint_is_that_of_the_best_mean_over_sets_and_of_equal_ones_the_oldest(folder):
-    assert best_checkpoint(folder) is None
+    assert best_checkpoint(folder, "exact_match") is None
     scored(folder, 0, 1.0, 1.0)
     scored(folder, 4, 0.9, 0.1)
     scored(folder, 6, 0.5, 0.7)
     scored(folder, 8, 0.6, 0.6)
-    assert best_checkpoint(folder).name == "checkpoint-6"
-    assert best_checkpoint(folder, until=5).name == "checkpoint-4"
+    assert best_checkpoint(folder, "exact_match").name == "checkpoint-6"
+    assert best_checkpoint(folder, "exact_match", until=5).name == "checkpoint-4"
 
 
 def test_a_run_goes_back_to_the_best_checkpoint_else_the_newest_that_are_sound_and_old_enough(folder):
-    assert step_to_go_back_to(folder, 7) == 6
+    assert step_to_go_back_to(folder, "exact_match", 7) == 6
     scored(folder, 4, 0.5)
     scored(folder, 8, 0.9)
-    assert step_to_go_back_to(folder, 7) == 4
+    assert step_to_go_back_to(folder, "exact_match", 7) == 4
     (folder.checkpoints / "checkpoint-4" / "weights").write_text("x")
-    assert step_to_go_back_to(folder, 7) == 6
+    assert step_to_go_back_to(folder, "exact_match", 7) == 6
     (folder.checkpoints / "checkpoint-6" / "weights").unlink()
-    assert step_to_go_back_to(folder, 7) == 2
-    assert step_to_go_back_to(folder, 1) == 0
+    assert step_to_go_back_to(folder, "exact_match", 7) == 2
+    assert step_to_go_back_to(folder, "exact_match", 1) == 0
