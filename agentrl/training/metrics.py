@@ -57,7 +57,7 @@ def batch_metrics(
     for tool, number in sorted(Counter(call.tool for call in calls if call.tool != SEARCH).items()):
         metrics[f"calls/{tool}"] = number / len(valid)
     if calls:
-        metrics["calls/refused"] = sum(bool(call.error) for call in calls) / len(calls)
+        metrics["refused/share"] = sum(bool(call.error) for call in calls) / len(calls)
     metrics |= {f"ends/{end}": number / count for end, number in sorted(ends.items())}
     metrics |= {f"failures/{cause}": float(number) for cause, number in count_failures(trajectories).items()}
     metrics["reward/penalty"] = float(np.mean([penalty(t, reward_settings) for t, _ in valid]))

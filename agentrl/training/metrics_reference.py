@@ -155,7 +155,7 @@ CHAPTERS = (
                 "near 0: the policy does not use the tool",
             ),
             Metric(
-                ("calls/refused",),
+                ("refused/share",),
                 "share",
                 "calls of any tool that it refused, or that were stopped",
                 "near 1: the model does not know how to call the tool, or the tool is down",

@@ -109,7 +109,7 @@ def test_of_several_samples_a_question_has_their_mean_and_the_interval_is_over_q
     asked = []
 
     class Pool:
-        def sample(self, requests, temperature, on_done, on_stall):
+        def sample(self, requests, temperature, on_done, on_stall, rewarded):
             asked.append((temperature, [list(names) for _, names in requests]))
             groups = []
             for right, (question, names) in enumerate(requests):

@@ -13,7 +13,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 
 # Everything that adds metrics of its own and goes together.
 SECTIONS = {
-    "reward": {"length": {"limit": 8, "cache": 8}},
+    "reward": [{"kind": "exact_match"}, {"kind": "length", "options": {"limit": 8, "cache": 8}}],
     "advantages": {"options": {"alpha": {"start": 1.0, "end": 0.5}}, "selection": {"enabled": True}},
 }
 TRAINING = {
@@ -24,8 +24,16 @@ TRAINING = {
     "mask_overlong": True,
 }
 
-# Of workers and of estimators that learn, which this run has none of.
-ELSEWHERE = {"rollout/restarts", "rollout/retried_groups", "estimator/NAME"}
+# Of workers, which also score, of tools other than search, and of estimators that learn: this run has none of them.
+ELSEWHERE = {
+    "rollout/restarts",
+    "rollout/retried_groups",
+    "estimator/NAME",
+    "rewards/NAME",
+    "rewards/NAME/PART",
+    "calls/TOOL",
+    "refused/share",
+}
 
 
 def test_the_page_is_the_one_that_code_makes():
@@ -58,7 +66,7 @@ def test_a_word_in_capitals_stands_for_whatever_is_there(name, known_as):
     assert known_as in described(name).names
 
 
-@pytest.mark.parametrize("name", ["strata//share", "rewards/mean", "lossy", "ends/"])
+@pytest.mark.parametrize("name", ["strata//share", "reward/means", "lossy", "ends/"])
 def test_another_name_is_not_described(name):
     assert described(name) is None
 
