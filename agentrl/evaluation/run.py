@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
-from agentrl.runs import RunError, RunFolder, read_trajectories
+from agentrl.runs import RunError, RunFolder
 from agentrl.runs.folder import Evaluated
 from agentrl.scores import exact_match, f1, wilson
 from agentrl.types import Question, Trajectory, check_failures
@@ -74,25 +74,13 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / max(1, len(values))
 
 
-def read_evaluation(folder: RunFolder, after: Evaluated, *, with_episodes: bool = False) -> Evaluation | None:
-    """Return an evaluation of a run, by default without its episodes, or None if there was none.
-
-    Raises:
-        RunError: if it is damaged.
-        OSError: if the episodes cannot be read.
-    """
+def read_evaluation(folder: RunFolder, after: Evaluated) -> Evaluation | None:
+    """Return an evaluation of a run, without its episodes, or None if there was none. Raises RunError if it is damaged."""
     recorded = folder.read_evaluation(after)
-    if recorded is None:
-        return None
     try:
-        scores = Evaluation.from_dict(recorded)
+        return None if recorded is None else Evaluation.from_dict(recorded)
     except TypeError as error:
         raise RunError(f"{folder.evaluations}: damaged scores of evaluation {after}: {error}") from error
-    return (
-        replace(scores, trajectories=tuple(read_trajectories(folder.evaluated_file(after))))
-        if with_episodes
-        else scores
-    )
 
 
 def evaluate(

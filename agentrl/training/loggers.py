@@ -11,7 +11,7 @@ import importlib.util
 import os
 import socket
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol
@@ -56,20 +56,29 @@ def evaluation_metrics(evaluation: Evaluation) -> dict[str, float]:
     return metrics
 
 
-def episode_rows(trajectories: Sequence[Trajectory]) -> list[dict[str, Any]]:
-    """Return episodes as rows of a table: all of them, or 50 at even distances, so that each set is there."""
-    step = -(-len(trajectories) // _MOST_EPISODES) or 1
-    return [
-        {
-            "question": episode.question.text,
-            "gold": " | ".join(episode.question.golden_answers),
-            "answer": episode.answer or "",
-            "exact_match": exact_match(episode.answer, episode.question.golden_answers) if episode.answer else 0.0,
-            "searches": len(episode.searches),
-            "text": "".join(turn.text + turn.observation for turn in episode.turns),
-        }
-        for episode in trajectories[::step]
-    ]
+def episode_rows(trajectories: Iterable[Trajectory]) -> list[dict[str, Any]]:
+    """Return episodes as rows of a table: at most 50, at even distances, so that each set is there."""
+    rows: list[dict[str, Any]] = []
+    distance = 1
+    # A large evaluation is read once and never held.
+    for number, episode in enumerate(trajectories):
+        if number % distance == 0:
+            rows.append(_row(episode))
+            if len(rows) > _MOST_EPISODES:
+                rows, distance = rows[::2], 2 * distance
+    return rows
+
+
+def _row(episode: Trajectory) -> dict[str, Any]:
+    golds, answer = episode.question.golden_answers, episode.answer
+    return {
+        "question": episode.question.text,
+        "gold": " | ".join(golds),
+        "answer": "" if answer is None else answer,
+        "exact_match": 0.0 if answer is None else exact_match(answer, golds),
+        "searches": len(episode.searches),
+        "text": "".join(turn.text + turn.observation for turn in episode.turns),
+    }
 
 
 class Loggers:
@@ -101,9 +110,13 @@ class Loggers:
         """Show the metrics of a step."""
         self._each(lambda logger: logger.log(step, metrics))
 
-    def log_evaluation(self, step: int, evaluation: Evaluation) -> None:
-        """Show the scores of an evaluation after `step` steps as `eval/…`, and some of its episodes as a table."""
-        scores, rows = evaluation_metrics(evaluation), episode_rows(evaluation.trajectories)
+    def log_evaluation(self, step: int, evaluation: Evaluation, episodes: Iterable[Trajectory] | None = None) -> None:
+        """Show the scores of an evaluation after `step` steps as `eval/…`, and some of its episodes as a table.
+
+        `episodes` are those of an evaluation that does not hold them itself.
+        """
+        scores = evaluation_metrics(evaluation)
+        rows = episode_rows(evaluation.trajectories if episodes is None else episodes)
         self._each(lambda logger: logger.log_evaluation(step, scores, rows))
 
     def close(self) -> None:

@@ -26,7 +26,7 @@ from agentrl.models import load_tokenizer, resolve_model
 from agentrl.progress import Progress
 from agentrl.quantization import check_quantization
 from agentrl.rollout.pool import RolloutPool
-from agentrl.runs import checkpoint_step
+from agentrl.runs import checkpoint_step, read_trajectories
 from agentrl.training.callbacks import RateCallback, SavingCallback, StepCallback, is_evaluated
 from agentrl.training.checkpoints import best_checkpoint, learning_rate, step_to_go_back_to
 from agentrl.training.ending import Stalled, stalled, write_trained
@@ -127,9 +127,9 @@ class TrainingSession:
             raise TrainingStopped("the training was stopped before it began")
         history = self._folder.read_metrics()
         self._watch = Watch(self._config.training.watch, history)
-        before = None if history else read_evaluation(self._folder, 0, with_episodes=True)
-        if before is not None:
-            self._loggers.log_evaluation(0, before)
+        before = read_evaluation(self._folder, 0)
+        if before is not None and not history:
+            self._loggers.log_evaluation(0, before, read_trajectories(self._folder.evaluated_file(0)))
             self._forecast(before.em, "the exact match before training,")
         self._sampler = StepSampler(
             self._config,

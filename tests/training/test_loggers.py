@@ -172,7 +172,11 @@ def test_a_run_shows_the_metrics_of_metrics_jsonl_and_its_evaluations_and_trains
     packages,
     model,  # noqa: F811
     tmp_path,
+    monkeypatch,
 ):
+    # TRL imports it once, if it is there then, and looks again later.
+    for module in ("base_trainer", "grpo_trainer"):
+        monkeypatch.setattr(f"trl.trainer.{module}.wandb", packages("wandb"), raising=False)
     plain = make_training(model, tmp_path / "plain", steps=3)
     tree = plain.model_dump(mode="json") | {"run_dir": str(tmp_path), "logging": list(PACKAGES)}
     tree["evaluation"]["every"] = 2
@@ -198,6 +202,18 @@ def test_a_run_shows_the_metrics_of_metrics_jsonl_and_its_evaluations_and_trains
         ]
         assert [values["train/global_step"] for values in logged] == [1, 2, 2, 3]
     assert equal(final_weights(config), final_weights(plain))
+
+
+def test_the_evaluation_before_training_is_shown_at_step_0(model, tmp_path):  # noqa: F811
+    config, evaluation = make_training(model, tmp_path, steps=1), make_evaluation()
+    folder = RunFolder.create(config)
+    folder.write_evaluated(0, evaluation.trajectories)
+    folder.write_evaluation(0, evaluation.to_dict())
+    folder.close()
+    run(config, Evaluated({}), resume=True)
+    events = EventAccumulator(str(folder.tensorboard))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("eval/exact_match")] == [(0, 0.75)]
 
 
 def test_a_logger_that_fails_is_told_once_and_the_others_go_on(packages, tmp_path):

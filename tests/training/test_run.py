@@ -14,6 +14,7 @@ import pytest
 from fakes import make_episode
 from ray.exceptions import RayActorError
 from ray.train.v2.api.exceptions import WorkerGroupError
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from agentrl.config import ConfigError, parse_config
 from agentrl.evaluation.run import Evaluation, SetResult
@@ -308,6 +309,9 @@ def test_a_run_whose_evaluations_end_it_starts_no_trainer_and_asks_all_questions
     assert folder.read_evaluation("after") == {"sets": []}
     assert folder.read_evaluation(1)["sets"][0]["n"] == 2
     assert folder.read_ending()["kept_step"] == 1
+    shown = EventAccumulator(str(folder.tensorboard))
+    shown.Reload()
+    assert [event.step for event in shown.Scalars("eval/exact_match")] == [1]
 
 
 def test_a_run_that_ended_goes_on_with_more_patience_and_forgets_that_it_had_ended(deciding, trainer):
