@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from agentrl.config.base import ConfigError, PlugInOptions, Section
 from agentrl.config.engine import EngineConfig, device_problem, trainer_share
@@ -62,6 +62,10 @@ class ToolConfig(Section):
     @classmethod
     def _by_name(cls, tree: Any) -> Any:
         return {"kind": tree} if isinstance(tree, str) else tree
+
+    @model_serializer(mode="wrap")
+    def _shortest(self, write: SerializerFunctionWrapHandler) -> dict[str, Any] | str:
+        return self.kind if self == ToolConfig(kind=self.kind) else write(self)
 
     @field_validator("kind")
     @classmethod

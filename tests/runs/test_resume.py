@@ -73,7 +73,7 @@ def test_loggers_may_change(tmp_path):
         ({"training__learning_rate": 1e-3}, r"training\.learning_rate: 1e-05 -> 0\.001"),
         ({"advantages__options__alpha": 1}, r"advantages\.options\.alpha: 0\.5 -> 1"),
         ({"data__train": [{"path": "q.jsonl"}]}, r"data\.train\.0\.path: None -> 'q\.jsonl'"),
-        ({"agent__tools": ["search", "open"]}, r"agent\.tools\.1\.kind: None -> 'open'"),
+        ({"agent__tools": ["search", "open"]}, r"agent\.tools\.1: None -> 'open'"),
         ({"retriever__index": "other"}, r"retriever\.index: 'index' -> 'other'"),
         ({"training__steps": 3}, r"training\.steps can grow .* 3 is less than 4"),
     ],
