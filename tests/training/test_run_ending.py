@@ -27,7 +27,7 @@ def deciding(evaluates, monkeypatch):  # noqa: F811
             done.published.append(version)
 
     @contextmanager
-    def cluster(config, on_phase, *, beside, logs, store_bytes):
+    def cluster(settings, on_phase, *, beside, logs, store_bytes):
         if beside is not None:
             beside.start()
         yield SimpleNamespace(pool=Pool("pool"), indexes=())
@@ -37,7 +37,7 @@ def deciding(evaluates, monkeypatch):  # noqa: F811
         return Evaluation((), ())
 
     monkeypatch.setattr("agentrl.training.run.cluster", cluster)
-    monkeypatch.setattr("agentrl.training.run.saved_files", lambda config, folder: {})
+    monkeypatch.setattr("agentrl.training.run.saved_files", lambda settings, folder: {})
     monkeypatch.setattr("agentrl.training.evaluating.evaluate", evaluate)
     return done
 
