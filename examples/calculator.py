@@ -1,17 +1,18 @@
 """A tool of several arguments: `agent.tools: [search, "calculator:Calculator"]`."""
 
+from operator import add, mul, sub, truediv
+
 from agentrl.agent.tools import ToolError
 
 
 class Calculator:
     name, description = "calculator", "Work out what two numbers make."
-    parameters = {
-        "type": "object",
-        "properties": {"a": {"type": "number"}, "sign": {"enum": ["+", "-", "*", "/"]}, "b": {"type": "number"}},
-        "required": ["a", "sign", "b"],
-    }
+    signs, number = {"+": add, "-": sub, "*": mul, "/": truediv}, {"type": "number"}
+    properties = {"a": number, "sign": {"enum": list(signs)}, "b": number}
+    parameters = {"type": "object", "properties": properties, "required": list(properties)}
 
     async def call(self, a: float, sign: str, b: float) -> str:
-        if sign == "/" and b == 0:
-            raise ToolError("nothing can be divided by 0")
-        return f"{ {'+': a + b, '-': a - b, '*': a * b, '/': a / (b or 1)}[sign]:g}"
+        try:
+            return f"{self.signs[sign](a, b):g}"
+        except (ZeroDivisionError, OverflowError) as error:
+            raise ToolError(str(error)) from error

@@ -11,11 +11,12 @@ class Notebook:
         "required": ["key"],
     }
 
+    def __init__(self) -> None:
+        self.notes = {}
+
     @asynccontextmanager
     async def episode(self, question):
-        page = Notebook()
-        page.notes = {}
-        yield page
+        yield Notebook()
 
     async def call(self, key: str, value: str | None = None) -> str:
         if value is not None:

@@ -156,13 +156,21 @@ class Agent:
             _OutOfTimeError: if they are over and the policy's generations did not take more than half of them.
         """
         deadline = asyncio.timeout(timeout)
+        failed: Exception | None = None
         try:
             async with deadline, self.tools.episode(question) as tools:
-                return await self._play(course, tools)
+                try:
+                    return await self._play(course, tools, deadline)
+                except Exception as error:
+                    failed = error
+                    raise
         # Code that is cancelled may turn that into an exception of its own, and users raise TimeoutError too.
         except Exception:
             if not deadline.expired():
                 raise
+        # The clean-up of a tool can swallow what passes through it.
+        if failed is not None and not deadline.expired():
+            raise failed
         if not course.turns:
             raise _OutOfTimeError(f"the engine completed no turn within the episode's {timeout:g} s")
         if course.generating <= timeout / 2:
@@ -171,8 +179,8 @@ class Agent:
             )
         return End.TIMED_OUT
 
-    async def _play(self, course: _Course, tools: EpisodeTools) -> End:
-        """Play turn after turn until the episode ends; return how it did."""
+    async def _play(self, course: _Course, tools: EpisodeTools, deadline: asyncio.Timeout) -> End:
+        """Play turn after turn until the episode ends; return how it did. Raises TimeoutError after the deadline."""
         config, protocol, codec, turns = self.config, self.protocol, self.codec, course.turns
         ids = list(course.prompt)
         calls = mistakes = 0
@@ -205,6 +213,9 @@ class Agent:
             else:
                 calls += 1
                 result, call = await tools.call(action)
+                # It passes once, and a tool may go on although it was cancelled.
+                if deadline.expired():
+                    raise TimeoutError
                 made = (call,)
                 observation = protocol.observation(result, tools.most_tokens(action, limit), ended)
             observation_ids = codec.encode(observation)

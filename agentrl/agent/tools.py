@@ -21,6 +21,8 @@ from retrievers.names import describe_exception
 
 # A name stands in tags and in JSON.
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
+# What a schema of arguments may have at its top: with more, arguments could fit it that are none of its properties.
+_KEYWORDS = {"type", "properties", "required", "additionalProperties", "description", "title", "$defs", "$schema"}
 _KINDS = {
     "string": "a text",
     "integer": "a whole number",
@@ -29,6 +31,8 @@ _KINDS = {
     "array": "a list",
     "object": "an object",
 }
+# The most characters of a schema that a mistake quotes, and of a refusal that a record keeps.
+_SHOWN, _RECORDED = 200, 1000
 # The tags of protocols, and what an action is that calls no tool.
 _TAKEN = (ANSWER, INVALID, "think", "information", "tool_call", "tool_response", "tools")
 
@@ -73,9 +77,9 @@ class ToolSpec:
 
     @property
     def argument(self) -> str | None:
-        """The name of the one text that the tool takes, or None if it takes anything else."""
-        properties = self.parameters.get("properties", {})
-        texts = [name for name, schema in properties.items() if schema.get("type") == "string"]
+        """The name of the one text that the tool takes and needs, or None if it takes anything else."""
+        properties, needed = self.parameters.get("properties", {}), self.parameters.get("required", ())
+        texts = [name for name, schema in properties.items() if schema.get("type") == "string" and name in needed]
         return texts[0] if len(texts) == len(properties) == 1 else None
 
     @property
@@ -99,7 +103,10 @@ class ToolSpec:
                 return f"{self.name} takes one argument, {self.argument}"
             named = (name if name in needed else f"{name} (not needed)" for name in known)
             return f"{self.name} takes {', '.join(named) or 'no argument'}"
-        error = next(self._validator.iter_errors(arguments), None)
+        try:
+            error = next(self._validator.iter_errors(arguments), None)
+        except RecursionError:
+            return f"what {self.name} is called with is nested too deep"
         if error is None:
             return None
         path = list(error.absolute_path)
@@ -107,7 +114,8 @@ class ToolSpec:
         if error.validator == "type" and len(path) == 1:
             kind = error.validator_value
             return f"{what} is not {_KINDS.get(kind, kind) if isinstance(kind, str) else ' or '.join(kind)}"
-        return f"{what} does not fit its schema, {json.dumps({error.validator: error.validator_value}, ensure_ascii=False)}"
+        rule = json.dumps({error.validator: error.validator_value}, ensure_ascii=False)
+        return f"{what} does not fit its schema, {rule if len(rule) <= _SHOWN else rule[:_SHOWN] + '…'}"
 
     @cached_property
     def _validator(self) -> Any:
@@ -188,10 +196,17 @@ def spec_of(tool: Any, where: str) -> ToolSpec:
             f"agent.tools: the name of {where} is {tool.name!r}; it must be lower case letters, digits and underscores, and "
             f"none of {', '.join(_TAKEN)}"
         )
+    if tool.name in TOOLS and not isinstance(tool, Search | Open) and tool not in (Search, Open):
+        raise ConfigError(
+            f"agent.tools: {where} has the name of a packaged tool, {tool.name}, whose calls are counted and described as "
+            "searches; give it another name, or put it behind `search` as a retriever of your own (retriever.target)"
+        )
     if not isinstance(tool.description, str) or not tool.description.strip():
         raise ConfigError(f"agent.tools: {where} has an empty `description`, by which the model knows the tool")
     _check_schema(tool.parameters, where)
-    _check_call(tool.call, tool.parameters, where, of_class=isinstance(tool, type))
+    _check_call(tool, where)
+    if inspect.isasyncgenfunction(getattr(tool, "episode", None)):
+        raise ConfigError(f"agent.tools: `episode` of {where} must be an @asynccontextmanager (of contextlib)")
     return ToolSpec(tool.name, tool.description, tool.parameters)
 
 
@@ -204,10 +219,14 @@ def describe_tools(settings: Sequence[ToolConfig]) -> list[ToolSpec]:
     found = []
     for setting in settings:
         tool: Any = find_tool(setting.kind)
-        if not all(hasattr(tool, part) for part in ("name", "description", "parameters")):
-            tool = _made(tool, setting)
-        found.append(spec_of(tool, setting.kind))
+        found.append(spec_of(tool if describes_itself(tool) else _made(tool, setting), setting.kind))
     return found
+
+
+def describes_itself(kind: Any) -> bool:
+    """Whether a class says all that `Tool` demands, and not only the tools that are made of it."""
+    name, description, parameters = (getattr(kind, part, None) for part in ("name", "description", "parameters"))
+    return isinstance(name, str) and isinstance(description, str) and isinstance(parameters, Mapping)
 
 
 def _check_schema(parameters: Any, where: str) -> None:
@@ -218,15 +237,53 @@ def _check_schema(parameters: Any, where: str) -> None:
         raise ConfigError(f'agent.tools: the `parameters` of {where} must be a JSON schema of "type": "object"')
     try:
         Draft202012Validator.check_schema(parameters)
+        json.dumps(parameters)
     except SchemaError as error:
         raise ConfigError(f"agent.tools: the `parameters` of {where} are no JSON schema: {error.message}") from error
+    except TypeError as error:
+        raise ConfigError(f"agent.tools: the `parameters` of {where} cannot be written as JSON: {error}") from error
+    more = sorted(parameters.keys() - _KEYWORDS)
+    if more:
+        raise ConfigError(
+            f"agent.tools: the `parameters` of {where} have {more[0]} beside their properties; name every argument under "
+            f'"properties" (at the top there can be {", ".join(sorted(_KEYWORDS))})'
+        )
+    properties = parameters.get("properties", {})
+    unnamed = sorted(set(parameters.get("required", ())) - properties.keys())
+    if unnamed:
+        raise ConfigError(
+            f"agent.tools: the `parameters` of {where} require {unnamed[0]}, which is none of their properties"
+        )
+    if not all(isinstance(schema, Mapping) for schema in properties.values()):
+        raise ConfigError(f"agent.tools: the `parameters` of {where} must describe each property by an object")
+    missing = sorted(ref for ref in _references(parameters) if not _leads_somewhere(ref, parameters))
+    if missing:
+        raise ConfigError(f"agent.tools: the `parameters` of {where} refer to {missing[0]}, which is not there")
 
 
-def _check_call(call: Any, parameters: Mapping[str, Any], where: str, *, of_class: bool) -> None:
-    if not inspect.iscoroutinefunction(call):
+def _references(schema: Any) -> set[str]:
+    """Return what a schema and those in it refer to."""
+    if isinstance(schema, Mapping):
+        own = {schema["$ref"]} if isinstance(schema.get("$ref"), str) else set()
+        return own.union(*map(_references, schema.values()))
+    return set().union(*map(_references, schema)) if isinstance(schema, list | tuple) else set()
+
+
+def _leads_somewhere(reference: str, schema: Any) -> bool:
+    """Whether a reference names a part of this schema, by its place such as `#/$defs/size`."""
+    place, *path = reference.split("/")
+    for part in path:
+        schema = schema.get(part) if isinstance(schema, Mapping) else None
+    return place == "#" and isinstance(schema, Mapping | bool)
+
+
+def _check_call(tool: Any, where: str) -> None:
+    if not inspect.iscoroutinefunction(tool.call):
         raise ConfigError(f"agent.tools: `call` of {where} must be `async def`")
-    signature = inspect.signature(call)
-    itself = (None,) if of_class else ()
+    signature, parameters = inspect.signature(tool.call), tool.parameters
+    # Looked up on a class, a plain function still takes the tool itself.
+    bound = not isinstance(tool, type) or isinstance(inspect.getattr_static(tool, "call"), staticmethod | classmethod)
+    itself = () if bound else (None,)
     names, required = parameters.get("properties", {}), parameters.get("required", ())
     try:
         for arguments in (names, required):
@@ -261,9 +318,18 @@ class Toolbox:
         async with AsyncExitStack() as stack:
             tools = {}
             for tool, spec, setting in zip(self._tools, self.specs, self._settings, strict=True):
-                begin: Callable[[Question], AbstractAsyncContextManager[Tool]] | None = getattr(tool, "episode", None)
-                own = tool if begin is None else await stack.enter_async_context(begin(question))
-                tools[spec.name] = _Ready(own, spec, setting)
+                begin: Callable[[Question], AbstractAsyncContextManager[Tool | None]] | None = getattr(
+                    tool, "episode", None
+                )
+                own = None
+                if begin is not None:
+                    manager = begin(question)
+                    if not hasattr(manager, "__aenter__"):
+                        raise TypeError(
+                            f"agent.tools: `episode` of {setting.kind} must be an @asynccontextmanager (of contextlib)"
+                        )
+                    own = await stack.enter_async_context(manager)
+                tools[spec.name] = _Ready(tool if own is None else own, spec, setting)
             yield EpisodeTools(tools)
 
 
@@ -286,15 +352,29 @@ class _Ready:
     setting: ToolConfig
 
 
+def _is_sound(hit: Any) -> bool:
+    return (
+        isinstance(hit, Hit)
+        and isinstance(hit.id, str)
+        and isinstance(hit.contents, str)
+        and isinstance(hit.score, int | float)
+    )
+
+
 class EpisodeTools:
     """The tools of one episode."""
 
     def __init__(self, tools: Mapping[str, _Ready]) -> None:
         self._tools = tools
 
+    def _ready(self, action: Action) -> _Ready:
+        if action.kind not in self._tools:
+            raise KeyError(f"the protocol asked for the tool {action.kind!r}; there is {', '.join(self._tools)}")
+        return self._tools[action.kind]
+
     def most_tokens(self, action: Action, limit: int) -> int:
         """Return how many tokens the result of a call may have, where the episode has room for `limit`."""
-        most = self._tools[action.kind].setting.max_tokens
+        most = self._ready(action).setting.max_tokens
         return limit if most is None else min(limit, most)
 
     async def call(self, action: Action) -> tuple[str | Sequence[Hit], ToolCall]:
@@ -302,35 +382,39 @@ class EpisodeTools:
 
         Raises:
             RetrieverError: if a retriever failed.
+            KeyError: if the protocol asks for a tool that there is not.
             TypeError: if the tool returned neither text nor hits.
             Exception: whatever else the tool raises.
         """
-        ready = self._tools[action.kind]
+        ready = self._ready(action)
         arguments, one = dict(action.arguments), ready.spec.argument
         if one is not None and not arguments:
             arguments = {one: action.argument}
         now = asyncio.get_running_loop().time
         started, seconds = now(), ready.setting.timeout_seconds
         deadline = asyncio.timeout(seconds)
-        error = ""
+        error, too_late = "", ready.setting.on_error or f"The call was stopped after {seconds or 0:g} seconds."
         result: str | Sequence[Hit]
         try:
             async with deadline:
                 result = await ready.tool.call(**arguments)
+            # Code that is cancelled may go on all the same.
+            if deadline.expired():
+                result = error = too_late
         except ToolError as refusal:
             result = error = ready.setting.on_error or str(refusal) or "The call failed."
         # Code that is cancelled may turn that into an exception of its own, and users raise TimeoutError too.
         except Exception:
             if not deadline.expired():
                 raise
-            result = error = ready.setting.on_error or f"The call was stopped after {seconds:g} seconds."
+            result = error = too_late
         took = now() - started
         if isinstance(result, str):
-            return result, ToolCall(ready.spec.name, arguments, took, error=error)
-        if not isinstance(result, Sequence) or not all(isinstance(hit, Hit) for hit in result):
+            return result, ToolCall(ready.spec.name, arguments, took, error=error[:_RECORDED])
+        if not isinstance(result, Sequence) or not all(map(_is_sound, result)):
             raise TypeError(
                 f"the tool {ready.spec.name} ({ready.setting.kind}) returned {type(result).__name__}, and must return a text "
-                "or a list of retrievers.base.Hit"
+                "or a list of retrievers.base.Hit, whose id and contents are texts and whose score is a number"
             )
         ids, scores = tuple(hit.id for hit in result), tuple(hit.score for hit in result)
         return result, ToolCall(ready.spec.name, arguments, took, ids, scores)

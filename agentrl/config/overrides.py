@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel
 
 from agentrl.config.base import ConfigError
-from agentrl.config.sections import Config
+from agentrl.config.sections import Config, ToolConfig
 from agentrl.config.yaml12 import parse_value
 
 
@@ -51,7 +51,13 @@ def _parse(key: str, value: str, override: str) -> Any:
 
 def _child(node: Any, part: str, path: str, override: str) -> Any:
     if isinstance(node, list):
-        return node[_position(node, part, path, override)]
+        position = _position(node, part, path, override)
+        if isinstance(node[position], str) and ToolConfig in _kinds_at(path.split(".")):
+            # A tool that stands there by its name alone.
+            node[position] = {"kind": node[position]}
+        if not isinstance(node[position], (dict, list)):
+            raise ConfigError(f"override {override!r}: `{path}` is a single value, not a section")
+        return node[position]
     child = node.get(part)
     if child is None:
         child = node[part] = {}

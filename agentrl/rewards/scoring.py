@@ -54,6 +54,9 @@ class Rewards:
                 for reward in self._rewards:
                     under_way = reward
                     earned = await _call(reward, trajectory)
+                    # Code that is cancelled may go on all the same.
+                    if deadline.expired():
+                        raise TimeoutError
                     total += reward.weight * earned.value
                     named = {f"{reward.name}/{name}": value for name, value in earned.named.items()}
                     parts |= named or {reward.name: earned.value}

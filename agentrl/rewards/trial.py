@@ -9,6 +9,7 @@ import sysconfig
 import threading
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 from agentrl.config import RewardConfig
 from agentrl.rewards.base import RewardError
@@ -19,8 +20,11 @@ MADE_QUESTION = Question("made-up", "Which city is the capital of Japan?", ("Tok
 """Stands in where a config names no question file that is there."""
 
 
+_WRONG = "an answer that nobody would accept"
+
+
 def made_episodes(question: Question) -> dict[str, Trajectory]:
-    """Return an episode that searched and answered rightly, and one that had no turn left to answer, by what to call them."""
+    """Return episodes that searched and answered rightly, wrongly, and not at all, by what to call them."""
     search = ToolCall(SEARCH, {"query": question.text}, 0.1, ("made-up-1",), (1.0,))
     text = f"<search> {question.text} </search>"
     found = Turn(
@@ -35,9 +39,13 @@ def made_episodes(question: Question) -> dict[str, Trajectory]:
     )
     answer = question.golden_answers[0]
     said = Turn((6, 7), (-0.1, -0.2), f"<answer> {answer} </answer>", Action(ANSWER, answer), 0)
+    wrong = Turn((6, 7), (-0.1, -0.2), f"<answer> {_WRONG} </answer>", Action(ANSWER, _WRONG), 0)
     more = Turn((6, 7), (-0.1, -0.2), text, Action(SEARCH, question.text), 0)
     return {
         "with an answer": Trajectory("made/0", question, (0,), (found, said), End.ANSWERED, answer=answer, seconds=1.0),
+        "with a wrong answer": Trajectory(
+            "made/2", question, (0,), (found, wrong), End.ANSWERED, answer=_WRONG, seconds=1.0
+        ),
         "without an answer": Trajectory("made/1", question, (0,), (found, more), End.TURN_LIMIT, seconds=1.0),
     }
 
@@ -90,9 +98,10 @@ async def _score(settings: RewardConfig, timeout_seconds: float, question: Quest
 
 
 def _line_of(thread: threading.Thread) -> str:
-    """Return where a thread is, in the last file that is not Python's own."""
+    """Return where a thread is, in the last file that is neither Python's nor agentrl's own."""
     frame = sys._current_frames().get(thread.ident or 0)
     stack: Sequence[traceback.FrameSummary] = traceback.extract_stack(frame) if frame is not None else ()
     python = sysconfig.get_path("stdlib")
-    own = [entry for entry in stack if not entry.filename.startswith((python, "<"))]
+    ours = str(Path(__file__).parents[1])
+    own = [entry for entry in stack if not entry.filename.startswith((python, ours, "<"))]
     return f" at {own[-1].filename}:{own[-1].lineno}" if own else ""

@@ -34,7 +34,8 @@ def stalled(folder: RunFolder, settings: EvaluationConfig, done: int) -> str | N
     since = sum(step > best for step in steps)
     if since < settings.patience:
         return None
-    return f"{since} evaluations in a row were not better than the one after step {best}"
+    worse = "an evaluation was" if since == 1 else f"{since} evaluations in a row were"
+    return f"{worse} not better than the one after step {best}"
 
 
 def write_trained(folder: RunFolder, policy: Any, tokenizer: Any, weights: Any, checkpoint: Path | None) -> None:

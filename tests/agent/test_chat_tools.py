@@ -10,9 +10,10 @@ from fakes import PassageRetriever, ScriptedEngine, passage
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentrl.agent.codec import Codec
+from agentrl.agent.codec import Codec, as_string
 from agentrl.agent.episode import Agent
 from agentrl.agent.protocols import ChatTools, get_protocol
+from agentrl.agent.tools import ToolSpec
 from agentrl.config import AgentConfig, ConfigError, ToolConfig
 from agentrl.types import End, Question
 from retrievers.base import Hit
@@ -136,6 +137,15 @@ def test_a_question_has_no_control_tokens(chat_codec, text):
 def test_a_template_that_does_not_fit_is_refused_by_what_is_wrong_with_it(with_template, template, problem):
     with pytest.raises(ConfigError, match=f"agent.protocol chat_tools.*chat template .*{problem}"):
         get_protocol(CONFIG, with_template(template))
+
+
+@pytest.mark.parametrize("description", ['Say "hello".', "Two\nlines.", "Größe \u4f60"])
+def test_a_description_is_found_however_the_template_writes_it(chat_codec, description):
+    spec = ToolSpec(
+        "look", description, {"type": "object", "properties": {"key": {"type": "string"}}, "required": ["key"]}
+    )
+    protocol = ChatTools(CONFIG, chat_codec, [spec])
+    assert "look" in as_string(protocol.prompt("?"))
 
 
 def test_worked_examples_are_refused(chat_codec):

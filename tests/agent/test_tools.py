@@ -1,11 +1,11 @@
-"""Which retrievers a tool is offered with, whatever stands before them."""
+"""Which retrievers a tool is offered with, whatever stands before them, and how a command line sets tools up."""
 
 import asyncio
 
 import pytest
 
 from agentrl.agent.tools import Toolbox
-from agentrl.config import ConfigError, ToolConfig
+from agentrl.config import ConfigError, ToolConfig, load_config
 from retrievers.base import Hit
 from retrievers.stages.cache import CachedRetriever, RecordingRetriever
 from retrievers.stages.rerank import RerankingRetriever
@@ -47,3 +47,8 @@ def test_open_needs_a_retriever_that_reads_whatever_stands_before_it(tmp_path):
         for number, retriever in enumerate(wrapped(inner, tmp_path / type(inner).__name__)):
             Toolbox(BOTH, retriever, 3)
             assert asyncio.run(retriever.read(str(number))).contents == "whole"
+
+
+def test_an_override_reaches_into_a_tool_that_stands_by_its_name():
+    tools = load_config("pocket.yaml", ["agent.tools=[search, open]", "agent.tools.1.timeout_seconds=5"]).agent.tools
+    assert [(tool.kind, tool.timeout_seconds) for tool in tools] == [("search", None), ("open", 5)]

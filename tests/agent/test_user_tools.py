@@ -14,8 +14,8 @@ from playing import ANSWER, QUESTION, SEARCH, play, settings
 
 from agentrl.agent.codec import as_string
 from agentrl.agent.protocols import JsonTools, SearchTags
-from agentrl.agent.tools import Toolbox, ToolError, describe_tools
-from agentrl.config import AgentConfig, ConfigError, ToolConfig
+from agentrl.agent.tools import ToolError, describe_tools
+from agentrl.config import AgentConfig, ToolConfig
 from agentrl.types import End, FailureCause, ToolCall
 from retrievers.base import Hit
 
@@ -222,72 +222,3 @@ def test_the_prompt_describes_every_tool(codec):
     assert "To use look (Look up a key), write <look> key </look>." in told
     assert '"description": "Add two whole numbers."' in JsonTools(config).instruction()
     assert "<search>" not in SearchTags(AgentConfig(tools=[tool("Adder")])).instruction()
-
-
-class NoName:
-    description, parameters = "x", schema()
-
-    async def call(self):
-        return ""
-
-
-class BadName(NoName):
-    name = "answer"
-
-
-class BadSchema(NoName):
-    name, parameters = "bad", {"type": "object", "properties": {"a": {"type": "text"}}}
-
-
-class NoSchema(NoName):
-    name, parameters = "bad", {"a": "string"}
-
-
-class NotAsync(NoName):
-    name = "bad"
-
-    def call(self):
-        return ""
-
-
-class OtherArguments(NoName):
-    name, parameters = "bad", schema("a", a=TEXT)
-
-
-class NeedsMore(NoName):
-    name, parameters = "bad", schema(a=TEXT)
-
-    async def call(self, a):
-        return a
-
-
-class Raises(NoName):
-    name = "bad"
-
-    def __init__(self):
-        raise OSError("no such database")
-
-
-@pytest.mark.parametrize(
-    ("name", "problem"),
-    [
-        ("NoName", "has no `name`"),
-        ("BadName", "none of answer, invalid"),
-        ("BadSchema", "are no JSON schema: 'text' is not valid"),
-        ("NoSchema", 'must be a JSON schema of "type": "object"'),
-        ("NotAsync", "must be `async def`"),
-        ("OtherArguments", "does not take what its `parameters` say"),
-        ("NeedsMore", "missing a required argument: 'a'"),
-        ("Raises", "cannot be made: OSError: no such database .*test_user_tools.py:"),
-        ("Missing", "cannot be imported: .*Missing"),
-    ],
-)
-def test_a_tool_that_cannot_work_is_refused_by_its_name_and_what_it_lacks(name, problem):
-    kind = f"{__name__}:{name}"
-    with pytest.raises(ConfigError, match=rf"agent\.tools: .*{name}.*{problem}"):
-        Toolbox([ToolConfig(kind=kind)], PassageRetriever(), 3)
-
-
-def test_two_tools_of_one_name_are_refused():
-    with pytest.raises(ConfigError, match="two tools have the name add"):
-        Toolbox([ToolConfig(**tool("Adder")), ToolConfig(**tool("Adder"))], PassageRetriever(), 3)

@@ -120,6 +120,22 @@ def numbered_parts(trajectory):
     return {1: 1.0}
 
 
+def part_of_two_lines(trajectory):
+    return {"a\\nb": 1.0}
+
+
+def fails_for_wrong_answers(trajectory):
+    return 1.0 if trajectory.answer in (None, *trajectory.question.golden_answers) else -"wrong"
+
+
+def no_turns(trajectory):
+    return Earned(1.0, None)
+
+
+def huge(trajectory):
+    return 10**400
+
+
 def too_few_turns(trajectory):
     return Earned(1.0, [0.5])
 
@@ -294,7 +310,15 @@ BROKEN = [
     ("rewards_of_mine:text", {}, "MINE:{def text(trajectory):}.: it returned 'good'; return a finite number"),
     ("rewards_of_mine:nothing", {}, "MINE:{def nothing(trajectory):}.: it returned None; return a finite number"),
     ("rewards_of_mine:infinite_part", {}, "MINE:{def infinite_part(trajectory):}.: it returned inf"),
-    ("rewards_of_mine:numbered_parts", {}, "MINE:{def numbered_parts(trajectory):}.: .*must be texts"),
+    ("rewards_of_mine:numbered_parts", {}, "MINE:{def numbered_parts(trajectory):}.: .*must be letters"),
+    ("rewards_of_mine:part_of_two_lines", {}, "MINE:{def part_of_two_lines(trajectory):}.: .*must be letters"),
+    (
+        "rewards_of_mine:fails_for_wrong_answers",
+        {},
+        "raised TypeError: .*; it was tried on a made episode with a wrong answer",
+    ),
+    ("rewards_of_mine:no_turns", {}, "MINE:{def no_turns(trajectory):}.: .*`turns` must be a list"),
+    ("rewards_of_mine:huge", {}, "MINE:{def huge(trajectory):}.: it returned 1000.*; return a finite number"),
     (
         "rewards_of_mine:too_few_turns",
         {},

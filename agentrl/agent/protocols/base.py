@@ -162,9 +162,9 @@ class TextProtocol(Protocol):
         The question stands where the instruction has {question}, or on a line of its own after instruction and examples.
         """
         config = self.config
+        if config.instruction is not None and _PLACE in config.instruction:
+            return _as_lines(config.instruction).replace(_PLACE, question)
         instruction = self.instruction() if config.instruction is None else config.instruction
-        if _PLACE in instruction:
-            return _as_lines(instruction).replace(_PLACE, question)
         return f"{_as_lines(instruction)}{self.worked_examples(config.worked_examples)}Question: {question}\n"
 
     def prompt(self, question: str) -> Text:
@@ -283,14 +283,17 @@ def call_of(tool: ToolSpec, arguments: Any, what: str = "") -> Action:
     Raises:
         Mistake: if the arguments do not fit the tool's schema, or this text is empty.
     """
+    one = tool.argument
+    if one is not None and isinstance(arguments, dict) and isinstance(arguments.get(one), str):
+        # Line breaks mean nothing in a query, and may mean much to other tools.
+        tidy = one_line if tool.name in TOOLS else _stripped
+        arguments = arguments | {one: tidy(arguments[one], what or f"the {one} of {tool.name}")}
     problem = tool.problem(arguments)
     if problem is not None:
         raise Mistake(problem)
-    if tool.argument is None:
-        return Action(tool.name, json.dumps(arguments, ensure_ascii=False), arguments)
-    text, what = arguments[tool.argument], what or f"the {tool.argument} of {tool.name}"
-    # Line breaks mean nothing in a query, and may mean much to other tools.
-    return Action(tool.name, one_line(text, what) if tool.name in TOOLS else _stripped(text, what))
+    if one is not None:
+        return Action(tool.name, arguments[one])
+    return Action(tool.name, json.dumps(arguments, ensure_ascii=False), arguments)
 
 
 def _stripped(text: str, what: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,7 +48,7 @@ class ChatTools(JsonTools):
         special = self.codec.tokenizer.all_special_tokens
         self._controls = [token for token in special if len(token) > 1 and not self._tag.fullmatch(token)]
         asked = self._render([{"role": "user", "content": "?"}])
-        if not all(tool.description in asked for tool in self.tools.values()):
+        if not all(any(form in asked for form in _written_forms(tool.description)) for tool in self.tools.values()):
             raise self._unfit("does not describe the tools that it is given")
         if "<tool_call>" not in asked:
             raise self._unfit(
@@ -95,3 +96,8 @@ class ChatTools(JsonTools):
         if not end or not head.lstrip().startswith(end):
             raise self._unfit(f"does not end the assistant's message with the tokenizer's end token, {end}")
         return head.lstrip(), tail
+
+
+def _written_forms(description: str) -> tuple[str, ...]:
+    """Return how a template may write a description: as it is, or as a text in JSON."""
+    return description, json.dumps(description, ensure_ascii=False)[1:-1], json.dumps(description)[1:-1]

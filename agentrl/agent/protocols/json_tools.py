@@ -26,7 +26,7 @@ class JsonTools(TextProtocol):
     forms = (f"<tool_call>{_SHAPE}</tool_call>", "<answer> answer </answer>")
 
     def instruction(self) -> str:
-        schemas = "\n".join(json.dumps(tool.schema) for tool in self.tools.values())
+        schemas = "\n".join(json.dumps(tool.schema, ensure_ascii=False) for tool in self.tools.values())
         first = next(iter(self.tools.values()))
         call = _written(first.name, dict.fromkeys(first.parameters.get("properties", {}), "…"))
         return (
