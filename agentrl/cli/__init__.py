@@ -179,6 +179,23 @@ def warmstart(config: ConfigOption, overrides: Overrides = None) -> None:
     )
 
 
+@app.command("config")
+def settings_reference(
+    key: Annotated[
+        str | None, typer.Argument(help="A setting or section, such as training.kl; all without it.")
+    ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print docs/config.md.")] = False,
+) -> None:
+    """Explain the settings of a config: type, default and meaning of all, of a section or of one."""
+    from agentrl.commands.settings import explain
+    from agentrl.config.reference import find, page, sections
+
+    if markdown:
+        print(page(), end="")
+    else:
+        explain(sections() if key is None else [find(key)], console)
+
+
 @app.command()
 def pocket(
     config: ConfigOption = "pocket.yaml",

@@ -7,6 +7,7 @@ types, impossible combinations and missing folders of models raise `ConfigError`
 for a key, the nearest known one. Importing this module loads neither torch nor Ray.
 """
 
+from agentrl.config.agent import AgentConfig, ToolConfig
 from agentrl.config.base import ConfigError, Section
 from agentrl.config.engine import EndpointConfig, EngineConfig
 from agentrl.config.evaluation import EvaluationConfig
@@ -16,7 +17,6 @@ from agentrl.config.retriever import IndexConfig, RerankConfig, RetrieverConfig
 from agentrl.config.reward import JUDGE_PROMPT, REWARD_OPTIONS, RewardConfig
 from agentrl.config.sections import (
     AdvantagesConfig,
-    AgentConfig,
     Config,
     DataConfig,
     DemonstrationSource,
@@ -24,7 +24,6 @@ from agentrl.config.sections import (
     RayConfig,
     RolloutConfig,
     SelectionConfig,
-    ToolConfig,
     WarmStartConfig,
 )
 from agentrl.config.training import ImportanceConfig, KlConfig, LldsConfig, OptimizerConfig, TrainingConfig, WatchConfig

@@ -15,7 +15,15 @@ class ConfigError(AgentRLError):
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        validate_default=True,
+        strict=True,
+        allow_inf_nan=False,
+        # What stands below a setting says what it means, in `agentrl config` and docs/config.md too.
+        use_attribute_docstrings=True,
+    )
 
 
 def _check_finite(value: Any, key: str = "") -> Any:

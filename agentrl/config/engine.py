@@ -10,46 +10,52 @@ from agentrl.config.base import Section
 
 
 class EndpointConfig(Section):
-    """An OpenAI-compatible server, for evaluation. `url` is its base, such as http://127.0.0.1:8000/v1.
-
-    `key_env` names the environment variable that holds the API key on the engine's machine; null sends none. `prompt: ids`
-    sends token ids and asks for them, which vLLM's server understands; `text` sends text and OpenAI's own fields alone.
-    """
+    """An OpenAI-compatible server, for evaluation."""
 
     url: str = Field(pattern=r"^https?://[^/]")
+    """Its base, such as http://127.0.0.1:8000/v1."""
     model: str
+    """The model's name there."""
     key_env: str | None = None
+    """The environment variable that holds the API key on the engine's machine; null sends none."""
     prompt: Literal["ids", "text"] = "text"
+    """`ids` sends token ids and asks for them, which vLLM's server understands; `text` sends text and OpenAI's own fields alone.
+    """
     timeout_seconds: float = Field(120.0, gt=0)
+    """Of one request."""
     retries: int = Field(4, ge=0)
+    """How often a request that failed is sent again."""
 
 
 class EngineConfig(Section):
-    """One engine per rollout worker: vLLM, transformers (where there is no vLLM), or an endpoint, for evaluation only.
-
-    `max_concurrent` bounds the episodes under way on an engine. `token_budget` bounds the sum of the lengths that the
-    generations under way may reach. null takes what vLLM's cache holds; with more, vLLM would interrupt generations and
-    compute them again.
-
-    `gpus` is the number of cards of an engine, or the share of one card that all engines and the trainer have together: the
-    trainer gets what the engines leave. `gpu_memory_utilization` is the part of a card's memory that vLLM takes, weights and
-    cache together; null is 0.85 of its share. On a CPU vLLM takes `kv_cache_gib` for the cache alone. With `sleep` the
-    engines of a shared card give their memory back while the trainer trains.
-
-    `start_timeout_seconds` does not count the download of a model. null is 300 on a CPU and 900 on a GPU, where vLLM compiles
-    and captures graphs first.
-    """
+    """One engine for each rollout worker."""
 
     kind: Literal["vllm", "transformers", "openai"] = "vllm"
+    """vllm; transformers, where there is no vLLM; or openai, an endpoint, for evaluation only."""
     endpoint: EndpointConfig | None = None
+    """The server of kind openai."""
     kv_cache_gib: int = Field(2, ge=1)
+    """On a CPU, what vLLM takes for its cache alone."""
     gpu_memory_utilization: float | None = Field(None, gt=0, lt=1)
+    """The part of a card's memory that vLLM takes, weights and cache together; null is 0.85 of its share."""
     gpus: float = Field(1, gt=0)
+    """The number of cards of an engine, or the share of one card that all engines and the trainer have together: the trainer gets
+    what the engines leave.
+    """
     sleep: bool = False
+    """Whether the engines of a shared card give their memory back while the trainer trains."""
     threads: int = Field(2, ge=1)
+    """Of an engine on a CPU."""
     max_concurrent: int = Field(48, ge=1)
+    """The most episodes under way on an engine."""
     token_budget: int | None = Field(None, ge=1)
+    """The most that the lengths of the generations under way may reach together. null takes what vLLM's cache holds; with more,
+    vLLM would interrupt generations and compute them again.
+    """
     start_timeout_seconds: float | None = Field(None, gt=0)
+    """How long an engine may take to start, the download of a model not counted. null is 300 on a CPU and 900 on a GPU, where
+    vLLM compiles and captures graphs first.
+    """
 
     @field_validator("gpus")
     @classmethod

@@ -10,31 +10,32 @@ from agentrl.config.base import Section
 
 
 class EvaluationConfig(Section):
-    """Evaluates over `data.eval`, before and after training, and during it after `every` so many steps.
-
-    Decoding is greedy at `temperature` 0. Above it, `samples` episodes answer each question, and the scores of a question are
-    the means over its episodes (avg@n). `limit` has the evaluations during training ask the first so many questions of each
-    set; those before and after ask all.
-
-    The checkpoint that scored best during training stays: by the mean over sets of `best`, then of the other score. After
-    `patience` evaluations during training in a row that are not better than the best before them, the run ends. `keep`
-    says which weights a run leaves, those of the last step or of the best checkpoint; null is best with `patience`, and
-    last without.
-
-    `ceiling` adds what a perfect searcher would score through the same retriever; see `agentrl.evaluation.ceiling`. It takes
-    questions with `metadata.supporting_titles` and `metadata.gold_passage_ids`.
-    """
+    """Evaluates over `data.eval`."""
 
     before: bool = True
+    """Whether to evaluate before training."""
     after: bool = True
+    """Whether to evaluate after training."""
     every: int | None = Field(None, ge=1)
+    """Evaluates during training after every so many steps; null does not."""
     limit: int | None = Field(None, ge=1)
+    """The evaluations during training ask the first so many questions of each set; those before and after ask all."""
     temperature: float = Field(0.0, ge=0)
+    """Of sampling; 0 is greedy."""
     samples: int = Field(1, ge=1)
+    """Episodes that answer each question, above temperature 0. The scores of a question are the means over them (avg@n)."""
     best: Literal["exact_match", "f1"] = "exact_match"
+    """The score whose mean over sets decides which checkpoint is the best; the other decides where that is the same."""
     patience: int | None = Field(None, ge=1)
+    """After so many evaluations during training in a row that are not better than the best before them, the run ends."""
     keep: Literal["last", "best"] | None = None
+    """Which weights a run leaves, those of the last step or of the best checkpoint; null is best with `patience`, and last
+    without.
+    """
     ceiling: bool = False
+    """Adds what a perfect searcher would score through the same retriever, see agentrl.evaluation.ceiling. It takes questions
+    with `metadata.supporting_titles` and `metadata.gold_passage_ids`.
+    """
 
     @property
     def keeps_best(self) -> bool:

@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel
 
+from agentrl.config.agent import ToolConfig
 from agentrl.config.base import ConfigError
-from agentrl.config.sections import Config, ToolConfig
+from agentrl.config.sections import Config
 from agentrl.config.yaml12 import parse_value
 
 

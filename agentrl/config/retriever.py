@@ -12,13 +12,12 @@ from agentrl.config.paths import DataPath, IndexPath, ModelPath, model_path
 
 
 class IndexConfig(Section):
-    """An index folder that `agentrl index build` made, or `prebuilt:NAME`, and options of the retriever that searches it.
-
-    The options are those of `LuceneRetriever` or `DenseRetriever`, whichever the index is for: k1, b, scoring, rm3, heap …
-    """
+    """A further index."""
 
     index: IndexPath
+    """A folder that `agentrl index build` made, or `prebuilt:NAME`."""
     options: dict[str, bool | int | float | str | None] = Field(default_factory=dict)
+    """Of the retriever that searches it, LuceneRetriever or DenseRetriever: k1, b, scoring, rm3, heap and others."""
 
     @field_validator("options")
     @classmethod
@@ -33,48 +32,53 @@ def _with_encoder(options: dict[str, Any]) -> dict[str, Any]:
 
 
 class RerankConfig(Section):
-    """The cross-encoder that ranks the `depth` best hits anew: a folder or a hub name. It runs beside each engine.
-
-    With `device: cuda` it takes memory of its engine's card, which `engine.gpu_memory_utilization` must leave it.
-    """
+    """A cross-encoder that ranks the best hits anew. It runs beside each engine."""
 
     model: ModelPath
+    """A folder or a hub name."""
     depth: int = Field(50, ge=1)
+    """How many of the best hits it ranks."""
     device: Literal["cpu", "cuda"] = "cpu"
+    """With cuda it takes memory of its engine's card, which `engine.gpu_memory_utilization` must leave it."""
 
 
 class RetrieverConfig(Section):
-    """What is searched, and what stands between it and the agent.
-
-    `kind: index` searches `index`; with `fuse`, further indexes of the same corpus by reciprocal rank fusion. `kind: http`
-    asks the server at `url`, in Search-R1's format or the one of `wire` (`package.module:Class`, see retrievers.clients.wire).
-    `kind: object` is what `target` (`package.module:attribute`) makes of `options`: a web search, tools behind MCP, your own.
-    `token_env` names the environment variable that holds the server's token. A search that fails is tried again `retries`
-    times; six retries last longer than the restart of a server's process.
-
-    `gpus` is the number or share of cards that each index gets for its encoder. With 0 it computes on the CPU.
-
-    `cache` is a folder in which hits are kept, up to `cache_mib`. `record` is the new file that a run's searches are
-    recorded in, and `replay` such a file, which then stands in for the retriever. Paths as in the section data.
-    """
+    """What is searched, and what stands between it and the agent. Paths are as in the section data."""
 
     kind: Literal["index", "http", "object"] = "index"
+    """`index` searches `index`, `http` asks the server at `url`, `object` is what `target` makes."""
     index: IndexPath | None = None
+    """A folder that `agentrl index build` made, or `prebuilt:NAME`."""
     options: PlugInOptions = Field(default_factory=dict)
+    """Of the retriever: k1, b, scoring, rm3, heap and others; of kind object, what `target` is made with."""
     fuse: list[IndexConfig] = Field(default_factory=list)
+    """Further indexes of the same corpus, fused with the first by reciprocal rank."""
     gpus: float = Field(0, ge=0)
+    """The number or share of cards that each index gets for its encoder. With 0 it computes on the CPU."""
     url: str | None = None
+    """The server's address, such as http://127.0.0.1:8000/retrieve."""
     wire: str | None = None
+    """The server's format, as `package.module:Class` (see retrievers.clients.wire); null is Search-R1's."""
     token_env: str | None = None
+    """The environment variable that holds the server's token."""
     target: str | None = None
+    """`package.module:attribute` of a retriever of your own: a web search, tools behind MCP."""
     rerank: RerankConfig | None = None
+    """Ranks the best hits anew."""
     cache: DataPath | None = None
+    """A folder in which hits are kept, for every run with the same index and options."""
     cache_mib: int = Field(1024, ge=1)
+    """The most that it holds."""
     record: DataPath | None = None
+    """The new file that a run's searches are recorded in."""
     replay: DataPath | None = None
+    """Such a file, which then stands in for the retriever."""
     k: int = Field(3, ge=1, le=100)
+    """How many passages a search brings."""
     timeout_seconds: float = Field(30.0, gt=0)
+    """Of one search."""
     retries: int = Field(6, ge=0)
+    """How often a search that failed is tried again; six retries last longer than the restart of a server's process."""
 
     @property
     def indexes(self) -> list[IndexConfig]:

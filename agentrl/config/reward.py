@@ -28,31 +28,33 @@ class NoOptions(Section):
 
 
 class MatchOptions(Section):
-    """`rule` is how answers are compared, see `agentrl.scores`."""
+    """Options of exact_match and sub_exact_match."""
 
     rule: RuleName = "agentrl"
+    """How answers are compared, see agentrl.scores."""
 
 
 class F1Options(Section):
-    """`rule` is how answers are compared, see `agentrl.scores`; Search-R1 has no F1."""
+    """Options of f1."""
 
     rule: Literal["agentrl", "squad", "hotpotqa", "triviaqa"] = "agentrl"
+    """How answers are compared, see agentrl.scores. Search-R1 has no F1."""
 
 
 class FormatOptions(Section):
-    """A turn is well formed if the protocol finds an action in it, and with `closing_tags` if it closes each tag it opens.
-
-    `turns: share` earns the share of an episode's turns that are well formed, `all` earns 1 if all of them are, else 0.
-    """
+    """Options of format. A turn is well formed if the protocol finds an action in it."""
 
     turns: Literal["share", "all"] = "share"
+    """share earns the share of an episode's turns that are well formed, all earns 1 if all of them are, else 0."""
     closing_tags: bool = False
+    """Whether a well formed turn also closes each tag that it opens."""
 
 
 class RecallOptions(Section):
-    """`key` is the entry of a question's metadata that lists the ids of its gold passages."""
+    """Options of retrieval_recall."""
 
     key: str = "gold_passage_ids"
+    """The entry of a question's metadata that lists the ids of its gold passages."""
 
 
 class LengthOptions(Section):
@@ -63,7 +65,9 @@ class LengthOptions(Section):
     """
 
     limit: int = Field(ge=1)
+    """From so many of the model's own tokens on 1 is taken off."""
     cache: int = Field(ge=1)
+    """Up to `limit` - `cache` of them nothing is taken off, and between the two in proportion."""
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -73,25 +77,26 @@ class LengthOptions(Section):
 
 
 class JudgeOptions(Section):
-    """An OpenAI-compatible server that judges answers. `base_url` is its base, such as http://127.0.0.1:8000/v1.
-
-    `{question}`, `{golden_answers}` and `{answer}` in `prompt` are replaced by JSON texts. The reply must be CORRECT,
-    INCORRECT or a number from 0 to 1 alone; another reply is asked for again, `retries` times at most.
-
-    `key_env` names the environment variable that holds the API key, on each machine with a rollout worker; null sends none.
-    `temperature` and `max_tokens` of null are not sent. `timeout_seconds` bounds one request, and `retries` the requests
-    after one that failed. Each rollout worker has `max_concurrent` requests under way at most.
-    """
+    """An OpenAI-compatible server that judges answers. Its reply must be CORRECT, INCORRECT or a number from 0 to 1 alone."""
 
     base_url: str = Field(pattern=r"^https?://[^/]")
+    """Its base, such as http://127.0.0.1:8000/v1."""
     model: str
+    """The model's name there."""
     prompt: str = JUDGE_PROMPT
+    """What it is asked; `{question}`, `{golden_answers}` and `{answer}` in it are replaced by JSON texts."""
     key_env: str | None = None
+    """The environment variable that holds the API key, on each machine with a rollout worker; null sends none."""
     temperature: float | None = Field(0.0, ge=0)
+    """Of the judge; null is not sent."""
     max_tokens: int | None = Field(16, ge=1)
+    """Of its reply; null is not sent."""
     timeout_seconds: float = Field(30.0, gt=0)
+    """Of one request."""
     retries: int = Field(2, ge=0)
+    """How often a request that failed, or whose reply is no verdict, is sent again."""
     max_concurrent: int = Field(8, ge=1)
+    """The most requests that each rollout worker has under way."""
 
     @field_validator("prompt")
     @classmethod
@@ -115,16 +120,16 @@ REWARD_OPTIONS: Mapping[str, type[Section]] = {
 
 
 class RewardConfig(Section):
-    """One reward of an episode. What an episode earns is the sum of its rewards, each times its `weight`.
-
-    `kind` is a name or `package.module:function`; see `agentrl.rewards`. `name` is what metrics and trajectories call the
-    reward, by default its kind or the function's name. Evaluations score answers alone and know nothing of rewards.
-    """
+    """One reward of an episode. Evaluations score answers alone and know nothing of rewards."""
 
     kind: str = "exact_match"
+    """A name, or `package.module:function`; see agentrl.rewards."""
     name: str = Field("", pattern=r"^[\w.-]+$")
+    """What metrics and trajectories call it. By default its kind or the function's name."""
     weight: float = 1.0
+    """What it is multiplied by before all are added up."""
     options: PlugInOptions = Field(default_factory=dict)
+    """Of its kind, or of the function."""
 
     @model_validator(mode="before")
     @classmethod

@@ -6,13 +6,14 @@ import os
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from agentrl.config.agent import AgentConfig
 from agentrl.config.base import ConfigError, PlugInOptions, Section
 from agentrl.config.engine import EngineConfig, device_problem, trainer_share
 from agentrl.config.evaluation import EvaluationConfig
 from agentrl.config.model import ModelConfig
-from agentrl.config.paths import DataPath, IndexPath, LocalPath, absolute
+from agentrl.config.paths import DataPath, IndexPath, LocalPath
 from agentrl.config.retriever import RetrieverConfig
 from agentrl.config.reward import RewardConfig, length_problem, names_problem, written_as_list
 from agentrl.config.training import TrainingConfig
@@ -20,20 +21,27 @@ from agentrl.config.yaml12 import write_yaml
 
 
 class QuestionSet(Section):
-    """A question file. `name` prefixes its ids (default: the file's folder and stem); `weight` is its share of the mix."""
+    """A question file and its share of the questions."""
 
     path: DataPath
+    """The file: JSON lines or Parquet, see docs/retrieval.md and `agentrl data validate`. Relative to `data.root`."""
     name: str | None = None
+    """What its question ids begin with. By default the file's folder and stem."""
     weight: float = Field(1.0, gt=0)
+    """Its share of the mix, in proportion to the weights of the other files."""
     limit: int | None = Field(None, ge=1)
+    """The first so many questions; null takes all."""
 
 
 class DataConfig(Section):
-    """Relative paths of question sets and indexes are looked up under `root`, by default $AGENTRL_DATA or ./data."""
+    """The questions of a run."""
 
     root: LocalPath = Field(default_factory=lambda: os.environ.get("AGENTRL_DATA", "data"))
+    """The folder under which relative paths of question sets and indexes are looked up. By default $AGENTRL_DATA or ./data."""
     train: list[QuestionSet] = Field(default_factory=list)
+    """The question sets that a run trains on."""
     eval: list[QuestionSet] = Field(default_factory=list)
+    """The question sets that it is evaluated on."""
 
     def resolve(self, path: str) -> Path:
         """Return `path` itself if absolute, else the path under `root`."""
@@ -44,128 +52,31 @@ class DataConfig(Section):
         return index if index.startswith("prebuilt:") else str(self.resolve(index))
 
 
-class ToolConfig(Section):
-    """A tool: `search`, `open`, or `package.module:Class` (see agentrl.agent.tools.Tool) with the options that it is made with.
-
-    A call that takes longer than `timeout_seconds` is stopped; the model is told so, and the episode goes on. What comes
-    back has at most `max_tokens` of the model's tokens, and never more than `agent.max_observation_tokens`. `on_error` is
-    what the model is told where the tool refuses a call or is stopped; null tells it why.
-    """
-
-    kind: str
-    options: PlugInOptions = Field(default_factory=dict)
-    timeout_seconds: float | None = Field(None, gt=0)
-    max_tokens: int | None = Field(None, ge=32)
-    on_error: str | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _by_name(cls, tree: Any) -> Any:
-        return {"kind": tree} if isinstance(tree, str) else tree
-
-    @model_serializer(mode="wrap")
-    def _shortest(self, write: SerializerFunctionWrapHandler) -> dict[str, Any] | str:
-        return self.kind if self == ToolConfig(kind=self.kind) else write(self)
-
-    @field_validator("kind")
-    @classmethod
-    def _is_known(cls, kind: str) -> str:
-        if kind not in ("search", "open") and ":" not in kind:
-            raise ValueError(
-                f"{kind!r} is neither `search` nor `open`; write a tool of your own as package.module:Class"
-            )
-        return kind
-
-
-class AgentConfig(Section):
-    """How an episode runs.
-
-    `protocol` is a name or `package.module:Class`; `tools` are sections of ToolConfig, or what `kind` is there alone. An episode
-    executes at most `max_turns` calls of tools and then has one more turn to answer. The model is told of at most
-    `max_invalid` mistakes; with `mistakes_are_turns` each mistake counts towards `max_turns` instead. Token limits count ids of
-    the model's tokenizer; `max_episode_tokens` includes the prompt. vLLM samples no colder than at `temperature` 0.01.
-
-    `instruction` replaces the protocol's own wording; the question stands where the instruction has `{question}`, else below
-    it. An empty `instruction` leaves the question alone; it suits a model whose adapter knows the protocol already.
-    `instruction_file` names a file with the wording, which the resolved configuration holds as `instruction`.
-    """
-
-    protocol: str = "search_tags"
-    prompt: Literal["plain", "chat"] = "plain"
-    tools: list[ToolConfig] = Field(["search"], min_length=1, validate_default=True)
-    instruction: str | None = None
-    instruction_file: str | None = None
-    worked_examples: int = Field(0, ge=0, le=2)
-    max_turns: int = Field(3, ge=0)
-    max_invalid: int = Field(1, ge=0)
-    mistakes_are_turns: bool = False
-    max_turn_tokens: int = Field(96, ge=8)
-    max_observation_tokens: int = Field(240, ge=32)
-    max_episode_tokens: int = Field(1024, ge=64)
-    temperature: float = Field(1.0, ge=0.01)
-
-    @property
-    def most_own_tokens(self) -> int:
-        """The most tokens of an episode that the model itself can write."""
-        # After the last turn that acts comes one that answers.
-        return min((self.max_turns + self.max_invalid + 1) * self.max_turn_tokens, self.max_episode_tokens)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _reads_its_instruction(cls, tree: Any) -> Any:
-        file = tree.get("instruction_file") if isinstance(tree, dict) else None
-        if not isinstance(file, str):
-            return tree
-        if tree.get("instruction") is not None:
-            raise ValueError("set `instruction` or `instruction_file`, not both")
-        try:
-            text = Path(absolute(file)).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"instruction_file {absolute(file)} cannot be read: {error}") from error
-        # The file may change, or be missing on another machine; what a run was told stands in its resolved configuration.
-        return tree | {"instruction": text, "instruction_file": None}
-
-    @field_validator("tools")
-    @classmethod
-    def _has_each_tool_once(cls, tools: list[ToolConfig]) -> list[ToolConfig]:
-        packaged = [tool.kind for tool in tools if ":" not in tool.kind]
-        if len(set(packaged)) < len(packaged):
-            raise ValueError("name each tool once")
-        return tools
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if self.max_turn_tokens >= self.max_episode_tokens:
-            raise ValueError(
-                f"max_turn_tokens {self.max_turn_tokens} must be below max_episode_tokens {self.max_episode_tokens}"
-            )
-        if self.max_observation_tokens >= self.max_episode_tokens:
-            raise ValueError(
-                f"max_observation_tokens {self.max_observation_tokens} must be below max_episode_tokens {self.max_episode_tokens}"
-            )
-        return self
-
-
 class RolloutConfig(Section):
-    """Groups of `group_size` episodes for each of `questions_per_step` questions, on `workers` engines.
-
-    An engine that dies or hangs is started again, and its episodes are run again. A run stops when that happens more than
-    `max_failures` times within `failure_window_seconds`, or when the environment fails more than `max_failed_share` of a
-    step's episodes. With `max_staleness` n, engines sample up to n steps ahead of the trainer; 0 is on-policy. An episode with
-    a turn of weights older than that counts as failed.
-
-    The rewards of an episode have `reward_timeout_seconds` together, after the episode's own `episode_timeout_seconds`.
-    """
+    """How groups of episodes are sampled, and what happens when engines or environments fail."""
 
     workers: int = Field(1, ge=1)
+    """How many engines sample."""
     group_size: int = Field(8, ge=2)
+    """How many episodes of one question are compared with one another."""
     questions_per_step: int = Field(2, ge=1)
+    """How many groups a step trains on."""
     episode_timeout_seconds: float = Field(300.0, gt=0)
+    """The time of an episode, from when it has a place on an engine."""
     reward_timeout_seconds: float = Field(120.0, gt=0)
+    """The time of all rewards of an episode together, after the episode's own."""
     max_failed_share: float = Field(0.1, ge=0, lt=1)
+    """The run stops when the environment fails more than this share of a step's episodes."""
     max_failures: int = Field(5, ge=0)
+    """The run stops when engines die or hang more often than this within `failure_window_seconds`. Until then an engine is
+    started again, and its episodes are run again.
+    """
     failure_window_seconds: float = Field(600.0, gt=0)
+    """See `max_failures`."""
     max_staleness: int = Field(0, ge=0)
+    """How many steps engines may sample ahead of the trainer; 0 is on-policy. An episode with a turn of older weights than that
+    counts as failed.
+    """
 
 
 class SelectionConfig(Section):
@@ -181,26 +92,34 @@ class SelectionConfig(Section):
     """
 
     enabled: bool = False
+    """Whether groups are selected."""
     max_extra: float | None = Field(2.0, ge=0)
+    """A step samples at most so many times `rollout.questions_per_step` more questions and trains on the groups that it then has.
+    null samples until a step is full, and stops the run once a step has sampled as many questions as the sets hold.
+    """
 
 
 class AdvantagesConfig(Section):
-    """The estimator by name or import path, its own options, and what sorts episodes into strata.
-
-    `stratified` with `alpha` is alpha * stratified + (1 - alpha) * global (arXiv 2510.06214); see agentrl.advantages.
-    An option may change during the run: `{start: 1, end: 0, shape: step, at: 0.5}` or `{rule: progress}`, see
-    agentrl.advantages.schedule. `stratum` is a stratifier by name or import path, or a list of them for tuples of keys;
-    `random_like:NAME` deals the keys of NAME at random among the episodes of each question. `max_strata` merges the tail of
-    the strata. `scope: batch` compares over the questions of a step. `value_baseline` learns from past steps, and excludes
-    `selection`.
-    """
+    """How episodes are compared: see docs/algorithm.md."""
 
     estimator: str = "stratified"
+    """The estimator by name or import path. `stratified` is alpha * stratified + (1 - alpha) * global (arXiv 2510.06214).
+    `value_baseline` learns from past steps, and excludes `selection`.
+    """
     stratum: str | list[str] = "searches"
+    """What sorts episodes into strata: a stratifier by name or import path, or a list of them for tuples of keys.
+    `random_like:NAME` deals the keys of NAME at random among the episodes of each question.
+    """
     max_strata: int | None = Field(None, ge=2)
+    """The most strata; the tail is merged."""
     scope: Literal["prompt", "batch"] = "prompt"
+    """`prompt` compares the episodes of a question, `batch` over all questions of a step."""
     options: PlugInOptions = Field(default_factory=dict)
+    """The estimator's own options. One may change during the run: `{start: 1, end: 0, shape: step, at: 0.5}` or `{rule:
+    progress}`, see agentrl.advantages.schedule.
+    """
     selection: SelectionConfig = SelectionConfig()
+    """Drops groups that teach nothing."""
 
     @model_validator(mode="after")
     def _selects_what_it_can_judge(self) -> Self:
@@ -222,26 +141,39 @@ class DemonstrationSource(Section):
     """Questions with gold passages and the index that their demonstrations search."""
 
     questions: DataPath
+    """The question file, relative to `data.root`."""
     name: str | None = None
+    """What its question ids begin with."""
     index: IndexPath
+    """The index that demonstrations search."""
     count: int = Field(ge=1)
+    """How many demonstrations are written."""
 
 
 class WarmStartConfig(Section):
     """Demonstrations written from gold passages through the real retriever, then supervised training on them."""
 
     sources: list[DemonstrationSource] = Field(min_length=1)
+    """Questions and the indexes that their demonstrations search."""
     out: LocalPath = "starter"
+    """The folder of the adapter that is trained."""
     epochs: int = Field(1, ge=1)
+    """Passes over the demonstrations."""
     learning_rate: float = Field(5e-4, gt=0)
+    """Of the supervised training."""
     batch: int = Field(8, ge=1)
+    """Demonstrations of one update."""
     threads: int = Field(2, ge=1)
+    """Of torch."""
 
 
 class RayConfig(Section):
-    """`address` null starts a cluster on this machine and ends it with the run; "auto" joins the one that runs here."""
+    """The cluster that a run uses."""
 
     address: str | None = None
+    """null starts a cluster on this machine and ends it with the run; "auto" joins the one that runs here; else a cluster's
+    address.
+    """
 
 
 Logger = Literal["tensorboard", "wandb", "mlflow", "trackio", "jsonl"]
@@ -249,29 +181,44 @@ Logger = Literal["tensorboard", "wandb", "mlflow", "trackio", "jsonl"]
 
 
 class Config(Section):
-    """Everything that a run depends on. `cpu_config` names the config to use instead where there is no GPU.
-
-    `logging` lists where metrics are shown beside `metrics.jsonl`, which every run writes; see `agentrl.training.loggers`.
-    """
+    """Everything that a run depends on."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")
+    """The run's name, which is that of its folder."""
     seed: int = Field(0, ge=0, lt=2**32)
+    """Of everything that is drawn at random."""
     run_dir: LocalPath = "runs"
+    """The folder of run folders."""
     device: Literal["cpu", "cuda"] = "cpu"
+    """What engines and trainer compute on."""
     cpu_config: str | None = None
+    """The config to use instead where there is no GPU."""
     model: ModelConfig
+    """The model that is trained, and what of it."""
     data: DataConfig = Field(default_factory=DataConfig)
+    """The questions."""
     retriever: RetrieverConfig | None = None
+    """What is searched."""
     agent: AgentConfig = AgentConfig()
+    """How an episode runs."""
     engine: EngineConfig = EngineConfig()
+    """What samples."""
     rollout: RolloutConfig = RolloutConfig()
+    """How groups of episodes are sampled."""
     reward: list[RewardConfig] = Field([RewardConfig()], min_length=1)
+    """What an episode earns: a list of rewards, which are added up. See docs/rewards.md."""
     advantages: AdvantagesConfig = AdvantagesConfig()
+    """How episodes are compared."""
     training: TrainingConfig | None = None
+    """What an update is made of. null is for configs that only sample or evaluate."""
     evaluation: EvaluationConfig = EvaluationConfig()
+    """When questions are asked that are not trained on."""
     logging: list[Logger] = Field(default_factory=lambda: ["tensorboard"])
+    """Where metrics are shown beside `metrics.jsonl`, which every run writes; see agentrl.training.loggers."""
     warmstart: WarmStartConfig | None = None
+    """The supervised training that `agentrl warmstart` does."""
     ray: RayConfig = RayConfig()
+    """The cluster."""
 
     @field_validator("reward", mode="before")
     @classmethod
