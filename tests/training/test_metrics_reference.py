@@ -13,7 +13,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 
 # Everything that adds metrics of its own and goes together.
 SECTIONS = {
-    "reward": [{"kind": "exact_match"}, {"kind": "length", "options": {"limit": 8, "cache": 8}}],
+    "reward": [{"kind": "exact_match"}, {"kind": "length", "options": {"limit": 8, "cache": 1}}],
     "advantages": {"options": {"alpha": {"start": 1.0, "end": 0.5}}, "selection": {"enabled": True}},
 }
 TRAINING = {
