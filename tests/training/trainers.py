@@ -76,6 +76,7 @@ def make_trainer(
     prove_weights=True,
     reference=None,
     kind=StratifiedTrainer,
+    optimizer=None,
     **settings,
 ):
     """A trainer that gets `batch` for each step, which all of its episodes share one update on unless `updates` says else."""
@@ -90,6 +91,7 @@ def make_trainer(
         ranks=ranks,
         prove_weights=prove_weights,
         reference=reference,
+        optimizer=optimizer,
         args=make_args(tmp_path, **settings),
     )
 
