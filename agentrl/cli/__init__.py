@@ -38,6 +38,23 @@ app.add_typer(runs.commands, name="runs")
 
 
 @app.command()
+def init(
+    out: Annotated[Path, typer.Argument(metavar="FOLDER", help="The new folder; its name is the run's.")],
+    corpus: Annotated[Path, typer.Option(help="Passages: JSON lines with id and contents.")],
+    questions: Annotated[Path, typer.Option(help="Questions: JSON lines or Parquet with question and golden_answers.")],
+    model: Annotated[
+        str | None, typer.Option(help="Folder or hub name; by default SmolLM2-135M with the starter adapter.")
+    ] = None,
+) -> None:
+    """Look at your corpus and questions, and write a commented config for them."""
+    from agentrl.commands.init import make_start
+
+    start = make_start(out, corpus, questions, model)
+    lines = [*start.seen, f"config: {start.config}", "next:", *(f"    {command}" for command in start.commands)]
+    console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
 def train(
     config: ConfigOption,
     overrides: Overrides = None,
