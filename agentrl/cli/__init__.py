@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -180,12 +181,21 @@ def rollout(
 
 
 @app.command()
-def warmstart(config: ConfigOption, overrides: Overrides = None) -> None:
-    """Write demonstrations through the real retriever and train an adapter on them."""
+def warmstart(
+    config: ConfigOption,
+    overrides: Overrides = None,
+    episodes: Annotated[
+        list[Path] | None,
+        typer.Option("--from", metavar="FILE", help="Train on right episodes of this file alone; may be repeated."),
+    ] = None,
+) -> None:
+    """Train an adapter on demonstrations: written through the real retriever, or a policy's own episodes."""
     from agentrl.display import RunDisplay
     from agentrl.training.warmstart import warm_start
 
-    settings = load(config, overrides)
+    files = [str(file.absolute()) for file in episodes or ()]
+    own = ["warmstart.sources=[]", f"warmstart.episodes.files={json.dumps(files)}"] if files else []
+    settings = load(config, [*own, *(overrides or [])])
     with RunDisplay(console, 0) as display:
         result = warm_start(settings, display.update)
     console.print(

@@ -150,11 +150,34 @@ class DemonstrationSource(Section):
     """How many demonstrations are written."""
 
 
-class WarmStartConfig(Section):
-    """Demonstrations written from gold passages through the real retriever, then supervised training on them."""
+class EpisodesConfig(Section):
+    """Which of a policy's own episodes are demonstrations: those that ended with an answer, in turns that were all understood."""
 
-    sources: list[DemonstrationSource] = Field(min_length=1)
+    files: list[LocalPath] = Field(min_length=1)
+    """Files of episodes that the same model sampled: of `agentrl rollout --out`, or `trajectories/` of a run."""
+    min_reward: float = 1.0
+    """The least that an episode earned."""
+    min_searches: int = Field(0, ge=0)
+    """The fewest searches that it executed."""
+    max_searches: int | None = Field(None, ge=0)
+    """The most searches that it executed; null sets no limit."""
+    per_question: int | None = Field(4, ge=1)
+    """The most episodes of one question, drawn by the seed, so that easy questions do not outweigh hard ones. null takes all."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.max_searches is not None and self.max_searches < self.min_searches:
+            raise ValueError(f"max_searches {self.max_searches} must be at least min_searches {self.min_searches}")
+        return self
+
+
+class WarmStartConfig(Section):
+    """Supervised training on demonstrations: written from gold passages through the real retriever, own episodes, or both."""
+
+    sources: list[DemonstrationSource] = Field(default_factory=list)
     """Questions and the indexes that their demonstrations search."""
+    episodes: EpisodesConfig | None = None
+    """A policy's own episodes, as in rejection sampling; see docs/training.md."""
     out: LocalPath = "starter"
     """The folder of the adapter that is trained."""
     epochs: int = Field(1, ge=1)
@@ -165,6 +188,12 @@ class WarmStartConfig(Section):
     """Demonstrations of one update."""
     threads: int = Field(2, ge=1)
     """Of torch."""
+
+    @model_validator(mode="after")
+    def _has_demonstrations(self) -> Self:
+        if not self.sources and self.episodes is None:
+            raise ValueError("there is nothing to train on; set sources, or episodes (`agentrl warmstart --from FILE`)")
+        return self
 
 
 class RayConfig(Section):

@@ -11,9 +11,13 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from agentrl.agent.codec import Codec
 from agentrl.config import Config, ConfigError
+from agentrl.models import load_tokenizer, resolve_model
 from agentrl.progress import OnProgress
 from agentrl.training.demonstrations import collect_apart
+from agentrl.training.own_episodes import choose_episodes
+from agentrl.types import Trajectory
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,19 +42,22 @@ class WarmStartResult:
 
 
 def warm_start(config: Config, on_progress: OnProgress) -> WarmStartResult:
-    """Write demonstrations, train an adapter on them and save it in the new folder `warmstart.out`, beside card.json.
+    """Collect demonstrations, train an adapter on them and save it in the new folder `warmstart.out`, beside card.json.
 
     The adapter begins as `model.adapter` or fresh, and is saved in fp16.
 
     Raises:
         ConfigError: if `warmstart.out` exists, or a source yields too few demonstrations.
+        DataError: if a question file cannot be read, or no own episode is fit to be trained on.
         RetrieverError: if an index is missing.
     """
     config.require("warmstart")
     out = Path(config.warmstart.out)
     if out.exists():
         raise ConfigError(f"warmstart.out {out}: exists already; remove it or choose another folder")
-    demonstrations = collect_apart(config, on_progress)
+    demonstrations = _own_episodes(config)
+    if config.warmstart.sources:
+        demonstrations += collect_apart(config, on_progress)
     # Sources come one after another; training should meet them mixed.
     random.Random(config.seed).shuffle(demonstrations)
     # torch and TRL take seconds to import, and most mistakes are found before they are needed.
@@ -76,3 +83,10 @@ def warm_start(config: Config, on_progress: OnProgress) -> WarmStartResult:
         # Under its own name it appears when it is whole.
         shutil.move(whole, out)
     return result
+
+
+def _own_episodes(config: Config) -> list[Trajectory]:
+    if config.warmstart.episodes is None:
+        return []
+    codec = Codec(load_tokenizer(resolve_model(config.model.path, weights=False)))
+    return choose_episodes(config.warmstart.episodes, config.seed, codec)
