@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 from agentrl.advantages import AdvantageError, check_options, compute, get_estimator, get_stratifier
 from agentrl.advantages.schedule import Options
 from agentrl.agent.protocols import find_protocol
-from agentrl.agent.tools import TOOLS, find_tool, spec_of
-from agentrl.config import AdvantagesConfig, AgentConfig, Config, ConfigError, RetrieverConfig
+from agentrl.agent.tools import check_tool
+from agentrl.config import AdvantagesConfig, Config, ConfigError, RetrieverConfig
 from agentrl.data.inputs import read_set
-from agentrl.registry import look_up
+from agentrl.registry import call_problem, look_up
 from agentrl.rewards import REWARDS, RewardError, Rewards
 from agentrl.rewards.trial import MADE_QUESTION, try_reward
 from agentrl.types import End, FailureCause, Question, Trajectory
@@ -33,25 +32,13 @@ def check_plug_ins(config: Config) -> None:
         DataError: if the first question for a reward of the user's own cannot be read.
     """
     _check_advantages(config.advantages)
-    _check_tools(config.agent)
+    for tool in config.agent.tools:
+        check_tool(tool)
     _check_call("agent.protocol", config.agent.protocol, find_protocol(config.agent.protocol), config.agent, None, [])
     _check_keys(config)
     _check_rewards(config)
     if config.retriever is not None:
         _check_retriever(config.retriever)
-
-
-def _check_tools(settings: AgentConfig) -> None:
-    """Try what can be known of a tool without making it: its options and, where its class says it, its description."""
-    for tool in settings.tools:
-        if tool.kind in TOOLS:
-            if tool.options:
-                raise ConfigError(f"agent.tools: {tool.kind} takes no options; its settings stand in `retriever`")
-            continue
-        kind = find_tool(tool.kind)
-        _check_call("agent.tools", tool.kind, kind, **tool.options)
-        if all(hasattr(kind, part) for part in ("name", "description", "parameters")):
-            spec_of(kind, tool.kind)
 
 
 def _check_keys(config: Config) -> None:
@@ -148,15 +135,9 @@ def _stratum_of_a_failed_episode(settings: AdvantagesConfig) -> Hashable:
 
 
 def _check_call(key: str, name: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> None:
-    try:
-        signature = inspect.signature(function)
-    except ValueError:
-        # Some functions written in C do not say what they take.
-        return
-    try:
-        signature.bind(*arguments, **options)
-    except TypeError as error:
-        raise ConfigError(f"{key}: {name} cannot be called so: {error}; it takes {signature}") from error
+    problem = call_problem(function, *arguments, **options)
+    if problem is not None:
+        raise ConfigError(f"{key}: {name} cannot be called so: {problem}")
 
 
 def _at(key: str) -> Callable[[str], ConfigError]:

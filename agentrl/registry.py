@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -33,3 +34,17 @@ def look_up(name: str, registry: Mapping[str, F], kind: str, error: Callable[[st
     if not callable(found):
         raise error(f"{kind} {name!r} is a {type(found).__name__}, not a function")
     return found
+
+
+def call_problem(function: Callable[..., Any], *arguments: Any, **options: Any) -> str | None:
+    """Return why a function cannot be called so, with what it takes; None if it can, or does not say what it takes."""
+    try:
+        signature = inspect.signature(function)
+    except ValueError:
+        # Some functions written in C do not.
+        return None
+    try:
+        signature.bind(*arguments, **options)
+    except TypeError as error:
+        return f"{error}; it takes {signature}"
+    return None

@@ -1,8 +1,10 @@
 """Fixtures that several test files share."""
 
 import gc
+import json
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -11,6 +13,7 @@ from real_data import NOT_CHECKED
 from agentrl import cli
 from agentrl.agent.codec import Codec
 from agentrl.agent.protocols import SearchTags
+from agentrl.runs import read_trajectories
 
 # How long an example takes says more about what else the machine does than about the code.
 settings.register_profile("agentrl", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -76,6 +79,39 @@ def agentrl(monkeypatch, capsys):
         return left.value.code, written.out, written.err
 
     return run
+
+
+@pytest.fixture
+def rollout_in_examples(agentrl, tmp_path, monkeypatch):
+    """Sample four episodes of the pocket policy in the folder of the examples, with a module beside them and some settings.
+
+    `of(module, settings)` writes the module `of_mine`, and returns the episodes with what was printed.
+    """
+
+    def of(module, *settings):
+        (tmp_path / "of_mine.py").write_text(module)
+        monkeypatch.syspath_prepend(tmp_path)
+        # A user's own module is found where the command is run.
+        monkeypatch.chdir(Path(__file__).parents[1] / "examples")
+        question = {
+            "id": "1",
+            "question": "Which country does the city of Recife belong to?",
+            "golden_answers": ["Brazil"],
+        }
+        (tmp_path / "questions.jsonl").write_text(json.dumps(question) + "\n")
+        config, out = tmp_path / "small.yaml", tmp_path / "episodes.jsonl.zst"
+        config.write_text(
+            "name: small\nmodel: {path: pocket_policy}\nretriever: {kind: object, target: 'of_mine:Atlas', k: 1}\n"
+            "agent: {instruction: '', max_turns: 2, max_turn_tokens: 48, max_episode_tokens: 512}\nengine: {threads: 1}\n"
+        )
+        arguments = ["--quick", "--samples", 4, "--questions", tmp_path / "questions.jsonl", "--out", out]
+        status, shown, err = agentrl("rollout", "--config", config, *settings, *arguments)
+        assert (status, err) == (0, "")
+        return list(read_trajectories(out)), shown
+
+    yield of
+    # The next test has another module of this name.
+    sys.modules.pop("of_mine", None)
 
 
 def pytest_terminal_summary(terminalreporter):

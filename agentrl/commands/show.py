@@ -18,8 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 from agentrl.display.text import printable
+from agentrl.rewards import exact_match
 from agentrl.runs import read_trajectories
-from agentrl.scores import exact_match
 from agentrl.types import INVALID, End, Trajectory, Turn
 
 # The most characters of a title and of a passage, by how much room there is; None is no limit.
@@ -112,7 +112,7 @@ def _key(trajectory: Trajectory) -> tuple[str, str]:
 
 
 def _right(trajectory: Trajectory) -> bool:
-    return trajectory.answer is not None and exact_match(trajectory.answer, trajectory.question.golden_answers) == 1.0
+    return exact_match(trajectory) == 1.0
 
 
 def _print(part: RenderableType, console: Console) -> None:

@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
+from agentrl.rewards import exact_match, f1
 from agentrl.runs import RunError, RunFolder
 from agentrl.runs.folder import Evaluated
-from agentrl.scores import exact_match, f1, wilson
+from agentrl.scores import wilson
 from agentrl.types import Question, Trajectory, check_failures
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def evaluate(
     """
     requests = [(question, _episode_ids(question, samples)) for question in questions]
     groups = pool.sample(requests, temperature=temperature, on_done=on_done, on_stall=on_stall, rewarded=False)
-    trajectories = [t.with_reward(_match(t)) if t.valid else t for group in groups for t in group]
+    trajectories = [t.with_reward(exact_match(t)) if t.valid else t for group in groups for t in group]
     on_episodes(trajectories)
     check_failures(trajectories, max_failed_share)
     return evaluation_of(questions, trajectories, samples)
@@ -130,10 +131,6 @@ def evaluation_of(questions: Sequence[Question], trajectories: Sequence[Trajecto
     return Evaluation(tuple(score(name, members, samples) for name, members in by_set.items()), tuple(trajectories))
 
 
-def _match(trajectory: Trajectory) -> float:
-    return 0.0 if trajectory.answer is None else exact_match(trajectory.answer, trajectory.question.golden_answers)
-
-
 def score(dataset: str, trajectories: Sequence[Trajectory], samples: int = 1) -> SetResult:
     """Score the episodes of one set, `samples` of each question one after the other."""
     valid = [trajectory for trajectory in trajectories if trajectory.valid]
@@ -147,7 +144,7 @@ def score(dataset: str, trajectories: Sequence[Trajectory], samples: int = 1) ->
     def mean(value: Callable[[Trajectory], float]) -> float:
         return total(value) / max(1, n)
 
-    matches = total(_match)
+    matches = total(exact_match)
     low, high = wilson(matches, n) if n else (0.0, 1.0)
     ends = sorted({trajectory.end.value for trajectory in valid})
     causes = Counter(str(t.cause or t.end) for t in trajectories if not t.valid)
@@ -158,7 +155,7 @@ def score(dataset: str, trajectories: Sequence[Trajectory], samples: int = 1) ->
         em=matches / max(1, n),
         em_low=low,
         em_high=high,
-        f1=mean(lambda t: f1(t.answer, t.question.golden_answers) if t.answer is not None else 0.0),
+        f1=mean(f1),
         searches=mean(lambda t: float(len(t.searches))),
         ends={end: mean(lambda t, end=end: float(t.end.value == end)) for end in ends},
         causes=dict(sorted(causes.items())),

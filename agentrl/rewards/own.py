@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from agentrl.config import RewardConfig
-from agentrl.registry import look_up
+from agentrl.registry import call_problem, look_up
 from agentrl.rewards.base import RewardError
 from agentrl.types import EnvironmentFailure, Trajectory
 
@@ -90,16 +90,10 @@ class OwnReward:
             return f" ({self._file})"
 
     def _check_call(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> None:
-        try:
-            signature = inspect.signature(function)
-        except ValueError:
-            # Some functions written in C do not say what they take.
-            return
-        try:
-            signature.bind(*arguments, **options)
-        except TypeError as error:
+        problem = call_problem(function, *arguments, **options)
+        if problem is not None:
             wants = "options" if inspect.isclass(function) else "the trajectory and its options"
-            raise RewardError(f"{self.place} cannot be called with {wants}: {error}; it takes {signature}") from error
+            raise RewardError(f"{self.place} cannot be called with {wants}: {problem}")
 
     def _failed(self, error: BaseException) -> RewardError:
         frames = traceback.extract_tb(error.__traceback__)

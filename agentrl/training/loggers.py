@@ -20,9 +20,9 @@ from urllib.request import getproxies
 
 from agentrl.config import Config, ConfigError
 from agentrl.evaluation.run import Evaluation
+from agentrl.rewards import exact_match
 from agentrl.runs import RunFolder
 from agentrl.runs.resume import flat_settings
-from agentrl.scores import exact_match
 from agentrl.types import Trajectory
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def _row(episode: Trajectory) -> dict[str, Any]:
         "question": episode.question.text,
         "gold": " | ".join(golds),
         "answer": "" if answer is None else answer,
-        "exact_match": 0.0 if answer is None else exact_match(answer, golds),
+        "exact_match": exact_match(episode),
         "searches": len(episode.searches),
         "text": "".join(turn.text + turn.observation for turn in episode.turns),
     }

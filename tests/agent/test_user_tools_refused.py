@@ -10,7 +10,7 @@ from playing import ANSWER, SEARCH, play
 from test_user_tools import TEXT, Adder, Lookup, agent, schema
 
 from agentrl.agent.protocols import SearchTags
-from agentrl.agent.tools import Toolbox, ToolError, describes_itself, spec_of
+from agentrl.agent.tools import Toolbox, ToolError, check_tool, spec_of
 from agentrl.config import AgentConfig, ConfigError, ToolConfig
 from agentrl.types import Action, End, FailureCause
 from retrievers.base import Hit
@@ -111,24 +111,28 @@ def test_a_schema_may_refer_to_its_own_parts(codec, monkeypatch):
     assert refused.turns[0].action.argument == 'the key of look does not fit its schema, {"minLength": 2}'
 
 
+class OfProperties:
+    """Says what it is only once it is made."""
+
+    parameters = schema("key", key=TEXT)
+
+    @property
+    def name(self):
+        return "made"
+
+    @property
+    def description(self):
+        return "Made up."
+
+    @classmethod
+    async def call(cls, key):
+        return key
+
+
 def test_a_class_method_and_a_property_are_as_good_as_what_an_instance_has():
-    class Made:
-        parameters = schema("key", key=TEXT)
-
-        @property
-        def name(self):
-            return "made"
-
-        @property
-        def description(self):
-            return "Made up."
-
-        @classmethod
-        async def call(cls, key):
-            return key
-
-    assert not describes_itself(Made)
-    assert spec_of(Made(), "mine").name == "made"
+    setting = ToolConfig(**tool("OfProperties"))
+    check_tool(setting)
+    assert [spec.name for spec in Toolbox([setting], PassageRetriever(), 3).specs] == ["made"]
 
 
 def test_an_argument_that_is_not_needed_may_be_left_out(codec, monkeypatch):
@@ -270,8 +274,9 @@ class OwnSearch(Adder):
 
 
 def test_an_own_tool_takes_no_name_of_a_packaged_one():
-    with pytest.raises(ConfigError, match=r"has the name of a packaged tool, search.*retriever\.target"):
-        spec_of(OwnSearch, "mine")
+    for check in (check_tool, lambda setting: Toolbox([setting], PassageRetriever(), 3)):
+        with pytest.raises(ConfigError, match=r"has the name of a packaged tool, search.*retriever\.target"):
+            check(ToolConfig(**tool("OwnSearch")))
 
 
 def test_a_place_for_the_question_is_looked_for_in_the_users_instruction_alone(codec, monkeypatch):

@@ -74,7 +74,8 @@ class Mistake(Exception):
 class TextProtocol(Protocol):
     """The packaged protocols' common part: one message that asks, and turns of one action each between tags.
 
-    Subclasses set the attributes below and define `instruction`, `_read` and `_call`.
+    Subclasses set the attributes below, in `_set_up` where they depend on the settings, and define `instruction`, `_read` and
+    `_call`.
 
     Attributes:
         action_tags: the tags of actions, such as search.
@@ -118,6 +119,10 @@ class TextProtocol(Protocol):
             )
         if self.config.worked_examples and SEARCH not in self.tools:
             raise ConfigError("agent.worked_examples: they search, and agent.tools has no `search`; set 0")
+        self._set_up()
+
+    def _set_up(self) -> None:
+        """Make what a protocol has of its own. Raises ConfigError for settings or a tokenizer that it cannot work with."""
 
     @property
     def codec(self) -> Codec:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from typing import Any
 
-from agentrl.agent.codec import Codec, Segment, Text
+from agentrl.agent.codec import Segment, Text
 from agentrl.agent.protocols.json_tools import JsonTools
-from agentrl.agent.tools import ToolSpec
-from agentrl.config import AgentConfig, ConfigError
+from agentrl.config import ConfigError
 from agentrl.types import INVALID, Action
 
 # Words that no template changes and no conversation holds.
@@ -32,14 +30,8 @@ class ChatTools(JsonTools):
 
     stop = ()
 
-    def __init__(
-        self,
-        config: AgentConfig | None = None,
-        codec: Codec | None = None,
-        tools: Sequence[ToolSpec] | None = None,
-    ) -> None:
+    def _set_up(self) -> None:
         """Raises ConfigError if the tokenizer's template does not support tools in this form."""
-        super().__init__(config, codec, tools)
         if self.config.worked_examples:
             raise ConfigError("agent.worked_examples: protocol chat_tools has none; set 0")
         self._in_chat = True

@@ -5,10 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from agentrl.agent.codec import Codec
 from agentrl.agent.protocols.tags import SearchTags
-from agentrl.agent.tools import ToolSpec
-from agentrl.config import AgentConfig, ConfigError
+from agentrl.config import ConfigError
 from agentrl.types import INVALID, SEARCH, Action, Turn
 from retrievers.base import Hit
 
@@ -46,14 +44,9 @@ class SearchR1(SearchTags):
       the full softmax, and its validation and its server.
     """
 
-    def __init__(
-        self,
-        config: AgentConfig | None = None,
-        codec: Codec | None = None,
-        tools: Sequence[ToolSpec] | None = None,
-    ) -> None:
+    def _set_up(self) -> None:
         """Raises ConfigError where no answer could ever count, or for a tool that Search-R1 does not have."""
-        super().__init__(config, codec, tools)
+        super()._set_up()
         if list(self.tools) != [SEARCH]:
             raise ConfigError("agent.tools: protocol search_r1 has only `search`")
         if not _ANSWER.search(self.ask("")):

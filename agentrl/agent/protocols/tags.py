@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from agentrl.agent.codec import Codec
 from agentrl.agent.protocols.base import TextProtocol, call_of, one_line, read_json
 from agentrl.agent.tools import TOOLS, ToolSpec
-from agentrl.config import AgentConfig
 from agentrl.types import ANSWER, OPEN, SEARCH, Action
 
 
@@ -21,13 +17,7 @@ class SearchTags(TextProtocol):
 
     frame_tag = "information"
 
-    def __init__(
-        self,
-        config: AgentConfig | None = None,
-        codec: Codec | None = None,
-        tools: Sequence[ToolSpec] | None = None,
-    ) -> None:
-        super().__init__(config, codec, tools)
+    def _set_up(self) -> None:
         self.author = "the search engine writes" if self.tools.keys() <= TOOLS.keys() else "the tools write"
         self.stop = tuple(f"</{name}>" for name in self.action_tags)
         self.forms = (*(_form(tool) for tool in self.tools.values()), "<answer> answer </answer>")

@@ -1,23 +1,18 @@
-"""Tools: what the model can call. A run has `search`, `open` and those of its user, each described by a JSON schema."""
+"""What a tool is, how it describes itself, and the check that it can be called as it says."""
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import json
 import re
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
-from typing import Protocol as TypingProtocol
+from typing import Any, Protocol
 
-from agentrl.config import ConfigError, ToolConfig
-from agentrl.registry import look_up
-from agentrl.types import ANSWER, INVALID, OPEN, SEARCH, Action, AgentRLError, Question, ToolCall
-from retrievers.base import Hit, Reader, Retriever, unwrap
-from retrievers.names import describe_exception
+from agentrl.config import ConfigError
+from agentrl.types import ANSWER, INVALID, AgentRLError
+from retrievers.base import Hit
 
 # A name stands in tags and in JSON.
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -31,8 +26,8 @@ _KINDS = {
     "array": "a list",
     "object": "an object",
 }
-# The most characters of a schema that a mistake quotes, and of a refusal that a record keeps.
-_SHOWN, _RECORDED = 200, 1000
+# The most characters of a schema that a mistake quotes.
+_SHOWN = 200
 # The tags of protocols, and what an action is that calls no tool.
 _TAKEN = (ANSWER, INVALID, "think", "information", "tool_call", "tool_response", "tools")
 
@@ -41,12 +36,13 @@ class ToolError(AgentRLError):
     """A tool refuses a call; the model is told the message, and the episode goes on."""
 
 
-class Tool(TypingProtocol):
+class Tool(Protocol):
     """What a tool is: a class that is made once in each rollout worker, with the options that `agent.tools` gives it.
 
     An own tool stands in `agent.tools` as `package.module:Class`. Any number of episodes call it at once. What belongs to one
     episode alone is made by an optional method `episode(question)`: an asynchronous context manager whose value, another
-    tool of the same description, is called in that episode. Entering sets it up; leaving, however the episode ends, cleans up.
+    tool of the same description or None for this one, is called in that episode. It is entered before the first turn and left
+    however the episode ends, with the exception that ends it, if one does.
     """
 
     name: str
@@ -124,64 +120,6 @@ class ToolSpec:
         return Draft202012Validator(self.parameters)
 
 
-def _one_text(argument: str, description: str) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "properties": {argument: {"type": "string", "description": description}},
-        "required": [argument],
-    }
-
-
-class Search:
-    """Finds passages."""
-
-    name = SEARCH
-    description = "Search an encyclopedia and get the best passages."
-    parameters = _one_text("query", "What you want to find.")
-
-    def __init__(self, retriever: Retriever, k: int) -> None:
-        self._retriever, self._k = retriever, k
-
-    async def call(self, query: str) -> Sequence[Hit]:
-        """Return the `k` best passages. Raises RetrieverError if the retriever fails."""
-        return (await self._retriever.search([query], self._k))[0]
-
-
-class Open:
-    """Reads a whole document."""
-
-    name = OPEN
-    description = "Read a whole document."
-    parameters = _one_text("id", "The id of a document that a search has shown.")
-
-    def __init__(self, retriever: Retriever, k: int) -> None:
-        """Raises ConfigError if the retriever cannot read whole documents."""
-        source = unwrap(retriever)
-        if not isinstance(source, Reader):
-            raise ConfigError(
-                f"agent.tools: `open` needs a retriever that reads whole documents, and {type(source).__name__} "
-                "has no `async def read(document_id)`; leave `open` out or use another retriever"
-            )
-        self._retriever: Any = retriever
-
-    async def call(self, id: str) -> Sequence[Hit]:
-        """Return the document alone, or nothing. Raises RetrieverError if the retriever fails."""
-        document = await self._retriever.read(id)
-        return [] if document is None else [document]
-
-
-TOOLS: Mapping[str, Callable[..., Tool]] = {SEARCH: Search, OPEN: Open}
-
-
-def find_tool(name: str) -> Callable[..., Tool]:
-    """Return the class of a packaged tool, or of an import path such as `package.module:Class`.
-
-    Raises:
-        ConfigError: if there is none.
-    """
-    return look_up(name, TOOLS, "tool", lambda message: ConfigError(f"agent.tools: {message}"))
-
-
 def spec_of(tool: Any, where: str) -> ToolSpec:
     """Read how a tool, or its class, describes itself; `where` names it in messages.
 
@@ -196,11 +134,6 @@ def spec_of(tool: Any, where: str) -> ToolSpec:
             f"agent.tools: the name of {where} is {tool.name!r}; it must be lower case letters, digits and underscores, and "
             f"none of {', '.join(_TAKEN)}"
         )
-    if tool.name in TOOLS and not isinstance(tool, Search | Open) and tool not in (Search, Open):
-        raise ConfigError(
-            f"agent.tools: {where} has the name of a packaged tool, {tool.name}, whose calls are counted and described as "
-            "searches; give it another name, or put it behind `search` as a retriever of your own (retriever.target)"
-        )
     if not isinstance(tool.description, str) or not tool.description.strip():
         raise ConfigError(f"agent.tools: {where} has an empty `description`, by which the model knows the tool")
     _check_schema(tool.parameters, where)
@@ -208,19 +141,6 @@ def spec_of(tool: Any, where: str) -> ToolSpec:
     if inspect.isasyncgenfunction(getattr(tool, "episode", None)):
         raise ConfigError(f"agent.tools: `episode` of {where} must be an @asynccontextmanager (of contextlib)")
     return ToolSpec(tool.name, tool.description, tool.parameters)
-
-
-def describe_tools(settings: Sequence[ToolConfig]) -> list[ToolSpec]:
-    """Return how the tools of a run describe themselves, by their classes where these say it; else one is made for that.
-
-    Raises:
-        ConfigError: if there is no such tool, or it does not describe itself.
-    """
-    found = []
-    for setting in settings:
-        tool: Any = find_tool(setting.kind)
-        found.append(spec_of(tool if describes_itself(tool) else _made(tool, setting), setting.kind))
-    return found
 
 
 def describes_itself(kind: Any) -> bool:
@@ -292,129 +212,3 @@ def _check_call(tool: Any, where: str) -> None:
         raise ConfigError(
             f"agent.tools: `call` of {where} does not take what its `parameters` say: {error}; it takes {signature}"
         ) from error
-
-
-class Toolbox:
-    """The tools of a run, as one rollout worker has them."""
-
-    def __init__(self, settings: Sequence[ToolConfig], retriever: Retriever, k: int) -> None:
-        """Make the tools. `k` passages come back for a search.
-
-        Raises:
-            ConfigError: if one cannot be made, or two have one name, or `open` is among them and the retriever cannot read
-                whole documents.
-        """
-        self._settings = list(settings)
-        self._tools = [_make(setting, retriever, k) for setting in settings]
-        self.specs = [spec_of(tool, setting.kind) for tool, setting in zip(self._tools, settings, strict=True)]
-        names = [spec.name for spec in self.specs]
-        repeated = next((name for name in names if names.count(name) > 1), None)
-        if repeated is not None:
-            raise ConfigError(f"agent.tools: two tools have the name {repeated}, by which the model calls them")
-
-    @asynccontextmanager
-    async def episode(self, question: Question) -> AsyncIterator[EpisodeTools]:
-        """Set the tools up for one episode, and clean up after it."""
-        async with AsyncExitStack() as stack:
-            tools = {}
-            for tool, spec, setting in zip(self._tools, self.specs, self._settings, strict=True):
-                begin: Callable[[Question], AbstractAsyncContextManager[Tool | None]] | None = getattr(
-                    tool, "episode", None
-                )
-                own = None
-                if begin is not None:
-                    manager = begin(question)
-                    if not hasattr(manager, "__aenter__"):
-                        raise TypeError(
-                            f"agent.tools: `episode` of {setting.kind} must be an @asynccontextmanager (of contextlib)"
-                        )
-                    own = await stack.enter_async_context(manager)
-                tools[spec.name] = _Ready(tool if own is None else own, spec, setting)
-            yield EpisodeTools(tools)
-
-
-def _make(setting: ToolConfig, retriever: Retriever, k: int) -> Any:
-    kind = find_tool(setting.kind)
-    return kind(retriever, k) if setting.kind in TOOLS else _made(kind, setting)
-
-
-def _made(kind: Callable[..., Tool], setting: ToolConfig) -> Tool:
-    try:
-        return kind(**setting.options)
-    except Exception as error:  # A user's class may raise anything.
-        raise ConfigError(f"agent.tools: {setting.kind} cannot be made: {describe_exception(error)}") from error
-
-
-@dataclass(frozen=True, slots=True)
-class _Ready:
-    tool: Any
-    spec: ToolSpec
-    setting: ToolConfig
-
-
-def _is_sound(hit: Any) -> bool:
-    return (
-        isinstance(hit, Hit)
-        and isinstance(hit.id, str)
-        and isinstance(hit.contents, str)
-        and isinstance(hit.score, int | float)
-    )
-
-
-class EpisodeTools:
-    """The tools of one episode."""
-
-    def __init__(self, tools: Mapping[str, _Ready]) -> None:
-        self._tools = tools
-
-    def _ready(self, action: Action) -> _Ready:
-        if action.kind not in self._tools:
-            raise KeyError(f"the protocol asked for the tool {action.kind!r}; there is {', '.join(self._tools)}")
-        return self._tools[action.kind]
-
-    def most_tokens(self, action: Action, limit: int) -> int:
-        """Return how many tokens the result of a call may have, where the episode has room for `limit`."""
-        most = self._ready(action).setting.max_tokens
-        return limit if most is None else min(limit, most)
-
-    async def call(self, action: Action) -> tuple[str | Sequence[Hit], ToolCall]:
-        """Execute a call; return what came back, or what the model is told in its place, and the record of it.
-
-        Raises:
-            RetrieverError: if a retriever failed.
-            KeyError: if the protocol asks for a tool that there is not.
-            TypeError: if the tool returned neither text nor hits.
-            Exception: whatever else the tool raises.
-        """
-        ready = self._ready(action)
-        arguments, one = dict(action.arguments), ready.spec.argument
-        if one is not None and not arguments:
-            arguments = {one: action.argument}
-        now = asyncio.get_running_loop().time
-        started, seconds = now(), ready.setting.timeout_seconds
-        deadline = asyncio.timeout(seconds)
-        error, too_late = "", ready.setting.on_error or f"The call was stopped after {seconds or 0:g} seconds."
-        result: str | Sequence[Hit]
-        try:
-            async with deadline:
-                result = await ready.tool.call(**arguments)
-            # Code that is cancelled may go on all the same.
-            if deadline.expired():
-                result = error = too_late
-        except ToolError as refusal:
-            result = error = ready.setting.on_error or str(refusal) or "The call failed."
-        # Code that is cancelled may turn that into an exception of its own, and users raise TimeoutError too.
-        except Exception:
-            if not deadline.expired():
-                raise
-            result = error = too_late
-        took = now() - started
-        if isinstance(result, str):
-            return result, ToolCall(ready.spec.name, arguments, took, error=error[:_RECORDED])
-        if not isinstance(result, Sequence) or not all(map(_is_sound, result)):
-            raise TypeError(
-                f"the tool {ready.spec.name} ({ready.setting.kind}) returned {type(result).__name__}, and must return a text "
-                "or a list of retrievers.base.Hit, whose id and contents are texts and whose score is a number"
-            )
-        ids, scores = tuple(hit.id for hit in result), tuple(hit.score for hit in result)
-        return result, ToolCall(ready.spec.name, arguments, took, ids, scores)
