@@ -23,6 +23,7 @@ from agentrl.cli.shared import (
     console,
     errors,
     load,
+    say,
 )
 from agentrl.extras import missing_extra
 from agentrl.types import AgentRLError
@@ -52,7 +53,7 @@ def init(
 
     start = make_start(out, corpus, questions, model)
     lines = [*start.seen, f"config: {start.config}", "next:", *(f"    {command}" for command in start.commands)]
-    console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+    say("\n".join(lines))
 
 
 @app.command()
@@ -177,7 +178,7 @@ def rollout(
     if quick:
         console.print("sampled in this process, without Ray, and by transformers where the config names vLLM")
     if out is not None:
-        console.print(f"episodes    {out}", highlight=False, markup=False, soft_wrap=True)
+        say(f"episodes    {out}")
 
 
 @app.command()
@@ -198,11 +199,8 @@ def warmstart(
     settings = load(config, [*own, *(overrides or [])])
     with RunDisplay(console, 0) as display:
         result = warm_start(settings, display.update)
-    console.print(
+    say(
         f"adapter of {result.demonstrations} demonstrations, loss {result.final_loss}: {settings.warmstart.out}",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
     )
 
 
@@ -236,12 +234,9 @@ def pocket(
     settings = load(config, overrides)
     with RunDisplay(console, 0) as display:
         card = make_pocket_policy(settings, Recipe(), out, display.update)
-    console.print(
+    say(
         f"a policy of {card['parameters']:,} parameters from {card['demonstrations']:,} demonstrations, loss "
         f"{card['loss']}: {out}",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
     )
 
 
@@ -265,9 +260,9 @@ def export(
     if push is not None:
         check_name(push)
     folder = export_run(run, out, merged=merged)
-    console.print(f"exported    {folder}", highlight=False, markup=False, soft_wrap=True)
+    say(f"exported    {folder}")
     if push is not None:
-        console.print(f"pushed      {push_folder(folder, push)}", highlight=False, markup=False, soft_wrap=True)
+        say(f"pushed      {push_folder(folder, push)}")
 
 
 app.command("serve-retriever")(retrieval.serve_retriever)
@@ -302,5 +297,5 @@ def main() -> None:
 
 def _fail(message: str) -> NoReturn:
     errors.print("[bold red]error:[/] ", end="")
-    errors.print(message, highlight=False, markup=False, soft_wrap=True)
+    say(message, errors)
     sys.exit(1)

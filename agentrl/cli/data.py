@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from agentrl.cli.shared import console, errors
+from agentrl.cli.shared import console, errors, say
 
 commands = typer.Typer(no_args_is_help=True, help="Question files and the demo world.")
 
@@ -27,12 +27,9 @@ def data_demo(
     from agentrl.demo.world import write_demo
 
     summary = write_demo(out, seed)
-    console.print(
+    say(
         f"wrote {summary.passages} passages and "
         f"{', '.join(f'{n} {split}' for split, n in summary.questions.items())} questions to {out}",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
     )
 
 
@@ -49,12 +46,9 @@ def data_mix(
 
     folder = out or Path("data", mix.value)
     summary = write_mix(mix.value, folder, seed)
-    console.print(
+    say(
         f"wrote {summary.passages} passages and "
         f"{', '.join(f'{n} {split}' for split, n in summary.questions.items())} questions to {folder}",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
     )
 
 
@@ -65,7 +59,7 @@ def data_validate(files: Annotated[list[Path], typer.Argument(help="Question fil
 
     problems = validate_files(files)
     for problem in problems:
-        errors.print(problem, highlight=False, markup=False, soft_wrap=True)
+        say(problem, errors)
     if problems:
         raise typer.Exit(1)
     console.print(f"{len(files)} file(s) sound")

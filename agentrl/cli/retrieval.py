@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from agentrl.cli.shared import console
+from agentrl.cli.shared import console, say
 
 commands = typer.Typer(no_args_is_help=True, help="Search indexes.")
 
@@ -56,11 +56,8 @@ def index_build(
         model = EncoderOptions(model_path(encoder), query_prefix=query_prefix, passage_prefix=passage_prefix)
         options = {"encoder": model, "batch": batch}
     manifest = build(corpus, out, kind.value, console, threads=threads, **options)
-    console.print(
+    say(
         f"indexed {manifest.documents} passages in {manifest.build_seconds:.1f} s: {out}",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
     )
 
 

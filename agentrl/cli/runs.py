@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from agentrl.cli.shared import RunArgument, console
+from agentrl.cli.shared import RunArgument, console, say
 
 commands = typer.Typer(no_args_is_help=True, help="What runs came to.")
 
@@ -28,4 +28,4 @@ def runs_plot(
     """Draw reward, evaluations and strata of a run by step, from its metrics and evaluations."""
     from agentrl.commands.runs import plot
 
-    console.print(f"picture     {plot(run, out)}", highlight=False, markup=False, soft_wrap=True)
+    say(f"picture     {plot(run, out)}")

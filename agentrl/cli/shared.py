@@ -19,6 +19,12 @@ _UNBOUNDED = 100_000
 console = Console() if sys.stdout.isatty() else Console(width=_UNBOUNDED, force_terminal=False)
 errors = Console(stderr=True)
 
+
+def say(text: str, to: Console = console) -> None:
+    """Print a text as it stands: paths and names of users are no markup, and a line is never broken."""
+    to.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
 ConfigOption = Annotated[str, typer.Option("--config", "-c", help="A config file, or the name of a packaged one.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, a.b=value.")]
 AdapterOption = Annotated[str | None, typer.Option(help="Folder of the PEFT adapter; by default the config's own.")]
