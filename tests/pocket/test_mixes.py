@@ -46,6 +46,7 @@ def currency_in(text):
     return max(found, key=lambda match: match.start())[1] if found else None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mix", MIXES)
 def test_a_seed_makes_one_mix_and_no_file_is_overwritten(tmp_path, root, mix):
     again, other = tmp_path / "again", tmp_path / "other"
