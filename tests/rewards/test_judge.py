@@ -56,7 +56,8 @@ def serving(reply):
             pass
 
     listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=listening.serve_forever, daemon=True)
+    # It looks whether to end so often, and each test waits for that.
+    thread = threading.Thread(target=listening.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     server.url = f"http://127.0.0.1:{listening.server_port}/v1"
     try:

@@ -27,6 +27,8 @@ from agentrl.training.loop import TrainerError, TrainSettings, train_loop
 from agentrl.training.proof import WeightsNotUsed
 from agentrl.types import Question
 
+pytestmark = pytest.mark.slow
+
 STEPS = 6
 
 
@@ -195,7 +197,6 @@ def unbroken(request, model, tmp_path_factory):  # noqa: F811
     return request.param, told, left_by(RunFolder(config.folder))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_a_run_that_is_cut_off_anywhere_and_resumed_leaves_what_an_unbroken_one_leaves(
     unbroken,
