@@ -41,6 +41,7 @@ class DenseBuilder:
         shard: int = 2048,
         threads: int | None = None,
         device: str | None = None,
+        dtype: str = "float32",
     ) -> None:
         """Nothing is loaded yet.
 
@@ -51,6 +52,7 @@ class DenseBuilder:
             shard: passages between two savings; within one they are encoded in the order of their length.
             threads: of torch and FAISS; None leaves them as they are.
             device: of torch; None takes a GPU where there is one.
+            dtype: what the model computes in, one of `retrievers.models.DTYPES`.
 
         Raises:
             RetrieverError: if a number is not positive.
@@ -58,14 +60,14 @@ class DenseBuilder:
         if batch < 1 or shard < 1:
             raise RetrieverError(f"batch {batch} and shard {shard} must be at least 1")
         self._encoder, self._faiss = encoder, faiss or FaissOptions()
-        self._batch, self._shard, self._threads, self._device = batch, shard, threads, device
+        self._batch, self._shard, self._threads, self._device, self._dtype = batch, shard, threads, device, dtype
         self._library: Any
         self._model: Encoder
 
     def prepare(self) -> None:
         """Load FAISS and the encoder. Raises RetrieverError if one is missing, or an option does not fit the encoder."""
         self._library = import_faiss(self._threads)
-        self._model = Encoder(self._encoder, device=self._device)
+        self._model = Encoder(self._encoder, device=self._device, dtype=self._dtype)
 
     def fit(self, documents: int) -> None:
         """Raise RetrieverError if the kind of FAISS index does not fit so many passages."""

@@ -51,10 +51,11 @@ class Encoder:
         dimension: length of a vector.
         sha256: of the weights and the tokenizer.
         device: where it computes, such as "cpu" or "cuda".
+        dtype: what it computes in; vectors are pooled, and come, in float32.
     """
 
-    def __init__(self, options: EncoderOptions, *, device: str | None = None) -> None:
-        """Load the model onto a device, by default a GPU where torch sees one.
+    def __init__(self, options: EncoderOptions, *, device: str | None = None, dtype: str = "float32") -> None:
+        """Load the model onto a device, by default a GPU where torch sees one, in one of `retrievers.models.DTYPES`.
 
         Raises:
             RetrieverError: if the model or the device is not there, or an option does not fit the model.
@@ -62,7 +63,8 @@ class Encoder:
         folder = model_folder(options.path)
         self._tokenizer: Any = load_tokenizer(folder)
         self.device = pick_device(device)
-        self._model: Any = load_model("AutoModel", folder, device=self.device, may_lack="pooler.")
+        self.dtype = dtype
+        self._model: Any = load_model("AutoModel", folder, device=self.device, may_lack="pooler.", dtype=dtype)
         self._torch: Any = importlib.import_module("torch")
         self.dimension = int(self._model.config.hidden_size)
         self.sha256 = weights_sha256(folder)
@@ -70,7 +72,12 @@ class Encoder:
 
     def description(self) -> dict[str, object]:
         """All that decides a text's vector, for a manifest."""
-        return {**asdict(self.options), "weights_sha256": self.sha256, "dimension": self.dimension}
+        return {
+            **asdict(self.options),
+            "weights_sha256": self.sha256,
+            "dimension": self.dimension,
+            "dtype": self.dtype,
+        }
 
     def encode_queries(self, queries: Sequence[str], batch: int = 32) -> NDArray[np.float32]:
         """The queries' vectors, float32 of shape (queries, dimension)."""
@@ -94,7 +101,7 @@ class Encoder:
         torch = self._torch
         inputs = self._tokenizer.pad({"input_ids": tokens}, return_tensors="pt").to(self.device)
         with torch.inference_mode():
-            states_B_T_D = self._model(**inputs).last_hidden_state
+            states_B_T_D = self._model(**inputs).last_hidden_state.float()
             if self.options.pooling == "cls":
                 pooled_B_D = states_B_T_D[:, 0]
             else:
@@ -102,7 +109,7 @@ class Encoder:
                 pooled_B_D = (states_B_T_D * mask_B_T_1).sum(1) / mask_B_T_1.sum(1)
             if self.options.normalize:
                 pooled_B_D = torch.nn.functional.normalize(pooled_B_D, dim=-1)
-            return pooled_B_D.float().cpu().numpy()
+            return pooled_B_D.cpu().numpy()
 
     def _longest(self) -> int:
         """How many tokens the model can take; tokenizers without a limit claim an absurd one."""

@@ -40,6 +40,7 @@ class DenseRetriever(IndexRetriever):
         model: str | None = None,
         threads: int = 2,
         device: str | None = None,
+        dtype: str = "float32",
         ef_search: int = 64,
         probes: int = 16,
     ) -> None:
@@ -50,6 +51,8 @@ class DenseRetriever(IndexRetriever):
             model: where the encoder is, if not where the index says; its weights must be the same.
             threads: of torch and FAISS, for the whole process.
             device: of the encoder; None takes a GPU where there is one.
+            dtype: of the encoder, one of `retrievers.models.DTYPES`, whatever the index was built with. The last digits of
+                scores differ.
             ef_search: candidates of a search in an "hnsw" index, at least as many as the hits that it looks for; more are
                 slower and find more.
             probes: lists that a search in an "ivfpq" index looks at; more are slower and find more.
@@ -64,7 +67,7 @@ class DenseRetriever(IndexRetriever):
         super().__init__(index, "dense", self._thread.submit, MAX_BATCH)
         settings: Any = self._manifest.parameters
         self._faiss = import_faiss(threads)
-        self._encoder = _open_encoder(settings["encoder"], model, device, index)
+        self._encoder = _open_encoder(settings["encoder"], model, device, dtype, index)
         self._vectors = read_faiss(
             self._faiss,
             folder / INDEX_NAME,
@@ -94,6 +97,7 @@ class DenseRetriever(IndexRetriever):
             "kind": self._kind,
             **self._search_options,
             "device": self._encoder.device,
+            "dtype": self._encoder.dtype,
         }
 
     def _release(self) -> None:
@@ -140,10 +144,10 @@ class DenseRetriever(IndexRetriever):
         return sorted(hits, key=lambda hit: (-hit.score, hit.id))
 
 
-def _open_encoder(settings: dict[str, Any], model: str | None, device: str | None, index: str) -> Encoder:
+def _open_encoder(settings: dict[str, Any], model: str | None, device: str | None, dtype: str, index: str) -> Encoder:
     """Load the encoder that a manifest describes. Raises RetrieverError if it is not there, or is another one."""
     known = {name: settings[name] for name in EncoderOptions.__dataclass_fields__}
-    encoder = Encoder(EncoderOptions(**(known | ({"path": model} if model else {}))), device=device)
+    encoder = Encoder(EncoderOptions(**(known | ({"path": model} if model else {}))), device=device, dtype=dtype)
     if encoder.sha256 != settings["weights_sha256"]:
         raise RetrieverError(
             f"{encoder.options.path} is not the model that index {index} was built with: its weights' hash is "

@@ -19,7 +19,7 @@ from tiny_models import WORDS, save_encoder
 from retrievers.backends import build_index, describe_index, open_index
 from retrievers.base import Hit, RetrieverError
 from retrievers.dense.encoder import Encoder, EncoderOptions
-from retrievers.dense.faiss_index import INDEX_NAME, FaissOptions, import_faiss, read_faiss, write_faiss
+from retrievers.dense.faiss_index import FaissOptions, import_faiss, read_faiss, write_faiss
 from retrievers.dense.retriever import DenseRetriever
 from retrievers.index.manifest import open_manifest
 
@@ -386,19 +386,6 @@ def test_approximate_indexes_find_nearly_what_an_exact_one_finds(kind, least, tm
     assert np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, best, strict=True)]) >= least
     with pytest.raises(RetrieverError, match="manifest says 9 of 32"):
         read_faiss(faiss, tmp_path / "index", documents=9, dimension=32)
-
-
-def test_an_fp16_index_finds_what_a_flat_one_finds_in_half_the_bytes(retriever, model, corpus, tmp_path):
-    for kind in ("flat", "fp16"):
-        build(corpus, tmp_path / kind, model, kind=kind)
-    other = open_index(str(tmp_path / "fp16"), threads=1, device="cpu")
-    queries = WORDS[:6]
-    for exact, near in zip(search(retriever, queries, 5), search(other, queries, 5), strict=True):
-        assert [hit.score for hit in near] == pytest.approx([hit.score for hit in exact], abs=1e-3)
-    assert asyncio.run(other.ping())["kind"] == "fp16"
-    other.close()
-    sizes = {kind: (tmp_path / kind / INDEX_NAME).stat().st_size for kind in ("flat", "fp16")}
-    assert sizes["fp16"] < 0.6 * sizes["flat"]
 
 
 def test_an_hnsw_index_is_searched_like_a_flat_one(retriever, model, corpus, tmp_path):
